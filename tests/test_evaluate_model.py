@@ -1,0 +1,440 @@
+"""Scores against answers known by hand: five drawn nuclei, small tables, and scikit-learn."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.io
+import tifffile
+from skimage.draw import disk
+from sklearn import metrics
+
+import Evaluate_model as ev
+import Preprocessed_data
+
+ROOT = Path(__file__).resolve().parents[1]
+# Centres between pixels, so that a disk has two halves of exactly the same area.
+CENTRES = ((15.5, 15.5), (15.5, 60.5), (40.5, 40.5), (65.5, 15.5), (65.5, 60.5))
+SHAPE = (80, 90)
+RADIUS = 10
+
+
+def draw(centres=CENTRES):
+    labels = np.zeros(SHAPE, np.int32)
+    for number, centre in enumerate(centres, start=1):
+        labels[disk(centre, RADIUS, shape=SHAPE)] = number
+    return labels
+
+
+def score(truth, predicted):
+    return ev.score_image(truth, predicted > 0, predicted)
+
+
+def write_source(folder, truths):
+    """Writes id -> labels as a folder in Kaggle's layout; the image is the mask, dim on black."""
+    for image_id, labels in truths.items():
+        (folder / image_id / "images").mkdir(parents=True)
+        (folder / image_id / "masks").mkdir()
+        image = np.where(labels > 0, 90, 8).astype(np.uint8)
+        save(folder / image_id / "images" / f"{image_id}.png", np.dstack([image] * 3))
+        for number in range(1, labels.max() + 1):
+            mask = np.where(labels == number, 255, 0).astype(np.uint8)
+            save(folder / image_id / "masks" / f"{number}.png", mask)
+    return folder
+
+
+def write_predictions(folder, predictions):
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    (folder / "labels").mkdir(exist_ok=True)
+    for image_id, labels in predictions.items():
+        mask = np.where(labels > 0, 255, 0).astype(np.uint8)
+        save(folder / "masks" / f"{image_id}.png", mask)
+        tifffile.imwrite(folder / "labels" / f"{image_id}.tif", labels.astype(np.uint16))
+    return folder
+
+
+def save(file, pixels):
+    skimage.io.imsave(file, pixels, check_contrast=False)
+
+
+def without(labels, *numbers):
+    return np.where(np.isin(labels, numbers), 0, labels)
+
+
+@pytest.fixture
+def case(tmp_path):
+    """Three images: one perfect, one with a missed nucleus, one with nothing found."""
+    truth = draw()
+    truths = {name: truth for name in ("good", "missed", "nothing")}
+    predicted = {"good": truth, "missed": without(truth, 3), "nothing": np.zeros_like(truth)}
+    return (
+        write_source(tmp_path / "truth", truths),
+        write_predictions(tmp_path / "predicted", predicted),
+    )
+
+
+# Five nuclei, one thing wrong at a time.
+
+
+def test_identical_nuclei_score_one():
+    scores = score(draw(), draw())
+    names = ("dice", "iou", "ap", "ap50", "f1_50", "f1_70")
+    assert [scores[name] for name in names] == [1.0] * 6
+    assert (scores["nuclei_true"], scores["nuclei_predicted"]) == (5, 5)
+    assert (scores["height"], scores["width"]) == SHAPE
+
+
+def split_in_two():
+    labels = draw()
+    rows, columns = np.nonzero(labels == 3)
+    labels[rows[columns > 40], columns[columns > 40]] = 6
+    assert (labels == 3).sum() == (labels == 6).sum()  # so both halves have an IoU of exactly 0.5
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("predicted", "tp", "fp", "fn"),
+    [
+        pytest.param(without(draw(), 3), 4, 0, 1, id="one missing"),
+        pytest.param(draw((*CENTRES, (15.5, 38.5))), 5, 1, 0, id="one extra"),
+        pytest.param(split_in_two(), 4, 2, 1, id="one split in two"),
+        pytest.param(np.where(draw() == 5, 4, draw()), 3, 1, 2, id="two merged in one"),
+    ],
+)
+def test_one_mistake_among_five_nuclei(predicted, tp, fp, fn):
+    """A half, and a pair merged in one, have an IoU of exactly 0.5: no match at 0.5."""
+    scores = score(draw(), predicted)
+    assert scores["precision"] == pytest.approx([tp / (tp + fp + fn)] * 10)
+    assert scores["ap"] == pytest.approx(tp / (tp + fp + fn))
+    assert scores["ap50"] == pytest.approx(tp / (tp + fp + fn))
+    assert scores["f1_50"] == scores["f1_70"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+
+
+def test_a_shifted_nucleus_is_found_up_to_its_iou():
+    predicted = draw((*CENTRES[:4], (65.5, 63.5)))  # the last one 3 pixels to the right
+    a, b = draw() == 5, predicted == 5
+    assert 0.65 < (a & b).sum() / (a | b).sum() < 0.70
+    scores = score(draw(), predicted)
+    # 5 of 5 at 0.50, 0.55, 0.60, 0.65; from 0.70 on four found, one invented, one missed.
+    assert scores["precision"] == pytest.approx([1.0] * 4 + [4 / 6] * 6)
+    assert scores["ap"] == pytest.approx((4 * 1 + 6 * 4 / 6) / 10)
+    assert (scores["ap50"], scores["f1_50"]) == (1.0, 1.0)
+    assert scores["f1_70"] == pytest.approx(8 / 10)
+
+
+@pytest.mark.parametrize("percent", range(50, 100, 5))
+def test_an_iou_of_exactly_the_threshold_is_no_match(percent):
+    table = np.array([[0, 0], [100 - percent, percent]])
+    assert ev.count_matches(table, percent / 100) == (0, 1, 1)
+    assert ev.average_precision(table) == pytest.approx((percent - 50) / 50)
+    table = np.array([[0, 0], [10**6 - percent * 10**4 - 1, percent * 10**4 + 1]])
+    assert ev.count_matches(table, percent / 100) == (1, 0, 0)
+
+
+def test_thresholds_below_one_half_are_refused():
+    with pytest.raises(ValueError, match="at least 0.5, got 0.3"):
+        ev.count_matches(np.array([[0, 0], [0, 9]]), 0.3)
+
+
+# The overlap table.
+
+
+def random_labels(seed, count, shape=(30, 40)):
+    return np.random.default_rng(seed).integers(0, count, shape)
+
+
+def test_overlap_table_equals_a_double_loop():
+    truth, predicted = random_labels(1, 7), random_labels(2, 5)
+    expected = [[((truth == i) & (predicted == j)).sum() for j in range(5)] for i in range(7)]
+    assert ev.overlap_table(truth, predicted).tolist() == np.array(expected).tolist()
+
+
+def test_overlap_table_without_background_or_with_gaps():
+    truth, predicted = np.array([[4, 4, 900]]), np.array([[70000, 2, 2]], np.uint32)
+    assert ev.overlap_table(truth, predicted).tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 0]]
+
+
+def test_label_numbers_and_order_do_not_matter():
+    truth, predicted = draw(), without(draw((*CENTRES[:4], (65.5, 63.5))), 1)
+    other_truth = np.array([0, 31, 2, 17, 5, 900])[truth]
+    other_predicted = np.array([0, 4, 77, 1, 3, 2])[predicted]
+    permuted = score(other_truth, other_predicted)
+    plain = score(truth, predicted)
+    assert plain == permuted
+    assert 0 < plain["ap"] < 1
+
+
+# Dice and IoU.
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_dice_and_iou_equal_scikit_learn(share):
+    random = np.random.default_rng(0)
+    truth, predicted = random.random((40, 50)) < share, random.random((40, 50)) < 0.4
+    dice = metrics.f1_score(truth.ravel(), predicted.ravel())
+    iou = metrics.jaccard_score(truth.ravel(), predicted.ravel())
+    assert ev.dice_score(truth, predicted) == pytest.approx(dice)
+    assert ev.iou_score(truth, predicted) == pytest.approx(iou)
+    assert iou == pytest.approx(dice / (2 - dice))
+
+
+def test_empty_images():
+    names = ("dice", "iou", "ap", "ap50", "f1_50", "f1_70")
+    nothing = np.zeros(SHAPE, np.int32)
+    for truth, predicted, answer in (
+        (nothing, nothing, 1.0),
+        (draw(), nothing, 0.0),
+        (nothing, draw(), 0.0),
+    ):
+        scores = score(truth, predicted)
+        assert [scores[name] for name in names] == [answer] * 6
+
+
+def test_probabilities_and_other_sizes_are_refused():
+    mask = np.ones((4, 5), bool)
+    with pytest.raises(ValueError, match="bool, got bool and float64"):
+        ev.dice_score(mask, mask * 0.3)
+    for shape in ((5, 4), (1, 5)):  # the second would broadcast
+        message = re.escape(f"prediction is {shape} but the truth is (4, 5)")
+        with pytest.raises(ValueError, match=message):
+            ev.iou_score(mask, np.ones(shape, bool))
+        with pytest.raises(ValueError, match=message):
+            ev.overlap_table(mask.astype(int), np.ones(shape, int))
+
+
+# Summing up.
+
+
+def rows_of(*dice, kind="fluorescence", pixels=(1, 2, 2)):
+    """Rows as `evaluate` returns them, with the given Dice."""
+    rest = {"height": 8, "width": 9, "nuclei_true": 3, "nuclei_predicted": 2, "iou": 0.25}
+    scores = {"precision": [0.5] * 10, "ap": 0.5, "ap50": 0.5, "f1_50": 0.75, "f1_70": 0.625}
+    return [
+        {"id": f"{kind}{i}", "kind": kind, "pixels": pixels, "dice": value, **rest, **scores}
+        for i, value in enumerate(dice)
+    ]
+
+
+def test_mean_median_and_pooled_are_three_things():
+    small = rows_of(1.0, 1.0, pixels=(10, 10, 10))
+    large = rows_of(0.1, pixels=(100, 1000, 1000))
+    stats = ev.summarise(small + large)
+    assert stats["images"] == 3
+    assert stats["dice_mean"] == pytest.approx(0.7)
+    assert stats["dice_median"] == 1.0
+    assert stats["dice_pooled"] == pytest.approx(2 * 120 / 2040)
+    assert stats["iou_pooled"] == pytest.approx(120 / 1920)
+    assert (stats["ap"], stats["ap50"], stats["f1_50"], stats["f1_70"]) == (0.5, 0.5, 0.75, 0.625)
+
+
+def test_the_interval_is_reproducible_and_as_wide_as_theory_says():
+    values = np.random.default_rng(3).uniform(0.5, 1, 200)
+    low, high = ev.bootstrap_interval(values)
+    assert (low, high) == ev.bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 200**0.5, rel=0.1)
+
+
+def test_no_images_are_an_error_not_a_score():
+    for function in (ev.summarise, ev.format_table):
+        with pytest.raises(ValueError, match="no images to score"):
+            function([])
+
+
+def test_table_has_a_row_for_all_and_one_for_each_kind():
+    rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
+    lines = ev.format_table(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    for title in ("mean Dice [95 % interval]", "median Dice", "pooled Dice", "mean IoU"):
+        assert title in lines[0]
+    assert lines[0].split()[-4:] == ["AP", "AP50", "F1@0.5", "F1@0.7"]
+    assert [line[:15].strip() for line in lines[1:]] == ["all", "fluorescence", "stained tissue"]
+    assert [line[15:22].strip() for line in lines[1:]] == ["4", "3", "1"]
+    low, high = ev.bootstrap_interval(np.array([0.8, 0.9, 1.0, 0.6]))
+    scores = "0.850 0.500 0.250 0.500 0.500 0.750 0.625"
+    assert lines[1].split()[2:] == ["0.825", f"[{low:.3f},", f"{high:.3f}]", *scores.split()]
+    assert "0.600 [one image]" in lines[3]
+
+
+# Files.
+
+
+def test_evaluate_reads_masks_and_labels_apart(case):
+    truth, predicted = case
+    tifffile.imwrite(predicted / "labels" / "good.tif", (draw() > 0).astype(np.uint16))
+    rows, skipped = ev.evaluate(truth, predicted)
+    good = next(row for row in rows if row["id"] == "good")
+    assert skipped == []
+    assert (good["dice"], good["ap"], good["nuclei_predicted"]) == (1.0, 0.0, 1)
+
+
+def test_evaluate_saves_the_worst_first(case, tmp_path, capsys):
+    rows, skipped = ev.evaluate(str(case[0]), str(case[1]))
+    assert ([row["id"] for row in rows], skipped) == (["good", "missed", "nothing"], [])
+    image = Preprocessed_data.read_image(case[0] / "good" / "images" / "good.png")
+    assert {row["kind"] for row in rows} == {Preprocessed_data.image_kind(image)}
+    ev.save_scores(rows, tmp_path / "new" / "scores")
+    assert sorted(os.listdir(tmp_path / "new" / "scores")) == ["scores.csv", "scores.png"]
+    assert "saved scores.csv and scores.png to" in capsys.readouterr().out
+    with (tmp_path / "new" / "scores" / "scores.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert list(lines[0]) == ev.COLUMNS
+    assert [line["id"] for line in lines] == ["nothing", "missed", "good"]
+    # Five disks of the same size, four found: Dice 2 * 4 / (5 + 4), IoU 4 / 5.
+    assert float(lines[1]["dice"]) == pytest.approx(8 / 9)
+    assert float(lines[1]["iou"]) == float(lines[1]["ap"]) == pytest.approx(4 / 5)
+    assert (lines[1]["nuclei_true"], lines[1]["nuclei_predicted"]) == ("5", "4")
+    assert (lines[1]["height"], lines[1]["width"]) == ("80", "90")
+    picture = skimage.io.imread(tmp_path / "new" / "scores" / "scores.png")
+    assert picture.shape[1] > 1000 and len(np.unique(picture)) > 50
+
+
+def test_the_figure_shows_every_image_and_the_mean_curve_of_every_kind():
+    rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
+    left, right = ev.draw_scores(rows).axes
+    drawn = [np.asarray(dots.get_offsets())[:, 0].tolist() for dots in left.collections]
+    assert drawn == [[0.8, 0.9, 1.0, 0.6], [0.8, 0.9, 1.0], [0.6]]
+    assert [line.get_ydata().tolist() for line in right.get_lines()] == [[0.5] * 10] * 3
+    assert [text.get_text() for text in right.get_legend().get_texts()] == [
+        "all: 0.500",
+        "fluorescence: 0.500",
+        "stained tissue: 0.500",
+    ]
+
+
+def test_only_the_chosen_ids_are_scored(case, tmp_path, capsys):
+    training = tmp_path / "training.json"
+    training.write_text(json.dumps({"validation_ids": ["missed", "good"], "epochs": 30}))
+    command = ["--truth", str(case[0]), "--predicted", str(case[1])]
+    assert ev.main([*command, "--ids", str(training)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "2", "0.944"]
+    assert (case[1] / "scores.csv").read_text().count("\n") == 3
+    training.write_text("{}")
+    with pytest.raises(ValueError, match="validation_ids"):
+        ev.main([*command, "--ids", str(training)])
+    with pytest.raises(ValueError, match="2 of 3 ids not in .*, first far"):
+        ev.evaluate(*case, ids=["good", "far", "near"])
+    with pytest.raises(ValueError, match="no image to score: 0 chosen"):
+        ev.evaluate(*case, ids=[])
+
+
+def test_missing_predictions_name_how_many_the_first_and_the_command(case):
+    truth, predicted = case
+    (predicted / "labels" / "missed.tif").unlink()
+    (predicted / "masks" / "nothing.png").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        ev.evaluate(truth, predicted)
+    assert "2 of 3 images" in str(error.value) and "first missed;" in str(error.value)
+    assert f"python Predict_masks.py {truth} --out {predicted}" in str(error.value)
+    assert [row["id"] for row in ev.evaluate(truth, predicted, ids=["good"])[0]] == ["good"]
+
+
+def test_predictions_without_truth_are_ignored_in_one_line(case, capsys):
+    write_predictions(case[1], {"spare": draw(), "other": draw()})
+    rows, skipped = ev.evaluate(*case)
+    assert len(rows) == 3 and skipped == []
+    assert capsys.readouterr().out.startswith("ignored 2 predictions")
+
+
+@pytest.mark.parametrize("name", ["masks/missed.png", "labels/missed.tif"])
+def test_another_size_stops_with_both_shapes_and_the_id(case, name):
+    if name.endswith("png"):
+        save(case[1] / name, np.zeros((80, 80), np.uint8))
+    else:
+        tifffile.imwrite(case[1] / name, np.zeros((80, 80), np.uint16))
+    with pytest.raises(ValueError, match=rf"{name} is \(80, 80\) but the truth is \(80, 90\)"):
+        ev.evaluate(*case)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("masks/missed.png", (draw() > 0).astype(np.uint8)),  # 0 and 1, not 0 and 255
+        ("masks/missed.png", np.full((*SHAPE, 3), 255, np.uint8)),
+        ("masks/missed.png", b"\x89PNG\r\n\x1a\n of which the rest is lost"),
+        ("labels/missed.tif", np.ones(SHAPE, np.float32)),
+        ("labels/missed.tif", b"no picture"),
+    ],
+    ids=["0 and 1", "three channels", "broken png", "not whole numbers", "broken tif"],
+)
+def test_a_broken_prediction_is_named_and_skipped(case, capsys, name, content):
+    if isinstance(content, bytes):
+        (case[1] / name).write_bytes(content)
+    elif name.endswith("png"):
+        save(case[1] / name, content)
+    else:
+        tifffile.imwrite(case[1] / name, content)
+    rows, skipped = ev.evaluate(*case)
+    assert ([row["id"] for row in rows], skipped) == (["good", "nothing"], ["missed"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("skipped missed: ") and name in lines[0]
+    with pytest.raises(ValueError, match="no image to score: 1 chosen, 1 of them broken"):
+        ev.evaluate(*case, ids=["missed"])
+
+
+def test_images_without_any_truth_are_refused(tmp_path):
+    source = write_source(tmp_path / "truth", {"a": np.zeros(SHAPE, np.int32)})
+    predicted = write_predictions(tmp_path / "predicted", {"a": draw()})
+    with pytest.raises(ValueError, match="no truth"):
+        ev.evaluate(source, predicted)
+
+
+def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
+    truth = draw()
+    solution = tmp_path / "stage1_solution.csv"
+    with solution.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["ImageId", "EncodedPixels", "Height", "Width", "Usage"])
+        for number in range(1, 6):
+            runs = Preprocessed_data.rle_encode(truth == number)
+            runs = runs if isinstance(runs, str) else " ".join(map(str, np.ravel(runs)))
+            writer.writerow(["a", runs, *SHAPE, "Public"])
+    predicted = write_predictions(tmp_path / "predicted", {"a": without(truth, 2)})
+    rows, skipped = ev.evaluate(solution, predicted)
+    assert (len(rows), skipped, rows[0]["kind"]) == (1, [], "unknown")
+    assert rows[0]["ap"] == pytest.approx(0.8)
+    assert rows[0]["dice"] == pytest.approx(8 / 9)
+    table = ev.format_table(rows).splitlines()
+    assert len(table) == 2 and table[1].startswith("all ")
+    (predicted / "masks" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="python Predict_masks.py IMAGES --out"):
+        ev.evaluate(solution, predicted)
+
+
+# The command line.
+
+
+def run(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_help_comes_without_loading_keras():
+    answer = run("-X", "importtime", "Evaluate_model.py", "--help")
+    assert answer.returncode == 0
+    assert all(name in answer.stdout for name in ("--truth", "--predicted", "--out", "--ids"))
+    assert "numpy" in answer.stderr  # the list of imports
+    assert "keras" not in answer.stderr and "tensorflow" not in answer.stderr
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+    answer = run("Evaluate_model.py", "--truth", tmp_path / "none", "--predicted", tmp_path)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+    assert run("Evaluate_model.py", "--truth").returncode == 2
+
+
+def test_a_broken_image_is_exit_code_1_and_the_rest_is_scored(case, tmp_path):
+    (case[1] / "masks" / "good.png").write_bytes(b"no picture")
+    folders = ("--truth", case[0], "--predicted", case[1], "--out", tmp_path / "out")
+    answer = run("Evaluate_model.py", *folders)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("skipped good: ") and answer.stderr.count("\n") == 1
+    assert answer.stdout.splitlines()[1].split()[:2] == ["all", "2"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["scores.csv", "scores.png"]
