@@ -1,0 +1,179 @@
+"""The U-Net: a contracting path, an expansive path, and skip connections between them.
+
+In:  gray images (batch, H, W, 1) float32 in [0, 1], H and W multiples of 2 ** depth.
+Out: two probabilities a pixel (batch, H, W, 2): nucleus, and border where nuclei touch.
+Run alone it prints the layers and draws Unet.png from them.
+
+    python Model.py
+    python Model.py --depth 3 --base-filters 32 --out small.png
+
+Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
+Segmentation", MICCAI 2015 (here with padded convolutions and batch normalisation).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+from keras import layers, ops
+
+from Preprocessed_data import run_script
+
+DEPTH = 4  # poolings; the deepest features see about 190 pixels, several nuclei of any kind
+BASE_FILTERS = 16
+BORDER_WEIGHT = 0.5  # of the border's loss beside the nucleus's, which matters more to the Dice
+FIGURE = "Unet.png"
+
+
+class Unet:
+    """Builds the U-Net as a plain functional `keras.Model`, which loads with Keras alone.
+
+    Args:
+        depth: number of 2×2 max poolings; image sides must be multiples of 2 ** depth.
+        base_filters: filters at full resolution, doubled after every pooling.
+    """
+
+    def __init__(self, depth: int = DEPTH, base_filters: int = BASE_FILTERS):
+        if depth < 1 or base_filters < 1:
+            raise ValueError(f"depth and base filters must be 1 or more: {depth}, {base_filters}")
+        self.depth, self.base_filters = depth, base_filters
+
+    def build(self) -> keras.Model:
+        """Returns the model, (batch, H, W, 1) -> (batch, H, W, 2) float32 in [0, 1]."""
+        gray = keras.Input((None, None, 1), name="gray")
+        x, skips = self.contracting_path(gray)
+        x = conv_block(x, self.base_filters * 2**self.depth, "bottom")
+        x = self.expansive_path(x, skips)
+        # float32 also under mixed precision: probabilities near 0 and 1 need the digits.
+        x = layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name="probability")(x)
+        return keras.Model(gray, x, name="unet")
+
+    def contracting_path(self, x):
+        """At each level two convolutions, whose features are kept, then 2×2 max pooling."""
+        skips = []
+        for level in range(self.depth):
+            x = conv_block(x, self.base_filters * 2**level, f"down{level}")
+            skips.append(x)
+            x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
+        return x, skips
+
+    def expansive_path(self, x, skips):
+        """At each level an up-convolution, joined with the features kept on the way down."""
+        for level in reversed(range(self.depth)):
+            filters = self.base_filters * 2**level
+            x = layers.Conv2DTranspose(filters, 2, strides=2, name=f"up{level}_upconv")(x)
+            x = layers.Concatenate(name=f"up{level}_skip")([skips[level], x])
+            x = conv_block(x, filters, f"up{level}")
+        return x
+
+
+def conv_block(x, filters: int, name: str):
+    """Two 3×3 convolutions, each with batch normalisation and ReLU."""
+    for number in (1, 2):
+        # The normalisation brings its own offset, so the convolution needs no bias.
+        x = layers.Conv2D(
+            filters,
+            3,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=f"{name}_conv{number}",
+        )(x)
+        x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm{number}")(x)
+        x = layers.ReLU(name=f"{name}_relu{number}")(x)
+    return x
+
+
+def segmentation_loss(truth, probability):
+    """Cross-entropy plus soft Dice loss on nuclei, and the same on borders times BORDER_WEIGHT.
+
+    Args:
+        truth: (batch, H, W, 3) float in [0, 1]: nucleus, border, and 1 where the pixel counts.
+        probability: (batch, H, W, 2) float in [0, 1]: nucleus and border.
+
+    Returns:
+        (batch,) loss of each image, at least 0.
+    """
+    target, valid = truth[..., :2], truth[..., 2:]
+    p = ops.clip(probability, 1e-6, 1 - 1e-6)
+    entropy = -(target * ops.log(p) + (1 - target) * ops.log(1 - p))
+    entropy = _sum_pixels(entropy * valid) / ops.maximum(_sum_pixels(valid), 1.0)
+    # The 1 keeps images without nuclei at a Dice of 1 when nothing is predicted.
+    overlap = 2 * _sum_pixels(target * probability * valid) + 1
+    soft_dice = overlap / (_sum_pixels((target + probability) * valid) + 1)
+    loss = entropy + 1 - soft_dice
+    return loss[:, 0] + BORDER_WEIGHT * loss[:, 1]
+
+
+def accuracy(truth, probability):
+    """Share of the valid pixels on the right side of 0.5, (batch,), in [0, 1]."""
+    valid = truth[..., 2:]
+    right = ops.cast(ops.equal(truth[..., :1] > 0.5, probability[..., :1] > 0.5), "float32")
+    return (_sum_pixels(right * valid) / ops.maximum(_sum_pixels(valid), 1.0))[:, 0]
+
+
+def dice(truth, probability):
+    """Sørensen–Dice of the nucleus mask at 0.5 against the truth, (batch,), in [0, 1]."""
+    valid = truth[..., 2:]
+    predicted = ops.cast(probability[..., :1] > 0.5, "float32") * valid
+    target = truth[..., :1] * valid
+    # Both empty is perfect agreement, 1.
+    union = _sum_pixels(predicted + target)
+    score = (2 * _sum_pixels(predicted * target) + 1e-6) / (union + 1e-6)
+    return score[:, 0]
+
+
+def _sum_pixels(x):
+    return ops.sum(x, axis=(1, 2))
+
+
+def load_unet(file: str | Path) -> keras.Model:
+    """Loads a trained U-Net, in safe mode, and checks that it is one of ours.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a Keras file, or a model of another architecture.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such weights; python Train.py trains some")
+    try:
+        model = keras.models.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises a dozen kinds for a damaged or foreign file
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(f"{file}: not a Keras model that can be loaded ({reason})") from error
+    if model.input_shape != (None, None, None, 1) or model.output_shape != (None, None, None, 2):
+        raise ValueError(
+            f"{file}: expected a model (H, W, 1) -> (H, W, 2), this one is "
+            f"{model.input_shape[1:]} -> {model.output_shape[1:]}; name weights of Train.py"
+        )
+    return model
+
+
+def depth_of(model: keras.Model) -> int:
+    """Number of poolings: image sides must be multiples of 2 ** depth."""
+    return sum(isinstance(layer, layers.MaxPooling2D) for layer in model.layers)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--depth", type=int, default=DEPTH, help=f"poolings (default {DEPTH})")
+    parser.add_argument(
+        "--base-filters", type=int, default=BASE_FILTERS, help=f"default {BASE_FILTERS}"
+    )
+    parser.add_argument("--out", default=FIGURE, help=f"picture to draw (default {FIGURE})")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    model = Unet(args.depth, args.base_filters).build()
+    model.summary()
+    draw_unet(model, args.out)
+    print(f"saved the architecture to {args.out}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,529 @@
+"""Turns files into grayscale images and labels, and splits them for training and validation.
+
+In:  a Kaggle folder (ID/images/ID.png, ID/masks/*.png), the same as a .zip, a plain folder of
+     images, or one image file.
+Out: gray (H, W) float32 in [0, 1] and labels (H, W) int32 with one number per nucleus.
+Run alone it reads everything once, prints a table by kind of image, and saves a contact sheet.
+
+    python Preprocessed_data.py
+    python Preprocessed_data.py --data data/stage1_train.zip --out contact_sheet.png
+"""
+
+import argparse
+import csv
+import io
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import tifffile
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from skimage.color import rgb2gray
+from skimage.segmentation import find_boundaries
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
+
+DATA = "data/sample"
+TRAINING_DATA = ("data/stage1_train", "data/stage1_train.zip")
+IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+SEED = 2018
+VALIDATION_FRACTION = 0.15
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.8  # gray 0 and 1; nuclei may fill only 1 % of an image
+COLOUR_DIFFERENCE = 0.02  # mean largest difference of channels, of full scale, above which: stained
+BRIGHT_BACKGROUND = 0.4  # median luminance, of full scale, above which the background is bright
+TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
+READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
+READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError, Image.DecompressionBombError)
+
+File = Path | zipfile.Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a source, with the file of each of its nuclei where the source has them."""
+
+    id: str
+    image: File
+    masks: tuple[File, ...] = ()
+
+
+def open_source(source: str | Path) -> list[Sample]:
+    """Finds the images of a source without reading them.
+
+    Args:
+        source: Kaggle folder, Kaggle .zip (read in place), folder of images, or one image file.
+
+    Returns:
+        Samples sorted by id, at least one.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no image is in it, or two images share one id.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; python data/download.py fetches the public data"
+        )
+    if path.is_file() and path.suffix.lower() in IMAGE_ENDINGS:
+        return [Sample(path.stem, path)]
+    samples = _group_files(_list_zip(path) if path.is_file() else _list_folder(path), path)
+    if not samples:
+        raise ValueError(f"{path}: no images in it ({', '.join(IMAGE_ENDINGS)})")
+    return samples
+
+
+def _list_folder(folder: Path) -> list[tuple[tuple[str, ...], File]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [(p.relative_to(folder).parts, p) for p in files]
+
+
+def _list_zip(path: Path) -> list[tuple[tuple[str, ...], File]]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        wanted = f"a folder, a .zip or an image ({', '.join(IMAGE_ENDINGS)})"
+        raise ValueError(f"{path}: expected {wanted}, this is none or is damaged") from None
+    root = zipfile.Path(archive)  # its lookup of names is made once and shared by all entries
+    names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+    return [(tuple(name.split("/")), root.joinpath(name)) for name in names]
+
+
+def _group_files(files: list[tuple[tuple[str, ...], File]], source: Path) -> list[Sample]:
+    """Joins …/ID/images/* with …/ID/masks/*; where there is no such folder, a file is an image."""
+    files = [
+        (parts, file)
+        for parts, file in files
+        if Path(parts[-1]).suffix.lower() in IMAGE_ENDINGS
+        and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    ]
+    kaggle = any(len(parts) >= 3 and parts[-2] == "images" for parts, _ in files)
+    images, masks = {}, {}
+    for parts, file in files:
+        if kaggle and len(parts) >= 3 and parts[-2] == "masks":
+            masks.setdefault(parts[-3], []).append(file)
+        elif not kaggle and len(parts) == 1 or kaggle and len(parts) >= 3 and parts[-2] == "images":
+            name = parts[-3] if kaggle else Path(parts[-1]).stem
+            if name in images:
+                raise ValueError(f"{source}: two images have the id {name}; rename or move one")
+            images[name] = file
+    return [Sample(i, images[i], tuple(masks.get(i, ()))) for i in sorted(images)]
+
+
+def read_image(file: File) -> np.ndarray:
+    """Reads one image file.
+
+    Returns:
+        image: (H, W) or (H, W, 3), bool, uint8, uint16 or what a TIFF holds; alpha is dropped.
+
+    Raises:
+        FileNotFoundError, ValueError: with the file's name and what is wrong with it.
+    """
+    try:
+        content = file.read_bytes()
+        image = (
+            tifffile.imread(io.BytesIO(content))
+            if file.name.lower().endswith((".tif", ".tiff"))
+            else _decode(content)
+        )
+    except FileNotFoundError:
+        raise
+    except READ_ERRORS as error:
+        reason = str(error).replace("<_io.BytesIO object", "content").split("\n")[0]
+        raise ValueError(
+            f"{file}: not a readable image ({reason}); replace or remove it"
+        ) from error
+    if image.ndim == 3 and image.shape[-1] in (2, 4):
+        image = image[..., : image.shape[-1] - 1]
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[-1] != 3 or 0 in image.shape:
+        raise ValueError(f"{file}: expected one gray or RGB image, this has shape {image.shape}")
+    return image
+
+
+def _decode(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):  # colours, not numbers
+            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+        return np.asarray(picture)
+
+
+def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
+    """Numbers the nuclei of one image from its mask files, in the order of their names.
+
+    Args:
+        sample: a sample with masks; in a mask file any nonzero value is nucleus.
+        shape: (H, W) of its image; masks are never resized to make them fit.
+
+    Returns:
+        labels: (H, W) int32, 0 background, 1…K.
+
+    Raises:
+        ValueError: a mask is unreadable or of another size, or there is none.
+    """
+    if not sample.masks:
+        raise ValueError(f"{sample.image}: it has no masks; expected {sample.id}/masks/*.png")
+    labels = np.zeros(shape, np.int32)
+    for number, file in enumerate(sample.masks, start=1):
+        mask = read_image(file)
+        mask = mask.any(axis=-1) if mask.ndim == 3 else mask
+        if mask.shape != shape:
+            raise ValueError(f"{file}: the mask is {mask.shape}, its image {shape}; remake it")
+        labels[mask != 0] = number
+    return labels
+
+
+def full_scale(image: np.ndarray) -> float:
+    """The largest value an image of this dtype can have (1.0 for bool and float)."""
+    integer = np.issubdtype(image.dtype, np.integer)
+    return float(np.iinfo(image.dtype).max) if integer else 1.0
+
+
+def to_grayscale(image: np.ndarray) -> np.ndarray:
+    """Makes the single channel that the network sees.
+
+    Colour becomes luminance, then `gray = clip((luminance - low) / (high - low), 0, 1)` with low
+    and high the percentiles LOW_PERCENTILE and HIGH_PERCENTILE of this image, since exposure
+    differs from one microscope to the next by more than a factor of ten.
+
+    Args:
+        image: (H, W) or (H, W, 3), any real dtype.
+
+    Returns:
+        gray: (H, W) float32 in [0, 1]; all 0 where the image is constant.
+
+    >>> to_grayscale(np.array([[0, 100], [200, 200]], np.uint16)).round(2).tolist()
+    [[0.0, 0.5], [1.0, 1.0]]
+    """
+    luminance = rgb2gray(image.astype(np.float32)) if image.ndim == 3 else image.astype(np.float32)
+    low, high = np.percentile(luminance, (LOW_PERCENTILE, HIGH_PERCENTILE))
+    if high <= low:  # fewer bright pixels than the percentile lets through, or a constant image
+        low, high = float(luminance.min()), float(luminance.max())
+    gray = (luminance - low) / max(high - low, np.finfo(np.float32).tiny)
+    return np.clip(gray, 0, 1).astype(np.float32)
+
+
+def image_kind(image: np.ndarray) -> str:
+    """Names the kind of an image: "fluorescence", "brightfield" or "stained tissue".
+
+    Colour means stained tissue; of the gray images those with a bright background are brightfield.
+
+    >>> image_kind(np.zeros((4, 4), np.uint8))
+    'fluorescence'
+    """
+    scaled = image / full_scale(image)
+    if image.ndim == 3 and np.ptp(scaled, axis=-1).mean() > COLOUR_DIFFERENCE:
+        return "stained tissue"
+    return "brightfield" if np.median(scaled) > BRIGHT_BACKGROUND else "fluorescence"
+
+
+def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Reads images and labels, with a progress bar.
+
+    Returns:
+        images: list of (H, W) or (H, W, 3), as in the files.
+        labels: list of (H, W) int32.
+
+    Raises:
+        ValueError: the first image or mask that cannot be used, by name.
+    """
+    images, labels = [], []
+    for sample in tqdm(samples, desc="reading", unit="image", disable=len(samples) < 20):
+        images.append(read_image(sample.image))
+        labels.append(read_labels(sample, images[-1].shape[:2]))
+    return images, labels
+
+
+def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Finds which images are tiles of one picture, from the pixels of their facing edges.
+
+    Two images of one size are neighbours where the last column (row) of one and the first of the
+    other are each other's best match and differ (root mean square) by less than TILE_DIFFERENCE
+    of their standard deviation: the edges of tiles cut from one picture are one pixel apart.
+
+    Args:
+        images: list of (H, W) or (H, W, 3).
+
+    Returns:
+        (N,) int, one number per picture.
+    """
+    gray = [rgb2gray(i) if i.ndim == 3 else i.astype(np.float64) for i in images]
+    shapes = {}
+    for index, image in enumerate(gray):
+        shapes.setdefault(image.shape, []).append(index)
+    pairs = []
+    for members in shapes.values():
+        index = np.array(members)
+        for axis in (0, 1):
+            ends = np.stack([gray[i].take(-1, axis) for i in members])
+            starts = np.stack([gray[i].take(0, axis) for i in members])
+            pairs += [(index[a], index[b]) for a, b in _matching_edges(ends, starts)]
+    rows, columns = np.array(pairs, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(gray), len(gray)))
+    return connected_components(graph, directed=False)[1]
+
+
+def _matching_edges(ends: np.ndarray, starts: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (a, b) where end a and start b, both (N, L), are each other's best match."""
+    ends, starts = (gaussian_filter1d(edges, 1, axis=1) for edges in (ends, starts))  # less noise
+    squares = (ends**2).mean(axis=1)[:, None] + (starts**2).mean(axis=1)
+    squared_difference = squares - 2 * ends @ starts.T / ends.shape[1]
+    variance = np.outer(ends.std(axis=1), starts.std(axis=1))
+    difference = np.sqrt(np.maximum(squared_difference, 0) / np.maximum(variance, 1e-12))
+    np.fill_diagonal(difference, np.inf)
+    best, back = difference.argmin(axis=1), difference.argmin(axis=0)
+    return [
+        (a, b) for a, b in enumerate(best) if back[b] == a and difference[a, b] < TILE_DIFFERENCE
+    ]
+
+
+def split_data(
+    ids: Sequence[str],
+    images: Sequence[np.ndarray],
+    fraction: float = VALIDATION_FRACTION,
+    seed: int = SEED,
+) -> tuple[list[str], list[str]]:
+    """Splits ids into training and validation, whole pictures at a time, kinds in proportion.
+
+    Args:
+        ids: N names.
+        images: N images, (H, W) or (H, W, 3).
+        fraction: share of the images that goes to validation, in (0, 0.5].
+        seed: of the shuffling.
+
+    Returns:
+        training ids and validation ids, both sorted.
+
+    Raises:
+        ValueError: fewer than two pictures, so that nothing is left for one side.
+    """
+    if not 0 < fraction <= 0.5:
+        raise ValueError(f"validation fraction must be above 0 and at most 0.5, not {fraction}")
+    pictures = group_tiles(images)
+    folds = min(round(1 / fraction), len(set(pictures)))
+    if folds < 2:
+        raise ValueError(f"{len(ids)} image(s) of one picture cannot be split; add images")
+    kinds = [f"{image_kind(i)} {i.shape[0]}x{i.shape[1]}" for i in images]
+    # Of the folds, the first; scikit-learn warns of kinds rarer than folds, which is no fault here.
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    codes = np.unique(kinds, return_inverse=True)[1]
+    rare = np.isin(codes, np.flatnonzero(np.bincount(codes) < folds))
+    codes[rare] = codes.max() + 1
+    training, validation = next(iter(splitter.split(codes, codes, pictures)))
+    return sorted(ids[i] for i in training), sorted(ids[i] for i in validation)
+
+
+def rle_encode(mask: np.ndarray) -> str:
+    """Run lengths as Kaggle writes them: "start length …", starts from 1, down the columns.
+
+    Source: https://www.kaggle.com/c/data-science-bowl-2018/overview/evaluation
+
+    Args:
+        mask: (H, W) bool.
+
+    >>> rle_encode(np.array([[0, 1], [1, 1]], bool))
+    '2 3'
+    """
+    padded = np.concatenate([[0], np.asarray(mask, bool).ravel(order="F"), [0]])
+    edges = np.flatnonzero(np.diff(padded)) + 1
+    edges[1::2] -= edges[::2]
+    return " ".join(map(str, edges))
+
+
+def rle_decode(runs: str, shape: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) bool that `rle_encode` wrote.
+
+    Raises:
+        ValueError: an odd count, a number that is none, or a run outside the image.
+
+    >>> rle_decode("2 3", (2, 2)).astype(int).tolist()
+    [[0, 1], [1, 1]]
+    """
+    try:
+        numbers = [int(word) for word in runs.split()]
+    except ValueError:
+        raise ValueError(f"run lengths must be whole numbers, not {runs[:40]!r}") from None
+    starts, lengths = numbers[::2], numbers[1::2]
+    if len(starts) != len(lengths):
+        raise ValueError(f"run lengths come in pairs, these are {len(numbers)} numbers")
+    flat = np.zeros(shape[0] * shape[1], bool)
+    for start, length in zip(starts, lengths, strict=True):
+        if start < 1 or length < 1 or start + length - 1 > flat.size:
+            raise ValueError(f"run {start} {length} leaves the {shape[0]}x{shape[1]} image")
+        flat[start - 1 : start - 1 + length] = True
+    return flat.reshape(shape, order="F")
+
+
+def read_solution(file: str | Path) -> dict[str, np.ndarray]:
+    """Reads Kaggle's solution table, ImageId,EncodedPixels,Height,Width,Usage, a row a nucleus.
+
+    Returns:
+        id -> labels (H, W) int32; rows with Usage "Ignored" are left out.
+
+    Raises:
+        ValueError: a column is missing or a row is wrong, with its line number.
+    """
+    labels = {}
+    with open(file, newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream)
+        missing = {"ImageId", "EncodedPixels", "Height", "Width"} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(f"{file}: no column {', '.join(sorted(missing))}")
+        for row in rows:
+            if row.get("Usage") == "Ignored":
+                continue
+            try:
+                shape = int(row["Height"]), int(row["Width"])
+                image = labels.setdefault(row["ImageId"], np.zeros(shape, np.int32))
+                if image.shape != shape:
+                    raise ValueError(f"size {shape}, in an earlier row {image.shape}")
+                image[rle_decode(row["EncodedPixels"], shape)] = image.max() + 1
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{file}, line {rows.line_num}: {error}") from None
+    return labels
+
+
+def outline_nuclei(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The image as people look at it, each nucleus outlined in yellow.
+
+    Args:
+        image: (H, W) or (H, W, 3); gray images are stretched as `to_grayscale` does.
+        labels: (H, W) int.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    if image.ndim == 3 and image_kind(image) == "stained tissue":
+        picture = (255 * (image / full_scale(image))).astype(np.uint8)
+    else:
+        picture = np.repeat((255 * to_grayscale(image)).astype(np.uint8)[..., None], 3, axis=-1)
+    picture[find_boundaries(labels, mode="inner")] = (255, 220, 0)
+    return picture
+
+
+def save_contact_sheet(
+    pictures: Sequence[np.ndarray], titles: Sequence[str], out: str | Path, columns: int = 4
+) -> None:
+    """Saves pictures (H, W, 3) uint8 side by side, with titles, as one PNG."""
+    from matplotlib.figure import Figure  # here, so that reading images does not wait for it
+
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(3 * columns, 3.2 * rows), layout="constrained")
+    for axes, picture, title in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, pictures, titles, strict=False
+    ):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=8)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    figure.savefig(out, dpi=110)
+
+
+def format_summary(kinds: Iterable[str], labels: Sequence[np.ndarray]) -> str:
+    """A table: images, sizes, nuclei and nucleus area (pixels) by kind of image."""
+    lines = [f"{'kind':<16}{'images':>8}{'nuclei':>8}{'smallest':>12}{'largest':>12}  median area"]
+    kinds = np.array(list(kinds))
+    for kind in sorted(set(kinds)):
+        chosen = [labels[i] for i in np.flatnonzero(kinds == kind)]
+        shapes = sorted((x.shape for x in chosen), key=lambda s: s[0] * s[1])
+        areas = np.concatenate([np.bincount(x.ravel())[1:] for x in chosen])
+        areas = areas[areas > 0]
+        small, large = (f"{s[0]}x{s[1]}" for s in (shapes[0], shapes[-1]))
+        area = f"{np.median(areas):.0f} pixels" if areas.size else "-"
+        lines.append(f"{kind:<16}{len(chosen):>8}{areas.size:>8}{small:>12}{large:>12}  {area}")
+    return "\n".join(lines)
+
+
+def find_data() -> str:
+    """The competition's training data, where data/download.py puts it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    for place in TRAINING_DATA:
+        if Path(place).exists():
+            return place
+    raise FileNotFoundError(
+        f"no {' or '.join(TRAINING_DATA)}; python data/download.py fetches it, --data names another"
+    )
+
+
+def show_pictures(*files: str | Path) -> None:
+    """Opens a window for each picture file where there is a display; else does nothing."""
+    display = sys.platform in ("win32", "darwin") or os.environ.keys() & {
+        "DISPLAY",
+        "WAYLAND_DISPLAY",
+    }
+    if not display or os.environ.get("MPLBACKEND", "").lower() == "agg":
+        return
+    import matplotlib.pyplot as plt
+
+    for file in files:
+        figure, axes = plt.subplots(num=str(file), figsize=(11, 8), layout="constrained")
+        axes.imshow(read_image(Path(file)))
+        axes.set_axis_off()
+    plt.show()
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Ends the process with main's exit code; a user's mistake is one line on stderr and code 2."""
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default=DATA, help=f"images and masks (default {DATA})")
+    parser.add_argument("--out", default="data/contact_sheet.png", help="picture to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    samples = open_source(args.data)
+    images, labels, skipped = [], [], 0
+    for sample in tqdm(samples, desc="reading", unit="image", disable=len(samples) < 20):
+        try:
+            image = read_image(sample.image)
+            # A plain folder of images has no masks: then the table says 0 nuclei.
+            blank = np.zeros(image.shape[:2], np.int32)
+            labels.append(read_labels(sample, image.shape[:2]) if sample.masks else blank)
+            images.append(image)
+        except (ValueError, OSError) as error:
+            skipped += 1
+            print(f"skipped: {error}", file=sys.stderr)
+    if not images:
+        raise ValueError(f"{args.data}: none of its {len(samples)} images can be read")
+    kinds = [image_kind(i) for i in images]
+    print(format_summary(kinds, labels))
+    print(f"{len(images)} images from {len(set(group_tiles(images)))} pictures")
+    shown = np.unique(np.linspace(0, len(images) - 1, 16).round().astype(int))
+    shown = sorted(shown, key=lambda i: (kinds[i], images[i].shape))
+    pictures = [outline_nuclei(images[i], labels[i]) for i in shown]
+    titles = [f"{kinds[i]}, {'x'.join(map(str, images[i].shape[:2]))}" for i in shown]
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    save_contact_sheet(pictures, titles, args.out)
+    print(f"saved the contact sheet to {args.out}")
+    return 1 if skipped else 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,437 @@
+"""Trains the U-Net on augmented crops and keeps the epoch that is best on whole validation images.
+
+In:  images with masks (Kaggle folder or .zip). Out, in --out (default weights/):
+     unet.keras     the best epoch by mean validation Dice at native size; one file, enough alone
+     history.csv    a row an epoch; accuracy.png and loss.png draw it
+     training.json  options, seed, validation ids, versions, fingerprint of the data, best epoch
+     last.weights.h5  the last epoch with optimizer, for --resume; removed when training ends
+
+    python Train.py
+    python Train.py --data data/stage1_train.zip --epochs 30 --out weights
+    python Train.py --resume
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+from scipy.ndimage import affine_transform, gaussian_filter, maximum_filter, minimum_filter
+
+import Model
+from Preprocessed_data import (
+    SEED,
+    find_data,
+    image_kind,
+    load_samples,
+    open_source,
+    run_script,
+    show_pictures,
+    split_data,
+    to_grayscale,
+)
+
+EPOCHS = 30
+CROPS = 600  # crops an epoch
+BATCH_SIZE = 8
+IMAGE_SIZE = 256  # pixels, side of a crop
+LEARNING_RATE = 2e-3
+PRECISION = "mixed_bfloat16"  # 1.5 times as fast as float32 on processors with AVX-512 BF16
+OUT = "weights"
+SCALES = (0.5, 2.0)  # of the magnification
+GAMMAS = (0.5, 2.0)
+BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
+HELD_NUCLEUS_SHARE = 0.5  # of the crops, centred on a nucleus: large images are mostly background
+
+
+class Crops(keras.utils.PyDataset):
+    """Augmented crops for the whole training, drawn by (seed, batch number) and nothing else.
+
+    Batch i holds gray (batch, size, size, 1) and truth (batch, size, size, 3), as in
+    `make_truth`. Batches before `first` are those an interrupted run already trained on.
+    """
+
+    def __init__(self, grays, labels, weights, *, size, batch_size, seed, first, last):
+        super().__init__()
+        self.grays, self.labels, self.weights = grays, labels, weights
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.first, self.last = first, last
+
+    def __len__(self):
+        return self.last - self.first
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng([self.seed, self.first + index])
+        chosen = rng.choice(len(self.grays), self.batch_size, p=self.weights)
+        crops = [augment(self.grays[i], self.labels[i], self.size, rng) for i in chosen]
+        gray = np.stack([gray for gray, _ in crops])[..., None]
+        return gray, np.stack([make_truth(labels) for _, labels in crops])
+
+
+class WholeImages(keras.utils.PyDataset):
+    """Validation images at their own size, one a batch, padded to what the network takes."""
+
+    def __init__(self, grays, labels, multiple):
+        super().__init__()
+        self.grays, self.labels, self.multiple = grays, labels, multiple
+
+    def __len__(self):
+        return len(self.grays)
+
+    def __getitem__(self, index):
+        gray, truth = self.grays[index], make_truth(self.labels[index])
+        pad = [(0, -side % self.multiple) for side in gray.shape]
+        # Padding looks like the image goes on, and has 0 in the channel of pixels that count.
+        return np.pad(gray, pad, "symmetric")[None, ..., None], np.pad(truth, [*pad, (0, 0)])[None]
+
+
+def make_truth(labels: np.ndarray) -> np.ndarray:
+    """What the network should answer.
+
+    Args:
+        labels: (H, W) int32.
+
+    Returns:
+        (H, W, 3) float32 of 0 and 1: nucleus; border, where two nuclei lie within BORDER_WIDTH
+        pixels; and whether the pixel counts (1 everywhere).
+    """
+    highest = maximum_filter(labels, BORDER_WIDTH)
+    lowest = minimum_filter(np.where(labels, labels, np.iinfo(np.int32).max), BORDER_WIDTH)
+    border = (highest > 0) & (lowest < highest)
+    return np.stack([labels > 0, border, np.ones(labels.shape, bool)], axis=-1).astype(np.float32)
+
+
+def augment(
+    gray: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one crop: moved, turned, flipped and scaled together, then changed in brightness.
+
+    Args:
+        gray: (H, W) float32 in [0, 1].
+        labels: (H, W) int32.
+        size: side of the crop in pixels.
+
+    Returns:
+        gray (size, size) float32 in [0, 1] and labels (size, size) int32.
+    """
+    gray, labels = warp(gray, labels, size, rng)
+    return change_intensity(gray, labels, rng), labels
+
+
+def warp(gray, labels, size, rng):
+    """Flip, quarter turn, rotation, scale and stretch of image and labels by one matrix."""
+    angle = rng.integers(4) * np.pi / 2
+    if rng.random() < 0.5:
+        angle += rng.uniform(0, np.pi / 2)
+    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    stretch = np.exp(rng.uniform(-0.15, 0.15, 2)) * (rng.choice([-1, 1]), 1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = np.array([[cos, -sin], [sin, cos]]) * stretch / scale
+    # The window, as far as it fits, lies inside the image; what is outside is mirrored.
+    reach = np.minimum(np.abs(matrix).sum(axis=1) * size / 2, np.array(gray.shape) / 2)
+    on_nucleus = rng.random() < HELD_NUCLEUS_SHARE
+    for _ in range(10):
+        centre = rng.uniform(reach, np.array(gray.shape) - reach)
+        if not on_nucleus or labels[tuple(centre.astype(int))]:
+            break
+    offset = centre - matrix @ np.full(2, (size - 1) / 2)
+    place = {"offset": offset, "output_shape": (size, size), "mode": "mirror"}
+    moved = affine_transform(gray, matrix, order=1, **place)
+    return moved, affine_transform(labels, matrix, order=0, **place)
+
+
+def change_intensity(gray, labels, rng):
+    """Brightness of single nuclei, illumination, blur, gamma, contrast, noise and inversion."""
+    if rng.random() < 0.4:
+        gray = dim_nuclei(gray, labels, rng)
+    if rng.random() < 0.3:  # light falls off from one side to the other
+        rows, columns = np.linspace(-1, 1, gray.shape[0]), np.linspace(-1, 1, gray.shape[1])
+        slope = rng.uniform(-0.3, 0.3, 2)
+        gray = gray * (1 + slope[0] * rows[:, None] + slope[1] * columns)
+    if rng.random() < 0.3:
+        gray = gaussian_filter(gray, rng.uniform(0.3, 1.5))
+    gray = np.clip(gray, 0, 1) ** np.exp(rng.uniform(*np.log(GAMMAS)))
+    gray = (gray - 0.5) * rng.uniform(0.6, 1.2) + 0.5 + rng.uniform(-0.15, 0.15)
+    if rng.random() < 0.5:
+        gray = gray + rng.normal(0, rng.uniform(0, 0.06), gray.shape)
+    if rng.random() < 0.25:  # nuclei are bright on dark in one kind, dark on bright in another
+        gray = 1 - gray
+    return np.clip(gray, 0, 1).astype(np.float32)
+
+
+def dim_nuclei(gray, labels, rng):
+    """Draws some nuclei towards the background, as dim ones beside bright ones are in reality."""
+    if not labels.any() or labels.all():
+        return gray
+    background = np.median(gray[labels == 0])
+    factors = np.where(rng.random(labels.max() + 1) < 0.5, 1, rng.uniform(0.2, 1))
+    factors[0] = 1
+    factor = gaussian_filter(factors[labels].astype(np.float32), 1.5)  # no edge of its own
+    return background + (gray - background) * factor
+
+
+def sampling_weights(images: Sequence[np.ndarray]) -> np.ndarray:
+    """How often each image is drawn: a kind of n images sqrt(n) times as often as one of one.
+
+    Kind here is the kind and the size, so that rare microscopes are seen often enough to be
+    learned and not so often that their few images are learned by heart.
+
+    Returns:
+        (N,) float, sums to 1.
+    """
+    kinds = [f"{image_kind(i)} {i.shape[:2]}" for i in images]
+    _, kind, count = np.unique(kinds, return_inverse=True, return_counts=True)
+    weights = 1 / np.sqrt(count[kind])
+    return weights / weights.sum()
+
+
+class KeepEpochs(keras.callbacks.Callback):
+    """After every epoch writes history, best weights and what `--resume` needs, each whole."""
+
+    def __init__(self, out: Path, record: dict, history: list[dict]):
+        super().__init__()
+        self.out, self.record, self.history = out, record, history
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
+        row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
+        row["learning_rate"] = float(self.model.optimizer.learning_rate)
+        best = max((r["val_dice"] for r in self.history), default=-1.0)
+        self.history.append(row)
+        if row["val_dice"] > best:
+            write_whole(self.out / "unet.keras", plain_copy(self.model).save)
+            self.record["best"] = row
+        write_whole(self.out / "history.csv", lambda file: save_history(self.history, file))
+        write_whole(self.out / "training.json", lambda file: save_json(self.record, file))
+        # Last, so that what it says is done is done.
+        write_whole(self.out / "last.weights.h5", self.model.save_weights)
+
+
+def write_whole(file: Path, write) -> None:
+    """Writes to a neighbour with the same ending, then renames: never half a file."""
+    part = file.with_name(f"part-{file.name}")
+    write(part)
+    os.replace(part, file)
+
+
+def save_history(history: list[dict], file: Path) -> None:
+    with open(file, "w", newline="") as stream:
+        table = csv.DictWriter(stream, history[0])
+        table.writeheader()
+        table.writerows(history)
+
+
+def read_history(file: Path) -> list[dict]:
+    """The rows that `save_history` wrote, as numbers."""
+    with open(file, newline="") as stream:
+        rows = [
+            {name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)
+        ]
+    return [row | {"epoch": int(row["epoch"])} for row in rows]
+
+
+def save_json(record: dict, file: Path) -> None:
+    file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def plain_copy(model: keras.Model) -> keras.Model:
+    """The same network in float32 and without optimizer: a third of the size, runs anywhere."""
+    with_policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    copy = Model.Unet(Model.depth_of(model), model.layers[1].filters).build()
+    keras.config.set_dtype_policy(with_policy)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def save_curves(history: list[dict], out: Path) -> list[Path]:
+    """Draws accuracy.png (accuracy and Dice) and loss.png, training beside validation."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    files = []
+    for name, panels in {"accuracy": ("accuracy", "dice"), "loss": ("loss",)}.items():
+        figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            axes.plot(epochs, [row[panel] for row in history], label="training, augmented crops")
+            validation = [row[f"val_{panel}"] for row in history]
+            axes.plot(epochs, validation, label="validation, whole images")
+            axes.set(xlabel="epoch", title={"dice": "Sørensen–Dice"}.get(panel, panel))
+            axes.grid(alpha=0.3)
+            axes.legend()
+        files.append(out / f"{name}.png")
+        write_whole(files[-1], lambda file, figure=figure: figure.savefig(file, dpi=110))
+    return files
+
+
+def describe_run(options: dict, ids: Sequence[str], grays, validation_ids) -> dict:
+    """What training.json says before the first epoch."""
+    digest = hashlib.sha256()
+    for name, gray in zip(ids, grays, strict=True):
+        digest.update(name.encode() + gray.tobytes())
+    return {
+        "options": options,
+        "images": len(ids),
+        "data_sha256": digest.hexdigest(),
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "numpy": np.__version__,
+        },
+        "validation_ids": list(validation_ids),
+    }
+
+
+def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict]:
+    """Loads the last epoch into the compiled model; returns the history up to it.
+
+    Raises:
+        FileNotFoundError: no interrupted training in the folder.
+        ValueError: its options or data were others.
+    """
+    if not (out / "last.weights.h5").is_file():
+        raise FileNotFoundError(f"{out}: no interrupted training here; leave out --resume")
+    before = json.loads((out / "training.json").read_text())
+    for key in ("options", "data_sha256"):
+        if before[key] != record[key]:
+            raise ValueError(f"{out}: that training had other {key}: {before[key]}; give the same")
+    record["best"] = before["best"]
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(out / "last.weights.h5")
+    done = int(model.optimizer.iterations) // steps
+    return read_history(out / "history.csv")[:done]
+
+
+def train(
+    data: str,
+    out: str = OUT,
+    *,
+    epochs: int = EPOCHS,
+    crops: int = CROPS,
+    batch_size: int = BATCH_SIZE,
+    image_size: int = IMAGE_SIZE,
+    learning_rate: float = LEARNING_RATE,
+    base_filters: int = Model.BASE_FILTERS,
+    depth: int = Model.DEPTH,
+    precision: str = PRECISION,
+    seed: int = SEED,
+    go_on: bool = False,
+) -> list[dict]:
+    """Trains and writes everything to `out`.
+
+    Returns:
+        history: one dict an epoch.
+
+    Raises:
+        FileNotFoundError, ValueError: data that cannot be trained on, or options that do not fit.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("data", "out", "go_on")}
+    if image_size % 2**depth:
+        raise ValueError(f"--image-size must be a multiple of {2**depth}, not {image_size}")
+    if min(epochs, crops, batch_size, image_size) < 1 or learning_rate <= 0:
+        raise ValueError("epochs, crops, batch size, image size and learning rate must be above 0")
+    samples = open_source(data)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(precision)
+
+    images, labels = load_samples(samples)
+    ids = [sample.id for sample in samples]
+    training_ids, validation_ids = split_data(ids, images, seed=seed)
+    grays = [to_grayscale(image) for image in images]
+    record = describe_run(options, ids, grays, validation_ids)
+    held = np.isin(ids, validation_ids)
+    training, validation = np.flatnonzero(~held), np.flatnonzero(held)
+    print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")
+
+    steps = math.ceil(crops / batch_size)
+    model = Model.Unet(depth, base_filters).build()
+    warm_up = max(steps * epochs // 30, 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 20,
+        max(steps * epochs - warm_up, 1),
+        alpha=0.01,
+        warmup_target=learning_rate,
+        warmup_steps=warm_up,
+    )
+    model.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=1e-4, clipnorm=1.0),
+        Model.segmentation_loss,
+        metrics=[Model.accuracy, Model.dice],
+    )
+    history = resume(model, out, record, steps) if go_on else []
+    batches = Crops(
+        [grays[i] for i in training],
+        [labels[i] for i in training],
+        sampling_weights([images[i] for i in training]),
+        size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+        first=len(history) * steps,
+        last=epochs * steps,
+    )
+    whole = WholeImages([grays[i] for i in validation], [labels[i] for i in validation], 2**depth)
+    if len(history) < epochs:
+        model.fit(
+            batches,
+            validation_data=whole,
+            epochs=epochs,
+            initial_epoch=len(history),
+            steps_per_epoch=steps,
+            shuffle=False,
+            callbacks=[KeepEpochs(out, record, history), keras.callbacks.TerminateOnNaN()],
+            verbose=2,
+        )
+    (out / "last.weights.h5").unlink(missing_ok=True)
+    return history
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", help="images with masks (default data/stage1_train or data/stage1_train.zip)")
+    add("--out", default=OUT, help=f"folder to write to (default {OUT})")
+    add("--epochs", type=int, default=EPOCHS, help=f"default {EPOCHS}")
+    add("--crops", type=int, default=CROPS, help=f"crops an epoch (default {CROPS})")
+    add("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
+    add("--image-size", type=int, default=IMAGE_SIZE, help=f"crop, pixels (default {IMAGE_SIZE})")
+    add("--learning-rate", type=float, default=LEARNING_RATE, help=f"default {LEARNING_RATE}")
+    add(
+        "--base-filters", type=int, default=Model.BASE_FILTERS, help=f"default {Model.BASE_FILTERS}"
+    )
+    add("--depth", type=int, default=Model.DEPTH, help=f"poolings (default {Model.DEPTH})")
+    add("--precision", choices=("float32", "mixed_bfloat16"), default=PRECISION)
+    add("--seed", type=int, default=SEED, help=f"default {SEED}")
+    add("--resume", action="store_true", help="go on with an interrupted training in --out")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = vars(parse_args(argv))
+    out = Path(options["out"])
+    options["data"] = options["data"] or find_data()
+    history = train(go_on=options.pop("resume"), **options)
+    files = save_curves(history, out)
+    best = max(history, key=lambda row: row["val_dice"])
+    print(f"best epoch {best['epoch']}: validation Dice {best['val_dice']:.4f}")
+    print(f"saved the weights to {out / 'unet.keras'}, curves to {', '.join(map(str, files))}")
+    show_pictures(*files)
+
+
+if __name__ == "__main__":
+    run_script(main)
