@@ -15,7 +15,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -85,7 +84,8 @@ def check_ids(ids: Iterable | None, truths: dict, source: str, predicted_dir: Pa
         images = "IMAGES" if source.lower().endswith(".csv") else source
         raise FileNotFoundError(
             f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted_dir}, "
-            f"first {missing[0]}; run: python Predict_masks.py {images} --out {predicted_dir}"
+            f"first {missing[0]}; "
+            f"run: python Predict_masks.py --data {images} --out {predicted_dir}"
         )
     if ignored := (masks | labels) - set(truths):
         print(f"ignored {len(ignored)} predictions in {predicted_dir} without truth in {source}")
@@ -285,17 +285,13 @@ def format_table(rows: Sequence[dict]) -> str:
 
 def save_scores(rows: Sequence[dict], out: str | Path) -> None:
     """Writes `scores.csv` (worst Dice first) and `scores.png` into the folder `out`."""
-    table, picture = io.StringIO(newline=""), io.BytesIO()
+    table = io.StringIO(newline="")
     writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(sorted(rows, key=lambda row: (row["dice"], row["id"])))
-    draw_scores(rows).savefig(picture, dpi=150)
     Path(out).mkdir(parents=True, exist_ok=True)
-    files = {"scores.csv": table.getvalue().encode(), "scores.png": picture.getvalue()}
-    for name, content in files.items():
-        temporary = Path(out, f".{os.getpid()}-{name}")
-        temporary.write_bytes(content)
-        os.replace(temporary, Path(out, name))  # a reader finds the old file or the new, never half
+    data.write_whole(Path(out, "scores.csv"), lambda f: f.write_bytes(table.getvalue().encode()))
+    data.write_whole(Path(out, "scores.png"), lambda f: draw_scores(rows).savefig(f, dpi=110))
     print(f"saved scores.csv and scores.png to {out}")
 
 

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import gaussian_filter1d
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -130,15 +130,14 @@ def read_image(file: File) -> np.ndarray:
     """
     try:
         content = file.read_bytes()
-        image = (
-            tifffile.imread(io.BytesIO(content))
-            if file.name.lower().endswith((".tif", ".tiff"))
-            else _decode(content)
-        )
+        tiff = file.name.lower().endswith((".tif", ".tiff"))
+        image = _decode_tiff(content) if tiff else _decode(content)
+    except UnidentifiedImageError as error:  # its own text is an address in memory
+        raise ValueError(f"{file}: not an image in a known format; replace or remove it") from error
     except FileNotFoundError:
         raise
     except READ_ERRORS as error:
-        reason = str(error).replace("<_io.BytesIO object", "content").split("\n")[0]
+        reason = str(error).split("\n")[0]
         raise ValueError(
             f"{file}: not a readable image ({reason}); replace or remove it"
         ) from error
@@ -148,6 +147,8 @@ def read_image(file: File) -> np.ndarray:
         image = image[..., 0]
     if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"{file}: expected one gray or RGB image, this has shape {image.shape}")
+    if np.issubdtype(image.dtype, np.inexact) and not np.isfinite(image).all():
+        raise ValueError(f"{file}: it holds values that are no numbers (NaN or infinite); remake it")
     return image
 
 
@@ -156,6 +157,15 @@ def _decode(content: bytes) -> np.ndarray:
         if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):  # colours, not numbers
             picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
         return np.asarray(picture)
+
+
+def _decode_tiff(content: bytes) -> np.ndarray:
+    try:
+        return tifffile.imread(io.BytesIO(content))
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return _decode(content)  # Pillow has its own LZW and JPEG, but fewer types of numbers
 
 
 def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
@@ -238,7 +248,7 @@ def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.n
         ValueError: the first image or mask that cannot be used, by name.
     """
     images, labels = [], []
-    for sample in tqdm(samples, desc="reading", unit="image", disable=len(samples) < 20):
+    for sample in tqdm(samples, desc="reading", unit="image", disable=None):
         images.append(read_image(sample.image))
         labels.append(read_labels(sample, images[-1].shape[:2]))
     return images, labels
@@ -280,6 +290,7 @@ def _matching_edges(ends: np.ndarray, starts: np.ndarray) -> list[tuple[int, int
     squared_difference = squares - 2 * ends @ starts.T / ends.shape[1]
     variance = np.outer(ends.std(axis=1), starts.std(axis=1))
     difference = np.sqrt(np.maximum(squared_difference, 0) / np.maximum(variance, 1e-12))
+    difference[variance < 1e-12] = np.inf  # edges of one value, such as black ones, say nothing
     np.fill_diagonal(difference, np.inf)
     best, back = difference.argmin(axis=1), difference.argmin(axis=0)
     return [
@@ -444,18 +455,31 @@ def format_summary(kinds: Iterable[str], labels: Sequence[np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def find_data() -> str:
-    """The competition's training data, where data/download.py puts it.
+def find_data(or_else: str | None = None) -> str:
+    """The competition's training data, where data/download.py puts it, or else `or_else`.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it is not there and nothing else was named.
     """
-    for place in TRAINING_DATA:
-        if Path(place).exists():
+    for place in (*TRAINING_DATA, or_else):
+        if place and Path(place).exists():
             return place
     raise FileNotFoundError(
         f"no {' or '.join(TRAINING_DATA)}; python data/download.py fetches it, --data names another"
     )
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Has `write` write a neighbour of the file, then renames it: never half a file.
+
+    The neighbour keeps the ending, from which most libraries take the format.
+    """
+    part = file.with_name(f"part-{os.getpid()}-{file.name}")
+    try:
+        write(part)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def show_pictures(*files: str | Path) -> None:
@@ -500,7 +524,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     samples = open_source(args.data)
     images, labels, skipped = [], [], 0
-    for sample in tqdm(samples, desc="reading", unit="image", disable=len(samples) < 20):
+    for sample in tqdm(samples, desc="reading", unit="image", disable=None):
         try:
             image = read_image(sample.image)
             # A plain folder of images has no masks: then the table says 0 nuclei.
@@ -520,7 +544,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = [outline_nuclei(images[i], labels[i]) for i in shown]
     titles = [f"{kinds[i]}, {'x'.join(map(str, images[i].shape[:2]))}" for i in shown]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    save_contact_sheet(pictures, titles, args.out)
+    write_whole(Path(args.out), lambda file: save_contact_sheet(pictures, titles, file))
     print(f"saved the contact sheet to {args.out}")
     return 1 if skipped else 0
 

@@ -16,7 +16,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from Preprocessed_data import (
     show_pictures,
     split_data,
     to_grayscale,
+    write_whole,
 )
 
 EPOCHS = 30
@@ -76,21 +76,16 @@ class Crops(keras.utils.PyDataset):
         return gray, np.stack([make_truth(labels) for _, labels in crops])
 
 
-class WholeImages(keras.utils.PyDataset):
-    """Validation images at their own size, one a batch, padded to what the network takes."""
+def whole_image(gray: np.ndarray, labels: np.ndarray, multiple: int):
+    """A validation image at its own size as a batch of one, padded to what the network takes.
 
-    def __init__(self, grays, labels, multiple):
-        super().__init__()
-        self.grays, self.labels, self.multiple = grays, labels, multiple
-
-    def __len__(self):
-        return len(self.grays)
-
-    def __getitem__(self, index):
-        gray, truth = self.grays[index], make_truth(self.labels[index])
-        pad = [(0, -side % self.multiple) for side in gray.shape]
-        # Padding looks like the image goes on, and has 0 in the channel of pixels that count.
-        return np.pad(gray, pad, "symmetric")[None, ..., None], np.pad(truth, [*pad, (0, 0)])[None]
+    Returns:
+        gray (1, H', W', 1) and truth (1, H', W', 3), H' and W' the next multiples.
+    """
+    pad = [(0, -side % multiple) for side in gray.shape]
+    # Padding looks as if the image went on, and has 0 in the channel of pixels that count.
+    truth = np.pad(make_truth(labels), [*pad, (0, 0)])
+    return np.pad(gray, pad, "symmetric")[None, ..., None], truth[None]
 
 
 def make_truth(labels: np.ndarray) -> np.ndarray:
@@ -194,16 +189,18 @@ def sampling_weights(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class KeepEpochs(keras.callbacks.Callback):
-    """After every epoch writes history, best weights and what `--resume` needs, each whole."""
+    """After every epoch validates, and writes history, best weights and what `--resume` needs."""
 
-    def __init__(self, out: Path, record: dict, history: list[dict]):
+    def __init__(self, out: Path, record: dict, history: list[dict], validation: list[tuple]):
         super().__init__()
         self.out, self.record, self.history = out, record, history
+        self.validation = validation  # gray and labels of each image
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        logs |= self.validate()  # Keras prints what is in logs
         row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
         row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
@@ -217,12 +214,14 @@ class KeepEpochs(keras.callbacks.Callback):
         # Last, so that what it says is done is done.
         write_whole(self.out / "last.weights.h5", self.model.save_weights)
 
-
-def write_whole(file: Path, write) -> None:
-    """Writes to a neighbour with the same ending, then renames: never half a file."""
-    part = file.with_name(f"part-{file.name}")
-    write(part)
-    os.replace(part, file)
+    def validate(self) -> dict[str, float]:
+        """Means over whole images, one at a time: fit() takes no batches of changing shape."""
+        self.model.reset_metrics()
+        multiple = 2 ** Model.depth_of(self.model)
+        for gray, labels in self.validation:
+            means = self.model.test_on_batch(*whole_image(gray, labels, multiple), return_dict=True)
+        self.model.reset_metrics()
+        return {f"val_{name}": float(value) for name, value in means.items()}
 
 
 def save_history(history: list[dict], file: Path) -> None:
@@ -245,6 +244,12 @@ def save_json(record: dict, file: Path) -> None:
     file.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def read_record(weights: str | Path) -> dict:
+    """What training.json beside a weights file says of its training; {} if it is not there."""
+    file = Path(weights).parent / "training.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def plain_copy(model: keras.Model) -> keras.Model:
     """The same network in float32 and without optimizer: a third of the size, runs anywhere."""
     with_policy = keras.config.dtype_policy()
@@ -263,7 +268,9 @@ def save_curves(history: list[dict], out: Path) -> list[Path]:
     files = []
     for name, panels in {"accuracy": ("accuracy", "dice"), "loss": ("loss",)}.items():
         figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
-        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for axes, panel in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
             axes.plot(epochs, [row[panel] for row in history], label="training, augmented crops")
             validation = [row[f"val_{panel}"] for row in history]
             axes.plot(epochs, validation, label="validation, whole images")
@@ -290,6 +297,7 @@ def describe_run(options: dict, ids: Sequence[str], grays, validation_ids) -> di
             "backend": keras.backend.backend(),
             "numpy": np.__version__,
         },
+        "training_ids": sorted(set(ids) - set(validation_ids)),
         "validation_ids": list(validation_ids),
     }
 
@@ -383,16 +391,15 @@ def train(
         first=len(history) * steps,
         last=epochs * steps,
     )
-    whole = WholeImages([grays[i] for i in validation], [labels[i] for i in validation], 2**depth)
+    whole = [(grays[i], labels[i]) for i in validation]
     if len(history) < epochs:
         model.fit(
             batches,
-            validation_data=whole,
             epochs=epochs,
             initial_epoch=len(history),
             steps_per_epoch=steps,
             shuffle=False,
-            callbacks=[KeepEpochs(out, record, history), keras.callbacks.TerminateOnNaN()],
+            callbacks=[KeepEpochs(out, record, history, whole), keras.callbacks.TerminateOnNaN()],
             verbose=2,
         )
     (out / "last.weights.h5").unlink(missing_ok=True)
