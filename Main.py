@@ -3,7 +3,8 @@
 In:  images with masks: --data, else data/stage1_train or data/stage1_train.zip, else data/sample;
      the weights, and beside them training.json with the ids they were trained on, never scored.
 Out: masks, labels, overlays and predictions.png as Predict_masks.py, scores.csv and scores.png as
-     Evaluate_model.py, all in --out (default data/<source name>_predicted).
+     Evaluate_model.py, and comparison.png (image, truth and prediction from the worst Dice to the
+     best), all in --out (default data/<source name>_predicted).
 
     python Main.py
     python Main.py --data data/stage1_train.zip
@@ -19,6 +20,8 @@ import Predict_masks
 import Preprocessed_data
 import Train
 
+COMPARED = 5  # images in comparison.png
+
 
 def choose_samples(data: str, weights: str) -> list[Preprocessed_data.Sample]:
     """The images of a source that these weights were not trained on."""
@@ -31,10 +34,26 @@ def choose_samples(data: str, weights: str) -> list[Preprocessed_data.Sample]:
     return chosen
 
 
+def save_comparison(samples, rows: list[dict], out: Path) -> Path:
+    """Draws image, truth and prediction of images evenly spaced from the worst Dice to the best."""
+    files = {sample.id: sample for sample in samples}
+    pictures, titles = [], []
+    for row in sorted(rows, key=lambda row: row["dice"])[:: -(-len(rows) // COMPARED)]:
+        image = Preprocessed_data.read_image(files[row["id"]].image)
+        truth = Preprocessed_data.read_labels(files[row["id"]], image.shape[:2])
+        predicted = Preprocessed_data.read_image(out / "labels" / f"{row['id']}.tif")
+        for labels in (0 * truth, truth, predicted):
+            pictures.append(Preprocessed_data.outline_nuclei(image, labels))
+        titles += [row["id"][:24], f"truth, {row['nuclei_true']} nuclei"]
+        titles += [f"prediction, {row['nuclei_predicted']} nuclei, Dice {row['dice']:.2f}"]
+    file = out / "comparison.png"
+    Preprocessed_data.save_contact_sheet(pictures, titles, file, columns=3)
+    return file
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--data", help="images with masks")
     parser.add_argument("--weights", default=Predict_masks.WEIGHTS, help="default %(default)s")
     parser.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
@@ -44,15 +63,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     data = args.data or Preprocessed_data.find_data(or_else=Preprocessed_data.DATA)
-    out = args.out or Predict_masks.default_out(data)
+    out = Path(args.out or Predict_masks.default_out(data))
     model = Model.load_unet(args.weights)
     samples = choose_samples(data, args.weights)
     written, unread = Predict_masks.predict_samples(samples, model, out)
-    picture = Predict_masks.show_predictions(out)
+    print(f"saved masks, labels and overlays to {out}")
     rows, unscored = Evaluate_model.evaluate(data, out, written)
     print(Evaluate_model.format_table(rows))
-    Evaluate_model.save_scores(rows, Path(out))
-    print(f"saved masks, labels and overlays to {out}, some of them in {picture}")
+    Evaluate_model.save_scores(rows, out)
+    pictures = Predict_masks.show_predictions(out), save_comparison(samples, rows, out)
+    print(f"saved the pictures {' and '.join(map(str, pictures))}")
+    Preprocessed_data.show_pictures(pictures[-1])
     return 1 if unread or unscored else 0
 
 

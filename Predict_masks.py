@@ -106,6 +106,12 @@ def number_in_order(labels: np.ndarray) -> np.ndarray:
     return (index.reshape(labels.shape) + (used[0] != 0)).astype(np.int32)
 
 
+def make_folders(out: Path) -> None:
+    """Makes the folders that `write_prediction` writes to."""
+    for kind in ("masks", "labels", "overlays"):
+        (out / kind).mkdir(parents=True, exist_ok=True)
+
+
 def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray) -> None:
     """Writes mask, labels and overlay of one image, each whole or not at all.
 
@@ -136,8 +142,7 @@ def predict_samples(
         ids written and ids skipped.
     """
     out = Path(out)
-    for kind in ("masks", "labels", "overlays"):
-        (out / kind).mkdir(parents=True, exist_ok=True)
+    make_folders(out)
     written, skipped = [], []
     for sample in tqdm(list(samples), desc="predicting", unit="image", disable=None):
         try:
@@ -176,7 +181,7 @@ def show_predictions(folder: str | Path) -> Path:
         pictures += [read_image(folder / "overlays" / f"{name}.png"), np.stack([mask] * 3, -1)]
         titles += [name[:24], f"{nuclei} nuclei"]
     file = folder / "predictions.png"
-    write_whole(file, lambda part: save_contact_sheet(pictures, titles, part))
+    save_contact_sheet(pictures, titles, file)
     show_pictures(file)
     return file
 

@@ -1,0 +1,151 @@
+"""Predict_masks: padding, separation of touching nuclei, the files written and shown."""
+
+import keras
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from scipy import ndimage
+from skimage.draw import disk
+
+import Model
+import Predict_masks
+import Preprocessed_data
+
+
+def draw_disks(shape, centres, radius):
+    nucleus = np.zeros(shape, np.float32)
+    for centre in centres:
+        nucleus[disk(centre, radius, shape=shape)] = 1
+    return nucleus
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory):
+    keras.utils.set_random_seed(1)
+    file = tmp_path_factory.mktemp("weights") / "unet.keras"
+    Model.Unet(2, 2).build().save(file)
+    return file
+
+
+class Threshold:
+    """Stands for a network that answers the gray value itself, and never a border."""
+
+    layers = ()
+
+    def predict_on_batch(self, batch):
+        return np.concatenate([batch, np.zeros_like(batch)], axis=-1)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (33, 50), (7, 5), (1, 1), (1, 40)])
+def test_probability_has_the_images_own_size(tiny_weights, shape):
+    gray = np.random.default_rng(0).random(shape, np.float32)
+    for answer in Predict_masks.predict_probability(Model.load_unet(tiny_weights), gray):
+        assert answer.shape == shape and answer.dtype == np.float32
+        assert 0 <= answer.min() and answer.max() <= 1
+
+
+def test_padding_does_not_move_the_image():
+    gray = np.random.default_rng(0).random((13, 17), np.float32)
+    nucleus, border = Predict_masks.predict_probability(Threshold(), gray)
+    np.testing.assert_array_equal(nucleus, gray)
+    assert not border.any()
+
+
+def test_separate_disks_are_counted_and_kept_to_the_pixel():
+    nucleus = draw_disks((80, 100), [(20, 20), (20, 60), (60, 40), (60, 80), (15, 85)], 9)
+    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    expected, count = ndimage.label(nucleus)
+    assert count == labels.max() == 5 and labels.dtype == np.int32
+    np.testing.assert_array_equal(labels > 0, expected > 0)
+
+
+def test_touching_disks_are_parted_at_the_border():
+    nucleus = draw_disks((40, 60), [(20, 20), (20, 37)], 9)
+    border = np.zeros_like(nucleus)
+    border[10:31, 27:31] = 0.9
+    joined = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    parted = Predict_masks.separate_nuclei(nucleus, border)
+    assert joined.max() == 1 and parted.max() == 2
+    np.testing.assert_array_equal(parted > 0, nucleus > 0)
+    assert parted[20, 15] != parted[20, 42]
+    areas = np.bincount(parted.ravel())[1:]
+    assert areas.min() / areas.max() > 0.85
+
+
+def test_holes_are_filled_and_specks_removed():
+    nucleus = draw_disks((60, 60), [(30, 30)], 12)
+    nucleus[28:32, 28:32] = 0
+    nucleus[2:5, 2:5] = 1
+    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    assert labels.max() == 1 and labels[30, 30] == 1 and labels[3, 3] == 0
+
+
+def test_each_number_is_one_connected_piece():
+    rng = np.random.default_rng(3)
+    nucleus = ndimage.gaussian_filter(rng.random((128, 128)), 3)
+    border = ndimage.gaussian_filter(rng.random((128, 128)), 3)
+    nucleus, border = ((x - x.min()) / np.ptp(x) for x in (nucleus, border))
+    labels = Predict_masks.separate_nuclei(nucleus, border * 0.4)
+    assert labels.max() > 5
+    assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
+    for number in range(1, labels.max() + 1):
+        assert ndimage.label(labels == number)[1] == 1
+        assert (labels == number).sum() >= Predict_masks.MIN_AREA
+
+
+def test_nothing_there_gives_no_nucleus():
+    zero = np.zeros((20, 30), np.float32)
+    assert not Predict_masks.separate_nuclei(zero, zero).any()
+
+
+def test_files_agree_and_have_the_promised_types(tmp_path):
+    labels = np.zeros((40, 50), np.int32)
+    labels[5:15, 5:15], labels[20:30, 20:35] = 1, 2
+    image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    Predict_masks.make_folders(tmp_path)
+    Predict_masks.write_prediction(tmp_path, "a", image, labels)
+    mask = np.asarray(Image.open(tmp_path / "masks/a.png"))
+    numbers = tifffile.imread(tmp_path / "labels/a.tif")
+    overlay = np.asarray(Image.open(tmp_path / "overlays/a.png"))
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}
+    assert numbers.dtype == np.uint16 and overlay.shape == (40, 50, 3)
+    np.testing.assert_array_equal(numbers, labels)
+    np.testing.assert_array_equal(mask == 255, labels > 0)
+    assert (overlay[5, 5] == (255, 220, 0)).all()
+
+
+def test_more_nuclei_than_16_bits_hold(tmp_path):
+    labels = np.arange(70_000, dtype=np.int32).reshape(250, 280)
+    Predict_masks.make_folders(tmp_path)
+    Predict_masks.write_prediction(tmp_path, "many", np.zeros((250, 280), np.uint8), labels)
+    numbers = tifffile.imread(tmp_path / "labels/many.tif")
+    assert numbers.dtype == np.uint32 and numbers.max() == 69_999
+
+
+def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, capsys):
+    source, out = tmp_path / "images", tmp_path / "out"
+    source.mkdir()
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(source / "good.png")
+    (source / "broken.png").write_bytes(b"no image")
+    arguments = ["--data", source, "--weights", tiny_weights, "--out", out, "--show"]
+    assert Predict_masks.main([str(a) for a in arguments]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    assert [file.name for file in (out / "masks").iterdir()] == ["good.png"]
+    assert (out / "predictions.png").is_file()
+
+
+def test_show_predictions_reads_only_the_files(tmp_path):
+    Predict_masks.make_folders(tmp_path)
+    labels = np.pad(np.ones((10, 10), np.int32), 10)
+    Predict_masks.write_prediction(tmp_path, "a", np.zeros((30, 30), np.uint8), labels)
+    before = Preprocessed_data.read_image(Predict_masks.show_predictions(tmp_path))
+    inverted = 255 - np.asarray(Image.open(tmp_path / "masks/a.png"))
+    Image.fromarray(inverted).save(tmp_path / "masks/a.png")
+    after = Preprocessed_data.read_image(Predict_masks.show_predictions(tmp_path))
+    assert (before != after).any()
+
+
+def test_show_predictions_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Predict_masks.py"):
+        Predict_masks.show_predictions(tmp_path)
