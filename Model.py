@@ -14,6 +14,7 @@ Segmentation", MICCAI 2015 (here with padded convolutions and batch normalisatio
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 from keras import layers, ops
@@ -24,6 +25,14 @@ DEPTH = 4  # poolings; the deepest features see about 190 pixels, several nuclei
 BASE_FILTERS = 16
 BORDER_WEIGHT = 0.5  # of the border's loss beside the nucleus's, which matters more to the Dice
 FIGURE = "Unet.png"
+ARROWS = {  # kind of layer -> colour and legend
+    "conv": ("#334155", "3×3 convolution, batch norm, ReLU"),
+    "pool": ("#d1495b", "2×2 max pooling"),
+    "upconv": ("#e08e1b", "2×2 up-convolution"),
+    "probability": ("#7c4dab", "1×1 convolution, sigmoid"),
+    "skip": ("#94a3b8", "skip connection (copy and concatenate)"),
+}
+CONTRACTING, COPIED, EXPANSIVE = "#3b6fb6", "#b9d0ee", "#2a9d8f"  # colours of the feature maps
 
 
 class Unet:
@@ -153,6 +162,97 @@ def load_unet(file: str | Path) -> keras.Model:
 def depth_of(model: keras.Model) -> int:
     """Number of poolings: image sides must be multiples of 2 ** depth."""
     return sum(isinstance(layer, layers.MaxPooling2D) for layer in model.layers)
+
+
+def draw_unet(model: keras.Model, file: str | Path, size: int = 256) -> None:
+    """Draws the U from the model's own layers: feature maps as boxes, layers as arrows.
+
+    Args:
+        model: a built U-Net, of `Unet.build` or `load_unet`.
+        file: picture to write; the suffix (.png, .svg, .pdf) chooses the format.
+        size: height and width of the example image, in pixels.
+
+    Raises:
+        ValueError: the size is not a multiple of 2 ** depth.
+    """
+    from matplotlib.figure import Figure  # here, as only the figure needs it
+
+    depth = depth_of(model)
+    if size < 1 or size % 2**depth:
+        raise ValueError(f"size must be a multiple of {2**depth} (2 ** depth), this one is {size}")
+    maps = _feature_maps(model, size)
+    # One unit of the axes is one inch, so boxes and texts keep their scale at every depth.
+    left, right, bottom, top = -1.5, maps[-1].right + 1.5, min(m.low for m in maps) - 1.1, 1.4
+    figure = Figure(figsize=(right - left, top - bottom), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
+    axes.set_axis_off()
+    _draw_maps(axes, maps)
+    middle, caption = (left + right) / 2, f"depth {depth}  ·  {model.count_params():,} parameters"
+    axes.text(middle, 0.85, "U-Net", size=26, weight="bold", ha="center")
+    axes.text(middle, 0.52, caption, size=13, ha="center")
+    for colour, text in ARROWS.values():
+        axes.plot([], [], color=colour, lw=3, label=text)
+    axes.bar(0, 0, color=COPIED, label="copied features")
+    axes.legend(loc="lower center", ncols=min(depth + 1, 3), frameon=False, fontsize=11)
+    figure.savefig(file, dpi=150)
+
+
+def _feature_maps(model: keras.Model, size: int) -> list[SimpleNamespace]:
+    """Walks the layers: each makes a box (in inches), or widens the one before it."""
+    widest = max(layer.output.shape[-1] for layer in model.layers)
+    maps, full, colour, x, top = [], size, CONTRACTING, 0.0, 0.0
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization | layers.ReLU):
+            continue  # part of the arrow of their convolution
+        filters = layer.output.shape[-1]
+        # Roots, here and in the height, or the first boxes would be hairlines, the deepest flat.
+        width = max(0.5 * (filters / widest) ** 0.5, 0.07)
+        if isinstance(layer, layers.Concatenate):  # the copied features, left of the seam
+            m, own = maps[-1], width * maps[-1].filters / filters
+            m.filters, m.seam, m.right = filters, x - own / 2, x + own / 2
+            m.left = m.right - width
+            continue
+        kind = layer.name.split("_")[-1].rstrip("12")
+        if kind == "pool":  # straight below the box before
+            size, top = size // layer.strides[0], maps[-1].low - 0.72
+        elif kind == "upconv":  # straight above
+            size, colour = size * layer.strides[0], EXPANSIVE
+            top = next(m.top for m in maps if m.size == size)
+        elif maps:
+            x = maps[-1].right + 0.4 + width / 2
+        m = SimpleNamespace(kind=kind, size=size, filters=filters, colour=colour, x=x, top=top)
+        m.left = m.seam = x - width / 2
+        m.right, m.low = x + width / 2, top - 1.7 * (size / full) ** 0.6
+        maps.append(m)
+    return maps
+
+
+def _draw_maps(axes, maps: list[SimpleNamespace]) -> None:
+    rows, arrows = {}, []
+    for before, m in zip([None, *maps], maps, strict=False):
+        row, y = rows.setdefault(m.size, []), (m.top + m.low) / 2
+        for left, right, colour in (m.left, m.seam, COPIED), (m.seam, m.right, m.colour):
+            axes.bar(left, m.top - m.low, right - left, m.low, align="edge", color=colour)
+        axes.text((m.left + m.right) / 2, m.top + 0.06, m.filters, ha="center", size=12)
+        if m.kind == "pool":
+            arrows.append(("pool", (m.x, before.low), (m.x, m.top + 0.22)))
+        elif m.kind == "upconv":
+            arrows.append(("upconv", (m.x, before.top + 0.22), (m.x, m.low)))
+        elif before:
+            arrows.append((m.kind, (before.right, y), (m.left, y)))
+        if m.left < m.seam:
+            arrows.append(("skip", (row[-1].right, y), (m.left, y)))
+        row.append(m)
+    for kind, start, end in arrows:
+        style = {"arrowstyle": "-|>", "color": ARROWS[kind][0], "lw": 2.2}
+        axes.annotate("", end, start, size=13, arrowprops=style)
+    for size, (first, *_, last) in rows.items():
+        y, style = (first.top + first.low) / 2, {"va": "center", "size": 11, "color": "#64748b"}
+        axes.text(first.left - 0.1, y, f"{size}×{size}", ha="right", **style)
+        axes.text(last.right + 0.1, y, f"{size}×{size}", **style)
+    y, style = (maps[0].top + maps[0].low) / 2 + 0.18, {"size": 13, "weight": "bold"}
+    axes.text(maps[0].left - 0.1, y, "gray image", ha="right", **style)
+    axes.text(maps[-1].right + 0.1, y, "nucleus\nand border\nprobability", **style)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

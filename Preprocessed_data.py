@@ -14,6 +14,7 @@ import csv
 import io
 import os
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -290,7 +291,6 @@ def _matching_edges(ends: np.ndarray, starts: np.ndarray) -> list[tuple[int, int
     squared_difference = squares - 2 * ends @ starts.T / ends.shape[1]
     variance = np.outer(ends.std(axis=1), starts.std(axis=1))
     difference = np.sqrt(np.maximum(squared_difference, 0) / np.maximum(variance, 1e-12))
-    difference[variance < 1e-12] = np.inf  # edges of one value, such as black ones, say nothing
     np.fill_diagonal(difference, np.inf)
     best, back = difference.argmin(axis=1), difference.argmin(axis=0)
     return [
@@ -325,12 +325,13 @@ def split_data(
     if folds < 2:
         raise ValueError(f"{len(ids)} image(s) of one picture cannot be split; add images")
     kinds = [f"{image_kind(i)} {i.shape[0]}x{i.shape[1]}" for i in images]
-    # Of the folds, the first; scikit-learn warns of kinds rarer than folds, which is no fault here.
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     codes = np.unique(kinds, return_inverse=True)[1]
     rare = np.isin(codes, np.flatnonzero(np.bincount(codes) < folds))
     codes[rare] = codes.max() + 1
-    training, validation = next(iter(splitter.split(codes, codes, pictures)))
+    with warnings.catch_warnings():  # of kinds rarer than folds, which is no fault here
+        warnings.filterwarnings("ignore", "The least populated class")
+        training, validation = next(splitter.split(codes, codes, pictures))  # the first fold
     return sorted(ids[i] for i in training), sorted(ids[i] for i in validation)
 
 
@@ -399,7 +400,7 @@ def read_solution(file: str | Path) -> dict[str, np.ndarray]:
                 if image.shape != shape:
                     raise ValueError(f"size {shape}, in an earlier row {image.shape}")
                 image[rle_decode(row["EncodedPixels"], shape)] = image.max() + 1
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, AttributeError) as error:  # a row may end early
                 raise ValueError(f"{file}, line {rows.line_num}: {error}") from None
     return labels
 
@@ -437,7 +438,7 @@ def save_contact_sheet(
         axes.set_title(title, fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()
-    figure.savefig(out, dpi=110)
+    write_whole(Path(out), lambda file: figure.savefig(file, dpi=110))
 
 
 def format_summary(kinds: Iterable[str], labels: Sequence[np.ndarray]) -> str:
@@ -504,7 +505,10 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename:  # the system's own words, not ours
+            reason = f"{error.filename}: {error.strerror}; name another place or make room there"
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -544,7 +548,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = [outline_nuclei(images[i], labels[i]) for i in shown]
     titles = [f"{kinds[i]}, {'x'.join(map(str, images[i].shape[:2]))}" for i in shown]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(Path(args.out), lambda file: save_contact_sheet(pictures, titles, file))
+    save_contact_sheet(pictures, titles, args.out)
     print(f"saved the contact sheet to {args.out}")
     return 1 if skipped else 0
 

@@ -40,7 +40,7 @@ from Preprocessed_data import (
 )
 
 EPOCHS = 30
-CROPS = 600  # crops an epoch
+CROPS = 512  # crops an epoch
 BATCH_SIZE = 8
 IMAGE_SIZE = 256  # pixels, side of a crop
 LEARNING_RATE = 2e-3
@@ -216,12 +216,12 @@ class KeepEpochs(keras.callbacks.Callback):
 
     def validate(self) -> dict[str, float]:
         """Means over whole images, one at a time: fit() takes no batches of changing shape."""
-        self.model.reset_metrics()
         multiple = 2 ** Model.depth_of(self.model)
-        for gray, labels in self.validation:
-            means = self.model.test_on_batch(*whole_image(gray, labels, multiple), return_dict=True)
-        self.model.reset_metrics()
-        return {f"val_{name}": float(value) for name, value in means.items()}
+        scores = [
+            self.model.test_on_batch(*whole_image(gray, labels, multiple), return_dict=True)
+            for gray, labels in self.validation
+        ]
+        return {f"val_{name}": float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
 
 def save_history(history: list[dict], file: Path) -> None:
