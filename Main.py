@@ -46,9 +46,8 @@ def save_comparison(samples, rows: list[dict], out: Path) -> Path:
             pictures.append(Preprocessed_data.outline_nuclei(image, labels))
         titles += [row["id"][:24], f"truth, {row['nuclei_true']} nuclei"]
         titles += [f"prediction, {row['nuclei_predicted']} nuclei, Dice {row['dice']:.2f}"]
-    file = out / "comparison.png"
-    Preprocessed_data.save_contact_sheet(pictures, titles, file, columns=3)
-    return file
+    Preprocessed_data.save_contact_sheet(pictures, titles, out / "comparison.png", columns=3)
+    return out / "comparison.png"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

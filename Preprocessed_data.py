@@ -149,7 +149,7 @@ def read_image(file: File) -> np.ndarray:
     if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"{file}: expected one gray or RGB image, this has shape {image.shape}")
     if np.issubdtype(image.dtype, np.inexact) and not np.isfinite(image).all():
-        raise ValueError(f"{file}: it holds values that are no numbers (NaN or infinite); remake it")
+        raise ValueError(f"{file}: some of its values are NaN or infinite; replace or remove it")
     return image
 
 

@@ -200,6 +200,8 @@ class KeepEpochs(keras.callbacks.Callback):
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["loss"]):  # the last good epoch stays what it is
+            return
         logs |= self.validate()  # Keras prints what is in logs
         row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
         row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
@@ -312,7 +314,7 @@ def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict
     if not (out / "last.weights.h5").is_file():
         raise FileNotFoundError(f"{out}: no interrupted training here; leave out --resume")
     before = json.loads((out / "training.json").read_text())
-    for key in ("options", "data_sha256"):
+    for key in ("options", "data_sha256", "validation_ids"):
         if before[key] != record[key]:
             raise ValueError(f"{out}: that training had other {key}: {before[key]}; give the same")
     record["best"] = before["best"]
@@ -320,6 +322,25 @@ def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict
     model.load_weights(out / "last.weights.h5")
     done = int(model.optimizer.iterations) // steps
     return read_history(out / "history.csv")[:done]
+
+
+def compile_unet(depth: int, base_filters: int, learning_rate: float, steps: int) -> keras.Model:
+    """The network with its loss, and AdamW whose rate warms up, then falls along a cosine."""
+    warm_up = max(steps // 30, 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 20,
+        max(steps - warm_up, 1),
+        alpha=0.01,
+        warmup_target=learning_rate,
+        warmup_steps=warm_up,
+    )
+    model = Model.Unet(depth, base_filters).build()
+    model.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=1e-4, clipnorm=1.0),
+        Model.segmentation_loss,
+        metrics=[Model.accuracy, Model.dice],
+    )
+    return model
 
 
 def train(
@@ -366,20 +387,7 @@ def train(
     print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")
 
     steps = math.ceil(crops / batch_size)
-    model = Model.Unet(depth, base_filters).build()
-    warm_up = max(steps * epochs // 30, 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 20,
-        max(steps * epochs - warm_up, 1),
-        alpha=0.01,
-        warmup_target=learning_rate,
-        warmup_steps=warm_up,
-    )
-    model.compile(
-        keras.optimizers.AdamW(schedule, weight_decay=1e-4, clipnorm=1.0),
-        Model.segmentation_loss,
-        metrics=[Model.accuracy, Model.dice],
-    )
+    model = compile_unet(depth, base_filters, learning_rate, steps * epochs)
     history = resume(model, out, record, steps) if go_on else []
     batches = Crops(
         [grays[i] for i in training],
@@ -401,6 +409,11 @@ def train(
             shuffle=False,
             callbacks=[KeepEpochs(out, record, history, whole), keras.callbacks.TerminateOnNaN()],
             verbose=2,
+        )
+    if len(history) < epochs:
+        raise ValueError(
+            f"the loss became NaN or infinite in epoch {len(history) + 1}; {out} keeps the epochs "
+            "before it; train again with a smaller --learning-rate"
         )
     (out / "last.weights.h5").unlink(missing_ok=True)
     return history

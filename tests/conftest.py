@@ -1,0 +1,92 @@
+"""Drawn nuclei in Kaggle's layout, and a way to run the scripts as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.draw import disk
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+STAINED = np.array([[235, 220, 230], [110, 60, 140]])  # background, nucleus
+GRAY = np.array([20, 160])
+
+
+def draw_nuclei(shape=(32, 32), seed=0, stained=False):
+    """Four disks and a little noise: image uint8, (H, W) or (H, W, 3), and labels int32."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(shape, np.int32)
+    for number in range(4):
+        corner = np.array([number // 2, number % 2]) * shape / 2
+        centre = corner + np.array(shape) / 4 + rng.uniform(-1, 1, 2)
+        labels[disk(centre, rng.uniform(4, 6), shape=shape)] = number + 1
+    image = (STAINED if stained else GRAY)[(labels > 0).astype(int)]
+    return (image + rng.integers(-15, 16, image.shape)).clip(0, 255).astype(np.uint8), labels
+
+
+def write_source(folder, images):
+    """Writes {id: (image, labels)} as ID/images/ID.png and ID/masks/NUMBER.png."""
+    for name, (image, labels) in images.items():
+        (folder / name / "images").mkdir(parents=True)
+        (folder / name / "masks").mkdir()
+        Image.fromarray(image).save(folder / name / "images" / f"{name}.png")
+        for number in range(1, labels.max() + 1):
+            mask = np.where(labels == number, 255, 0).astype(np.uint8)
+            Image.fromarray(mask).save(folder / name / "masks" / f"{number}.png")
+    return folder
+
+
+def draw_source(folder, count=8, shapes=((32, 32), (30, 36))):
+    """Draws `count` images of several kinds into the folder; returns {id: (image, labels)}.
+
+    In turn gray, RGBA and stained; the shape changes after every such three.
+    """
+    images = {}
+    for seed in range(count):
+        shape = shapes[seed // 3 % len(shapes)]
+        image, labels = draw_nuclei(shape, seed, stained=seed % 3 == 2)
+        if seed % 3 == 1:
+            image = np.dstack([image] * 3 + [np.full(shape, 255, np.uint8)])
+        images[f"image_{seed:02}"] = image, labels
+    write_source(folder, images)
+    return images
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A drawn Kaggle folder of eight images."""
+    draw_source(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run("Train.py", "--help"): the finished process; it ran in tmp_path."""
+
+    def run(script, *arguments):
+        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def mistake(run):
+    """mistake("Train.py", "--data", "none"): the text after "error: ", of exit code 2."""
+
+    def mistake(script, *arguments):
+        answer = run(script, *arguments)
+        lines = answer.stderr.splitlines()
+        # TensorFlow logs before it can be told not to; the script itself says one line.
+        lines = [line for line in lines if " port.cc:" not in line and "cuda" not in line]
+        lines = [line for line in lines if not line.startswith("WARNING: All log messages")]
+        assert answer.returncode == 2, answer.stderr
+        assert len(lines) == 1 and lines[0].startswith("error: "), answer.stderr
+        return lines[0].removeprefix("error: ")
+
+    return mistake

@@ -1,0 +1,183 @@
+"""The network's shapes, its loss and scores on hand-made answers, and its file."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+import Model
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    keras.utils.set_random_seed(0)
+    return Model.Unet(depth=2, base_filters=4).build()
+
+
+def random_case(batch=3, shape=(8, 12)):
+    """truth (batch, H, W, 3) of 0 and 1, all pixels valid, and probability (batch, H, W, 2)."""
+    truth = RNG.integers(0, 2, (batch, *shape, 3)).astype(np.float32)
+    truth[..., 2] = 1
+    return truth, RNG.random((batch, *shape, 2)).astype(np.float32)
+
+
+def value(function, truth, probability):
+    return keras.ops.convert_to_numpy(function(truth, probability))
+
+
+# The network.
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (32, 64), (36, 20)])
+def test_answer_has_the_size_of_the_image(small, shape):
+    answer = small.predict(RNG.random((2, *shape, 1)), verbose=0)
+    assert answer.shape == (2, *shape, 2) and answer.dtype == np.float32
+    assert 0 <= answer.min() < answer.max() <= 1
+
+
+@pytest.mark.parametrize("depth, base_filters", [(1, 3), (2, 4), (3, 2)])
+def test_depth_and_base_filters(depth, base_filters):
+    model = Model.Unet(depth, base_filters).build()
+    assert Model.depth_of(model) == depth
+    convolutions = [layer for layer in model.layers if type(layer) is keras.layers.Conv2D]
+    down = [base_filters * 2**level for level in range(depth + 1) for _ in (1, 2)]
+    up = [base_filters * 2**level for level in reversed(range(depth)) for _ in (1, 2)]
+    assert [layer.filters for layer in convolutions] == [*down, *up, 2]
+
+
+def test_every_level_has_its_skip_connection(small):
+    shapes = {}
+    for level in range(2):
+        skip = small.get_layer(f"up{level}_skip")
+        shapes[level] = [x.shape[-1] for x in skip.input]
+        assert skip.input[0] is small.get_layer(f"down{level}_relu2").output
+    assert shapes == {0: [4, 4], 1: [8, 8]}
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 0}, {"base_filters": 0}, {"depth": -1}])
+def test_a_network_of_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        Model.Unet(**wrong)
+
+
+# Loss and scores.
+
+
+def test_loss_is_near_0_for_the_truth_and_grows_with_the_error():
+    truth, _ = random_case()
+    steps = [value(Model.segmentation_loss, truth, abs(truth[..., :2] - e)) for e in (0, 0.2, 0.9)]
+    assert steps[0].shape == (3,)
+    np.testing.assert_allclose(steps[0], 0, atol=1e-3)
+    assert (steps[0] < steps[1]).all() and (steps[1] < steps[2]).all()
+
+
+def test_loss_by_hand():
+    # Nucleus: one pixel of two, both answered 0.5; border: none, none answered.
+    truth = np.array([[[[1, 0, 1], [0, 0, 1]]]], np.float32)
+    probability = np.array([[[[0.5, 0], [0.5, 0]]]], np.float32)
+    expected = np.log(2) + 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
+    assert value(Model.segmentation_loss, truth, probability) == pytest.approx([expected], abs=1e-4)
+
+
+def test_the_border_weighs_less_than_the_nucleus():
+    truth = np.ones((1, 4, 4, 3), np.float32)
+    wrong = {c: truth[..., :2].copy() for c in (0, 1)}
+    for channel, probability in wrong.items():
+        probability[..., channel] = 0.1
+    nucleus, border = (value(Model.segmentation_loss, truth, wrong[c]) for c in (0, 1))
+    assert border == pytest.approx(Model.BORDER_WEIGHT * nucleus, rel=1e-3)
+
+
+@pytest.mark.parametrize("function", [Model.segmentation_loss, Model.accuracy, Model.dice])
+def test_invalid_pixels_do_not_count(function):
+    truth, probability = random_case()
+    cropped = value(function, truth[:, :5, :9], probability[:, :5, :9])
+    assert not np.allclose(value(function, truth, probability), cropped, rtol=1e-5)
+    truth[:, 5:, :, 2] = truth[:, :, 9:, 2] = 0
+    np.testing.assert_allclose(value(function, truth, probability), cropped, rtol=1e-5)
+
+
+def test_dice_and_accuracy_are_those_of_scikit_learn():
+    truth, probability = random_case()
+    pairs = list(zip(truth[..., 0] > 0.5, probability[..., 0] > 0.5, strict=True))
+    dice = [f1_score(t.ravel(), p.ravel()) for t, p in pairs]
+    accuracy = [accuracy_score(t.ravel(), p.ravel()) for t, p in pairs]
+    assert value(Model.dice, truth, probability) == pytest.approx(dice, abs=1e-5)
+    assert value(Model.accuracy, truth, probability) == pytest.approx(accuracy, abs=1e-5)
+
+
+def test_dice_of_empty_and_disjoint_masks():
+    empty = np.zeros((1, 4, 4, 2), np.float32)
+    truth = np.zeros((1, 4, 4, 3), np.float32)
+    truth[..., 2] = 1
+    assert value(Model.dice, truth, empty) == [1]
+    assert value(Model.dice, truth, empty + 1) == pytest.approx([0], abs=1e-6)
+    truth[..., 0] = 1
+    assert value(Model.dice, truth, empty) == pytest.approx([0], abs=1e-6)
+    assert value(Model.dice, truth, empty + 1) == [1]
+
+
+# The file.
+
+
+def test_saved_and_loaded_it_predicts_the_same(tmp_path, small):
+    small.save(tmp_path / "unet.keras")
+    loaded = Model.load_unet(tmp_path / "unet.keras")
+    gray = RNG.random((1, 16, 24, 1))
+    before, after = (model.predict(gray, verbose=0) for model in (small, loaded))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_it_holds_no_lambda_layer(small):
+    assert not [x.name for x in small.layers if isinstance(x, keras.layers.Lambda)]
+
+
+def make_model(channels_in=1, channels_out=2, first=None):
+    image = keras.Input((None, None, channels_in))
+    x = first(image) if first else image
+    return keras.Model(image, keras.layers.Conv2D(channels_out, 1)(x))
+
+
+FOREIGN = {
+    "three channels in": make_model(channels_in=3).save,
+    "one channel out": make_model(channels_out=1).save,
+    "lambda layer": make_model(first=keras.layers.Lambda(lambda x: x + 1)).save,
+    "text": lambda file: file.write_text("no weights"),
+    "empty": lambda file: file.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_foreign_file_is_refused_by_name(tmp_path, what):
+    FOREIGN[what](tmp_path / "foreign.keras")
+    with pytest.raises(ValueError, match=r"foreign\.keras: ") as caught:
+        Model.load_unet(tmp_path / "foreign.keras")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_named_with_what_makes_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.keras.*python Train\.py"):
+        Model.load_unet(tmp_path / "gone.keras")
+
+
+# The command line.
+
+
+def test_command_draws_the_network(tmp_path, run):
+    answer = run("Model.py", "--depth", 2, "--base-filters", 4, "--out", "x.png")
+    assert answer.returncode == 0, answer.stderr
+    assert "down1_conv2" in answer.stdout and "x.png" in answer.stdout
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mistake_of_the_command(mistake):
+    assert "depth" in mistake("Model.py", "--depth", 0)
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        Model.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("--depth", "--base-filters", "--out"))

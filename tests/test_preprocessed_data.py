@@ -1,0 +1,497 @@
+"""Reading, numbering, graying and splitting, on pictures whose pixels are known."""
+
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import draw_nuclei, draw_source, write_source
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+import Preprocessed_data as data
+
+RNG = np.random.default_rng(0)
+GRAY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+ALPHA = np.full((5, 7), 255, np.uint8)
+
+
+def save(file, pixels, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file, **options)
+    return file
+
+
+def zip_folder(folder, file, prefix=""):
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            archive.write(path, prefix + path.relative_to(folder).as_posix())
+    return file
+
+
+def only(source):
+    (sample,) = data.open_source(source)
+    return sample
+
+
+# One image file.
+
+EXACT = {
+    "gray.png": (GRAY, GRAY),
+    "gray_alpha.png": (np.dstack([GRAY, ALPHA]), GRAY),
+    "rgb.png": (RGB, RGB),
+    "rgba.png": (np.dstack([RGB, ALPHA // 2]), RGB),
+    "one_bit.png": (GRAY > 99, GRAY > 99),
+    "sixteen_bit.png": (GRAY.astype(np.uint16) * 201, GRAY.astype(np.uint16) * 201),
+    "gray.tif": (GRAY, GRAY),
+    "rgb.tiff": (RGB, RGB),
+    "sixteen_bit.tif": (GRAY.astype(np.uint16) * 201, GRAY.astype(np.uint16) * 201),
+    "rgb.bmp": (RGB, RGB),
+    "UPPER.PNG": (RGB, RGB),
+    "UPPER.TIF": (GRAY, GRAY),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_lossless_formats_give_back_the_pixels(tmp_path, name):
+    written, expected = EXACT[name]
+    image = data.read_image(only(save(tmp_path / name, written)).image)
+    assert image.dtype == expected.dtype
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palette_gives_colours_not_numbers(tmp_path, transparent):
+    picture = Image.fromarray(RGB).quantize(8)
+    options = {"transparency": 3} if transparent else {}
+    picture.save(tmp_path / "palette.png", **options)
+    image = data.read_image(tmp_path / "palette.png")
+    np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.JPEG"])
+def test_jpeg_is_about_the_picture(tmp_path, name):
+    smooth = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
+    for pixels in (smooth, np.dstack([smooth] * 3)):
+        image = data.read_image(save(tmp_path / name, pixels, quality=95))
+        assert image.shape == pixels.shape and image.dtype == np.uint8
+        assert np.abs(image.astype(int) - pixels).max() <= 4
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits"])
+def test_compressed_tiff(tmp_path, compression):
+    file = save(tmp_path / "small.tif", RGB, compression=compression)
+    np.testing.assert_array_equal(data.read_image(file), RGB)
+
+
+def test_colour_tiff_keeps_its_16_bits(tmp_path):
+    deep = RGB.astype(np.uint16) * 201
+    for name in ("deep.tif", "DEEP.TIFF"):
+        tifffile.imwrite(tmp_path / name, deep, photometric="rgb")
+        np.testing.assert_array_equal(data.read_image(tmp_path / name), deep)
+
+
+def write_truncated(file):
+    save(file, np.dstack([RNG.integers(0, 256, (50, 70), dtype=np.uint8)] * 3))
+    file.write_bytes(file.read_bytes()[:3000])
+
+
+BROKEN = {
+    "truncated.png": write_truncated,
+    "text.png": lambda file: file.write_text("no picture"),
+    "empty.png": lambda file: file.write_bytes(b""),
+    "text.tif": lambda file: file.write_text("no picture"),
+    "stack.tif": lambda file: tifffile.imwrite(file, np.zeros((4, 5, 7)), photometric="minisblack"),
+    "nan.tif": lambda file: tifffile.imwrite(file, np.full((5, 7), np.nan, np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_image_is_named(tmp_path, name):
+    BROKEN[name](tmp_path / name)
+    with pytest.raises(ValueError, match=re.escape(name)) as caught:
+        data.read_image(tmp_path / name)
+    assert "0x" not in str(caught.value)  # no address in memory
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_is_gone_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        data.read_image(tmp_path / "gone.png")
+
+
+# Sources.
+
+
+def test_a_folder_of_images_sorted_by_id(tmp_path):
+    for name in ("b.png", "c.TIF", "a.jpg", "Notes.png", ".hidden.png"):
+        save(tmp_path / name, GRAY)
+    (tmp_path / "notes.txt").write_text("no image")
+    samples = data.open_source(tmp_path)
+    assert [sample.id for sample in samples] == ["Notes", "a", "b", "c"]
+    assert all(sample.masks == () for sample in samples)
+
+
+def test_a_single_file(tmp_path):
+    save(tmp_path / "other.png", RGB)
+    sample = only(save(tmp_path / "one.png", GRAY))
+    assert (sample.id, sample.masks) == ("one", ())
+    np.testing.assert_array_equal(data.read_image(sample.image), GRAY)
+
+
+@pytest.mark.parametrize("prefix", ["", "stage1_train/"])
+def test_kaggle_folder_and_zip_give_the_drawn_arrays(tmp_path, prefix):
+    drawn = draw_source(tmp_path / "source")
+    for place in ("__MACOSX/image_00/images", "image_00/masks/.cache"):
+        save(tmp_path / "source" / place / "no.png", GRAY)
+    save(tmp_path / "source" / "image_00" / "masks" / "._1.png", GRAY)
+    archive = zip_folder(tmp_path / "source", tmp_path / "source.zip", prefix)
+    for place in (tmp_path / "source", archive):
+        samples = data.open_source(place)
+        images, labels = data.load_samples(samples)
+        assert [sample.id for sample in samples] == sorted(drawn)
+        for name, image, label in zip(sorted(drawn), images, labels, strict=True):
+            pixels, truth = drawn[name]
+            np.testing.assert_array_equal(image, pixels[..., :3] if pixels.ndim == 3 else pixels)
+            np.testing.assert_array_equal(label, truth)
+            assert label.dtype == np.int32
+
+
+def test_a_zip_is_read_in_place(tmp_path, source):
+    archive = zip_folder(source, tmp_path / "source.zip")
+    before = sorted(tmp_path.rglob("*"))
+    data.load_samples(data.open_source(archive))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_sources_that_hold_nothing_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        data.open_source(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no images"):
+        data.open_source(tmp_path / "empty")
+    (tmp_path / "table.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"table\.csv"):
+        data.open_source(tmp_path / "table.csv")
+    (tmp_path / "half.zip").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match=r"half\.zip"):
+        data.open_source(tmp_path / "half.zip")
+
+
+def test_two_images_of_one_id_are_refused(tmp_path):
+    save(tmp_path / "same.png", GRAY)
+    save(tmp_path / "same.jpg", GRAY)
+    with pytest.raises(ValueError, match="same"):
+        data.open_source(tmp_path)
+
+
+# Labels.
+
+TWO = np.zeros((6, 8), np.int32)
+TWO[1:3, 1:4], TWO[4:6, 5:8] = 1, 2
+MASKS = {
+    "0 and 1": lambda mask: mask.astype(np.uint8),
+    "0 and 255": lambda mask: mask.astype(np.uint8) * 255,
+    "one bit": lambda mask: mask,
+    "16 bit": lambda mask: mask.astype(np.uint16) * 256,
+    "RGBA": lambda mask: np.dstack(
+        [mask.astype(np.uint8) * 255] * 3 + [np.full_like(mask, 255, np.uint8)]
+    ),
+}
+
+
+@pytest.mark.parametrize("way", MASKS)
+def test_masks_of_any_value_become_numbers(tmp_path, way):
+    save(tmp_path / "a" / "images" / "a.png", np.zeros(TWO.shape, np.uint8))
+    for number in (1, 2):
+        save(tmp_path / "a" / "masks" / f"{number}.png", MASKS[way](TWO == number))
+    labels = data.read_labels(only(tmp_path), TWO.shape)
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, TWO)
+
+
+def test_a_mask_of_another_size_is_named(tmp_path):
+    write_source(tmp_path, {"a": draw_nuclei()})
+    save(tmp_path / "a" / "masks" / "odd.png", GRAY)
+    with pytest.raises(ValueError, match=r"odd\.png.*\(5, 7\).*\(32, 32\)"):
+        data.load_samples(data.open_source(tmp_path))
+
+
+def test_an_image_without_masks_is_named(tmp_path):
+    save(tmp_path / "bare" / "images" / "bare.png", GRAY)
+    with pytest.raises(ValueError, match=r"bare\.png.*no masks"):
+        data.load_samples(data.open_source(tmp_path))
+
+
+# Gray.
+
+
+def test_gray_is_float32_from_0_to_1():
+    for image in (GRAY, RGB, GRAY > 99, GRAY.astype(np.uint16), GRAY / 7.0 - 3):
+        gray = data.to_grayscale(image)
+        assert gray.dtype == np.float32 and gray.shape == (5, 7)
+        assert (gray.min(), gray.max()) == (0, 1)
+
+
+def test_gray_keeps_the_order_of_brightness():
+    # So many pixels that the percentiles lie inside the values.
+    gray = data.to_grayscale(np.arange(10_000, dtype=np.uint16).reshape(100, 100)).ravel()
+    assert (np.diff(gray) >= 0).all()
+    assert gray[5015] == pytest.approx((0.5015 - 0.005) / (0.998 - 0.005), abs=1e-3)
+
+
+def test_gray_of_colour_is_luminance():
+    red_green_blue = np.zeros((1, 4, 3), np.uint8)
+    red_green_blue[0, [1, 2, 3], [0, 1, 2]] = 255
+    gray = data.to_grayscale(red_green_blue)[0]
+    assert gray[0] < gray[3] < gray[1] < gray[2]  # black, blue, red, green
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_a_constant_image_is_all_0(value):
+    gray = data.to_grayscale(np.full((4, 4), value, np.uint8))
+    np.testing.assert_array_equal(gray, np.zeros((4, 4)))
+
+
+def test_one_bright_pixel_in_a_thousand_is_not_lost():
+    image = np.zeros((50, 50), np.uint8)
+    image[3, 4] = 90
+    np.testing.assert_array_equal(data.to_grayscale(image), image > 0)
+
+
+@pytest.mark.parametrize("stained", [False, True])
+def test_the_same_picture_in_8_and_16_bits_gives_the_same_gray(stained):
+    image = draw_nuclei(stained=stained)[0]
+    deeper = image.astype(np.uint16) * 257
+    np.testing.assert_allclose(data.to_grayscale(deeper), data.to_grayscale(image), atol=1e-5)
+    np.testing.assert_allclose(data.to_grayscale(image / 255), data.to_grayscale(image), atol=1e-5)
+
+
+def test_kinds():
+    gray, stained = draw_nuclei()[0], draw_nuclei(stained=True)[0]
+    assert data.image_kind(gray) == "fluorescence"
+    assert data.image_kind(np.dstack([gray] * 3)) == "fluorescence"
+    assert data.image_kind(gray.astype(np.uint16) * 257) == "fluorescence"
+    assert data.image_kind(255 - gray) == "brightfield"
+    assert data.image_kind(stained) == "stained tissue"
+
+
+# Tiles and the split.
+
+
+def draw_texture(seed, side=128):
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), 3)
+    return (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+
+
+def cut_tiles(picture):
+    rows, columns = (side // 2 for side in picture.shape[:2])
+    corners = [(row, column) for row in (0, rows) for column in (0, columns)]
+    return [picture[r : r + rows, c : c + columns] for r, c in corners]
+
+
+def draw_tiled(pictures=3, singles=12):
+    """ids and images: tiles of some pictures, textures of their own among them."""
+    images = {f"single_{seed:02}": draw_texture(seed, 64) for seed in range(singles)}
+    for seed in range(pictures):
+        for number, tile in enumerate(cut_tiles(draw_texture(100 + seed))):
+            images[f"{number}_of_{seed}"] = tile
+    ids = sorted(images)
+    return ids, [images[i] for i in ids]
+
+
+def test_tiles_of_one_picture_are_found_among_others():
+    ids, images = draw_tiled()
+    pictures = dict(zip(ids, data.group_tiles(images), strict=True))
+    for seed in range(3):
+        assert len({pictures[f"{number}_of_{seed}"] for number in range(4)}) == 1
+    assert len(set(pictures.values())) == 3 + 12
+
+
+def test_tiles_in_colour_are_found():
+    picture = np.dstack([draw_texture(1), draw_texture(2), draw_texture(3)])
+    others = [np.dstack([draw_texture(seed, 64)] * 3) for seed in range(4, 8)]
+    pictures = data.group_tiles(cut_tiles(picture) + others)
+    assert len(set(pictures[:4])) == 1 and len(set(pictures)) == 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_never_separates_tiles(seed):
+    ids, images = draw_tiled()
+    training, validation = data.split_data(ids, images, 0.25, seed)
+    assert sorted(training + validation) == ids
+    assert training == sorted(training) and validation == sorted(validation)
+    sides = [{i[1:] for i in side if "_of_" in i} for side in (training, validation)]
+    assert not sides[0] & sides[1]
+
+
+def test_split_is_reproducible_and_follows_the_seed():
+    ids, images = draw_tiled()
+    splits = [data.split_data(ids, images, 0.2, seed) for seed in (1, 1, 2, 3, 4)]
+    assert splits[0] == splits[1]
+    assert len({tuple(validation) for _, validation in splits}) > 1
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.15, 0.25, 0.5])
+def test_split_takes_about_the_fraction(fraction):
+    ids = [f"{i:03}" for i in range(60)]
+    images = [draw_texture(i, 24) for i in range(60)]
+    _, validation = data.split_data(ids, images, fraction)
+    assert len(validation) == pytest.approx(60 * fraction, abs=3)
+
+
+def test_split_keeps_kinds_in_proportion():
+    images = [draw_nuclei(seed=i, stained=i % 3 == 0)[0] for i in range(60)]
+    ids = [f"{i:03}" for i in range(60)]
+    _, validation = data.split_data(ids, images, 0.2)
+    stained = sum(int(i) % 3 == 0 for i in validation)
+    assert len(validation) == pytest.approx(12, abs=2) and 3 <= stained <= 5
+
+
+def test_split_of_rare_kinds_warns_of_nothing(recwarn):
+    images = [draw_nuclei(seed=i, stained=i == 0)[0] for i in range(9)]
+    data.split_data(list("abcdefghi"), images)
+    assert not recwarn.list
+
+
+def test_split_that_is_impossible():
+    with pytest.raises(ValueError, match="add images"):
+        data.split_data(["a"], [GRAY])
+    with pytest.raises(ValueError, match="0.9"):
+        data.split_data(["a", "b"], [GRAY, GRAY], fraction=0.9)
+
+
+# Run lengths.
+
+
+def encode_slowly(mask):
+    """Pixel by pixel, as the competition describes it."""
+    runs, before = [], False
+    for number, pixel in enumerate(mask.T.reshape(-1), start=1):
+        if pixel and not before:
+            runs.append([number, 0])
+        if pixel:
+            runs[-1][1] += 1
+        before = pixel
+    return " ".join(f"{start} {length}" for start, length in runs)
+
+
+BY_HAND = {
+    "": [[0, 0, 0], [0, 0, 0]],
+    "1 6": [[1, 1, 1], [1, 1, 1]],
+    "1 1": [[1, 0, 0], [0, 0, 0]],
+    "6 1": [[0, 0, 0], [0, 0, 1]],
+    "2 1 4 1 6 1": [[0, 0, 0], [1, 1, 1]],
+    "2 2": [[0, 1, 0], [1, 0, 0]],  # from the foot of one column to the head of the next
+}
+
+
+@pytest.mark.parametrize("runs", BY_HAND)
+def test_run_lengths_by_hand(runs):
+    mask = np.array(BY_HAND[runs], bool)
+    assert data.rle_encode(mask) == runs
+    decoded = data.rle_decode(runs, (2, 3))
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, mask)
+
+
+def test_run_lengths_there_and_back():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        mask = rng.random(rng.integers(1, 12, 2)) < rng.random()
+        runs = data.rle_encode(mask)
+        assert runs == encode_slowly(mask)
+        np.testing.assert_array_equal(data.rle_decode(runs, mask.shape), mask)
+
+
+@pytest.mark.parametrize("runs", ["1", "1 2 3", "a b", "1.5 2", "0 1", "1 0", "-1 2", "6 2", "7 1"])
+def test_runs_that_are_none(runs):
+    with pytest.raises(ValueError, match="run"):
+        data.rle_decode(runs, (2, 3))
+
+
+# The solution table.
+
+HEADER = "ImageId,EncodedPixels,Height,Width,Usage\n"
+
+
+def write_table(tmp_path, rows, header=HEADER):
+    (tmp_path / "solution.csv").write_text(header + rows)
+    return tmp_path / "solution.csv"
+
+
+def test_solution_numbers_nuclei_and_leaves_out_ignored_rows(tmp_path):
+    rows = "a,1 2,2,3,Private\nb,1 4,2,2,Ignored\na,5 2,2,3,Public\nc,2 1,1,2,Private\n"
+    labels = data.read_solution(write_table(tmp_path, rows))
+    assert sorted(labels) == ["a", "c"]
+    assert labels["a"].dtype == np.int32
+    assert labels["a"].tolist() == [[1, 0, 2], [1, 0, 2]]
+    assert labels["c"].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    "row", ["a,1 2,3,2,Public", "a,9 9,2,3,Public", "a,1 2,two,3,Public", "a,1 2,2", "a"]
+)
+def test_a_wrong_row_is_named_by_its_line(tmp_path, row):
+    file = write_table(tmp_path, f"a,1 2,2,3,Public\n{row}\n")
+    with pytest.raises(ValueError, match=r"solution\.csv, line 3: "):
+        data.read_solution(file)
+
+
+def test_a_row_that_ends_before_its_runs(tmp_path):
+    file = write_table(tmp_path, "a,2,3\n", "ImageId,Height,Width,EncodedPixels\n")
+    with pytest.raises(ValueError, match=r"solution\.csv, line 2: "):
+        data.read_solution(file)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    file = write_table(tmp_path, "a,1 2\n", "ImageId,EncodedPixels\n")
+    with pytest.raises(ValueError, match=r"solution\.csv: no column Height, Width"):
+        data.read_solution(file)
+
+
+# Pictures and the command line.
+
+
+def test_outlines_are_drawn_on_nuclei_only():
+    image, labels = draw_nuclei()
+    picture = data.outline_nuclei(image, labels)
+    assert picture.dtype == np.uint8 and picture.shape == (32, 32, 3)
+    yellow = (picture == (255, 220, 0)).all(axis=-1)
+    assert yellow.any() and (labels[yellow] > 0).all()
+    assert set(labels[yellow]) == {1, 2, 3, 4}
+    assert not yellow[10:12, 15:17].any()
+
+
+def test_contact_sheet_shows_every_picture(tmp_path):
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 0, 250), (0, 250, 250)]
+    pictures = [np.full((20, 30, 3), colour, np.uint8) for colour in colours]
+    data.save_contact_sheet(pictures, list("abcde"), tmp_path / "sheet.png")
+    sheet = data.read_image(tmp_path / "sheet.png")
+    for colour in colours:
+        assert (sheet == colour).all(axis=-1).sum() > 1000
+
+
+def test_command_writes_a_table_and_a_contact_sheet(tmp_path, run, source):
+    answer = run("Preprocessed_data.py", "--data", source, "--out", "new/sheet.png")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert re.search(r"fluorescence +6 +24 +32x32 +30x36", answer.stdout)
+    assert re.search(r"stained tissue +2 +8 ", answer.stdout)
+    assert "saved the contact sheet to new/sheet.png" in answer.stdout
+    assert data.read_image(tmp_path / "new" / "sheet.png").std() > 10
+
+
+def test_command_names_a_broken_image_and_goes_on(run, source):
+    (source / "image_03" / "images" / "image_03.png").write_text("no picture")
+    answer = run("Preprocessed_data.py", "--data", source, "--out", "sheet.png")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("skipped: ") and answer.stderr.count("\n") == 1
+    assert "image_03.png" in answer.stderr and "7 images" in answer.stdout
+
+
+def test_help_and_mistakes_of_the_command(run, mistake):
+    answer = run("Preprocessed_data.py", "--help")
+    assert answer.returncode == 0 and "--data" in answer.stdout
+    assert "nowhere" in mistake("Preprocessed_data.py", "--data", "nowhere")

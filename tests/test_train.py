@@ -1,0 +1,396 @@
+"""Targets, augmentation and a training that can be stopped, on drawn nuclei and a tiny network."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from conftest import draw_nuclei, draw_source
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
+
+import Model
+import Preprocessed_data
+import Train
+
+TINY = {"crops": 16, "batch_size": 4, "image_size": 32, "base_filters": 4, "depth": 2}
+TINY |= {"epochs": 3, "learning_rate": 0.01, "precision": "float32", "seed": 3}
+IDS = [f"image_{number:02}" for number in range(8)]
+
+
+@pytest.fixture(autouse=True)
+def keep_precision():
+    """train() sets it for the whole process."""
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
+def as_arguments(options):
+    return [word for k, v in options.items() for word in ("--" + k.replace("_", "-"), str(v))]
+
+
+def without_seconds(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def assert_same_history(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(without_seconds(one), without_seconds(other), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+# What the network should answer.
+
+
+def test_truth_of_two_touching_squares():
+    labels = np.zeros((20, 20), np.int32)
+    labels[5:15, 2:10], labels[5:15, 10:18] = 1, 2
+    border = np.zeros((20, 20))
+    border[3:17, 8:12] = 1  # two pixels to each side of the seam, and beyond its ends
+    truth = Train.make_truth(labels)
+    assert truth.dtype == np.float32
+    np.testing.assert_array_equal(truth[..., 0], labels > 0)
+    np.testing.assert_array_equal(truth[..., 1], border)
+    np.testing.assert_array_equal(truth[..., 2], np.ones((20, 20)))
+
+
+@pytest.mark.parametrize("gap, columns", [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (5, 0)])
+def test_border_only_where_nuclei_are_close(gap, columns):
+    labels = np.zeros((20, 30), np.int32)
+    labels[:, 2:10], labels[:, 10 + gap : 20 + gap] = 1, 2
+    border = Train.make_truth(labels)[..., 1]
+    expected = np.zeros((20, 30))
+    start = 10 - columns // 2 + gap // 2 + (gap % 2 if columns % 2 == 0 else 0)
+    expected[:, start : start + columns] = 1
+    np.testing.assert_array_equal(border, expected)
+
+
+def test_no_border_without_neighbours():
+    labels = np.zeros((20, 20), np.int32)
+    assert not Train.make_truth(labels)[..., :2].any()
+    labels[5:9, 5:9] = 7
+    assert not Train.make_truth(labels)[..., 1].any()
+
+
+def test_validation_images_are_padded_to_the_next_multiple():
+    gray, labels = draw_nuclei((30, 37))
+    padded, truth = Train.whole_image(gray, labels, 4)
+    assert padded.shape == (1, 32, 40, 1) and truth.shape == (1, 32, 40, 3)
+    np.testing.assert_array_equal(padded[0, :30, :37, 0], gray)
+    np.testing.assert_array_equal(truth[0, :30, :37], Train.make_truth(labels))
+    assert truth[..., 2].sum() == 30 * 37
+
+
+# Augmentation.
+
+
+def draw_crop(shape=(64, 80), seed=0):
+    image, labels = draw_nuclei(shape, seed)
+    return Preprocessed_data.to_grayscale(image), labels
+
+
+def test_image_and_labels_move_together():
+    _, labels = draw_nuclei((96, 80))
+    mask = (labels > 0).astype(np.float32)
+    moved = 0
+    for seed in range(30):
+        gray, warped = Train.warp(mask, labels, 64, np.random.default_rng(seed))
+        assert gray.shape == warped.shape == (64, 64)
+        assert set(np.unique(warped)) <= set(range(5))
+        assert np.mean((gray > 0.5) == (warped > 0)) > 0.97  # the two round differently on rims
+        moved += np.mean((gray > 0.5) != (mask[:64, :64] > 0)) > 0.01
+    assert moved >= 28
+
+
+def test_crops_differ_and_are_the_rngs_alone():
+    gray, labels = draw_crop()
+    crops = [Train.augment(gray, labels, 32, np.random.default_rng(s)) for s in (1, 1, 2)]
+    for one, other in zip(crops[0], crops[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(crops[0][0], crops[2][0])
+
+
+@pytest.mark.parametrize("shape", [(64, 80), (20, 200), (16, 16)])
+def test_crops_are_grays_and_labels_also_of_small_images(shape):
+    gray, labels = draw_crop(shape)
+    before = gray.copy(), labels.copy()
+    for seed in range(30):
+        crop, numbers = Train.augment(gray, labels, 32, np.random.default_rng(seed))
+        assert crop.shape == numbers.shape == (32, 32)
+        assert (crop.dtype, numbers.dtype) == (np.float32, np.int32)
+        assert 0 <= crop.min() <= crop.max() <= 1
+    np.testing.assert_array_equal(gray, before[0])
+    np.testing.assert_array_equal(labels, before[1])
+
+
+def test_crops_look_for_nuclei():
+    labels = np.zeros((400, 400), np.int32)
+    labels[100:200, 100:200] = 1  # a sixteenth of the image
+    gray, rng = labels.astype(np.float32), np.random.default_rng(0)
+    centres = [Train.warp(gray, labels, 32, rng)[1][16, 16] for _ in range(200)]
+    # Half of the crops look up to ten times: 0.5 / 16 + 0.5 * (1 - (15 / 16) ** 10) = 0.27
+    assert 0.18 < np.mean(centres) < 0.36
+
+
+class OneCoin:
+    """A generator whose coins all fall so that nothing happens, but the one of number `coin`."""
+
+    def __init__(self, coin=None):
+        self.coin, self.tossed = coin, 0
+
+    def random(self, size=None):
+        if size is not None:
+            return np.full(size, 0.99)
+        self.tossed += 1
+        return 0.0 if self.tossed - 1 == self.coin else 0.99
+
+    def uniform(self, low, high, size=None):
+        return np.full(size or (), low + 0.25 * (high - low))[()]
+
+    def normal(self, mean, deviation, size):
+        return np.random.default_rng(0).normal(mean, deviation, size)
+
+
+PIECES = ("nuclei", "illumination", "blur", "noise", "inversion")
+
+
+@pytest.mark.parametrize("coin", range(len(PIECES)), ids=PIECES)
+def test_every_piece_of_change_intensity_changes_pixels(coin):
+    gray, labels = draw_crop((32, 32))
+    nothing, one = OneCoin(), OneCoin(coin)
+    plain = Train.change_intensity(gray, labels, nothing)
+    changed = Train.change_intensity(gray, labels, one)
+    assert nothing.tossed == len(PIECES)
+    assert np.mean(abs(changed - plain) > 1e-3) > 0.05
+    if PIECES[coin] == "nuclei":  # the background far from nuclei stays
+        assert abs(changed - plain)[labels > 0].mean() > 5 * abs(changed - plain)[:3].mean()
+
+
+def test_gamma_and_contrast_change_pixels(monkeypatch):
+    gray, labels = draw_crop((32, 32))
+    results = []
+    for gammas in ((1, 1), (2, 2)):
+        monkeypatch.setattr(Train, "GAMMAS", gammas)
+        results.append(Train.change_intensity(gray, labels, OneCoin()))
+    assert abs(results[0] - gray).mean() > 0.01  # contrast and brightness
+    assert abs(results[1] - results[0]).mean() > 0.01  # gamma
+
+
+def test_rare_kinds_are_drawn_more_often():
+    images = [draw_nuclei(seed=i)[0] for i in range(9)]
+    images += [draw_nuclei(stained=True)[0], *[draw_nuclei((30, 36))[0]] * 4]
+    weights = Train.sampling_weights(images)
+    assert weights.shape == (14,) and weights.sum() == pytest.approx(1)
+    assert weights[9] > weights[10] > weights[0] > 0
+    # A kind of 9 is drawn 3 times, a kind of 4 twice as often as a kind of 1.
+    sums = [weights[:9].sum(), weights[9], weights[10:].sum()]
+    np.testing.assert_allclose(np.array(sums) / sums[1], [3, 1, 2])
+
+
+def test_batches_follow_from_seed_and_number():
+    grays, labels = zip(*(draw_crop((40, 40), seed) for seed in range(3)), strict=True)
+    options = {"size": 32, "batch_size": 2, "last": 9}
+    weights = np.full(3, 1 / 3)
+    whole = Train.Crops(grays, labels, weights, seed=1, first=0, **options)
+    later = Train.Crops(grays, labels, weights, seed=1, first=4, **options)
+    other = Train.Crops(grays, labels, weights, seed=2, first=0, **options)
+    assert (len(whole), len(later)) == (9, 5)
+    assert whole[0][0].shape == (2, 32, 32, 1) and whole[0][1].shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(whole[4][0], later[0][0])
+    assert not np.array_equal(whole[0][0], whole[1][0])
+    assert not np.array_equal(whole[0][0], other[0][0])
+
+
+# Training.
+
+
+def test_training_steps_lower_the_loss():
+    keras.utils.set_random_seed(0)
+    crops = [draw_crop((32, 32), seed) for seed in range(4)]
+    gray = np.stack([gray for gray, _ in crops])[..., None]
+    truth = np.stack([Train.make_truth(labels) for _, labels in crops])
+    model = Model.Unet(2, 4).build()
+    model.compile("adam", Model.segmentation_loss)
+    loss = model.fit(gray, truth, epochs=12, verbose=0).history["loss"]
+    assert loss[-1] < 0.9 * loss[0]
+
+
+def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
+    keras.utils.set_random_seed(1)
+    model = Model.Unet(2, 4).build()
+    model.compile("adam", Model.segmentation_loss, metrics=[Model.accuracy, Model.dice])
+    images = [draw_crop(shape, i) for i, shape in enumerate([(32, 32), (32, 32), (36, 44)])]
+    keeper = Train.KeepEpochs(tmp_path, {}, [], images)
+    keeper.set_model(model)
+    pairs = []
+    for gray, labels in images:
+        probability = model.predict(gray[None, ..., None], verbose=0)[0, ..., 0]
+        pairs.append(((labels > 0).ravel(), (probability > 0.5).ravel()))
+    for _ in range(2):  # a second time nothing is left over from the first
+        means = keeper.validate()
+        assert means["val_dice"] == pytest.approx(np.mean([f1_score(*p) for p in pairs]), abs=1e-4)
+        accuracy = np.mean([accuracy_score(*p) for p in pairs])
+        assert means["val_accuracy"] == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_the_kept_copy_is_float32_and_answers_the_same():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = Model.Unet(2, 4).build()
+    copy = Train.plain_copy(model)
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    assert {layer.compute_dtype for layer in copy.layers} == {"float32"}
+    for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_source(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory):
+    """What the command leaves behind, a training from beginning to end."""
+    out = tmp_path_factory.mktemp("trained") / "new" / "weights"
+    Train.main(["--data", str(drawn), "--out", str(out), *as_arguments(TINY)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def interrupted(drawn, tmp_path_factory):
+    """What is left of the same training, stopped by Ctrl-C in its third epoch."""
+
+    class Stopped(Train.KeepEpochs):
+        def on_train_batch_end(self, batch, logs=None):
+            if len(self.history) == 2 and batch == 1:
+                raise KeyboardInterrupt
+
+    out = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Train, "KeepEpochs", Stopped)
+        with pytest.raises(KeyboardInterrupt):
+            Train.train(str(drawn), str(out), **TINY)
+    return out
+
+
+@pytest.fixture
+def stopped(interrupted, tmp_path):
+    return shutil.copytree(interrupted, tmp_path / "stopped")
+
+
+def test_training_leaves_these_files_and_no_others(trained):
+    files = ["accuracy.png", "history.csv", "loss.png", "training.json", "unet.keras"]
+    assert sorted(file.name for file in trained.iterdir()) == files
+    for name in ("accuracy.png", "loss.png"):
+        picture = Preprocessed_data.read_image(trained / name)
+        assert min(picture.shape[:2]) > 300 and picture.std() > 5
+
+
+def test_history_has_a_row_an_epoch(trained):
+    history = Train.read_history(trained / "history.csv")
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    names = {"loss", "accuracy", "dice", "val_loss", "val_accuracy", "val_dice", "learning_rate"}
+    assert all(names < set(row) for row in history)
+    assert all(0 <= row[name] <= 1 for row in history for name in ("val_dice", "val_accuracy"))
+    assert len({row["loss"] for row in history}) == 3
+
+
+def test_training_json_says_what_was_trained_on(trained, drawn):
+    record = json.loads((trained / "training.json").read_text())
+    assert record["options"] == TINY
+    assert record["images"] == 8 and len(record["data_sha256"]) == 64
+    assert record["validation_ids"] and record["training_ids"]
+    assert sorted(record["training_ids"] + record["validation_ids"]) == IDS
+    assert record == Train.read_record(trained / "unet.keras")
+    history = Train.read_history(trained / "history.csv")
+    assert record["best"] == max(history, key=lambda row: row["val_dice"])
+
+
+def test_the_weights_are_those_of_the_best_epoch(trained, drawn):
+    model = Model.load_unet(trained / "unet.keras")
+    record = json.loads((trained / "training.json").read_text())
+    scores = []
+    for sample in Preprocessed_data.open_source(drawn):
+        if sample.id in record["validation_ids"]:
+            image = Preprocessed_data.read_image(sample.image)
+            labels = Preprocessed_data.read_labels(sample, image.shape[:2])
+            gray = Preprocessed_data.to_grayscale(image)
+            padded, truth = Train.whole_image(gray, labels, 4)
+            score = Model.dice(truth, model.predict(padded, verbose=0))
+            scores.append(float(score[0]))
+    assert np.mean(scores) == pytest.approx(record["best"]["val_dice"], abs=1e-4)
+
+
+def test_two_runs_of_one_seed_are_the_same(trained, drawn, tmp_path):
+    history = Train.train(str(drawn), str(tmp_path), **TINY)
+    assert_same_history(history, Train.read_history(trained / "history.csv"))
+
+
+def test_an_interrupted_training_goes_on_as_if_nothing_had_been(trained, drawn, stopped):
+    assert len(Train.read_history(stopped / "history.csv")) == 2
+    assert (stopped / "last.weights.h5").is_file() and (stopped / "unet.keras").is_file()
+    history = Train.train(str(drawn), str(stopped), go_on=True, **TINY)
+    assert_same_history(history, Train.read_history(trained / "history.csv"))
+    assert_same_history(history, Train.read_history(stopped / "history.csv"))
+    assert not (stopped / "last.weights.h5").exists()
+    weights = [Model.load_unet(out / "unet.keras").get_weights() for out in (trained, stopped)]
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_resume_without_an_interrupted_training(drawn, trained, tmp_path):
+    for out in (tmp_path, trained):
+        with pytest.raises(FileNotFoundError, match="no interrupted training"):
+            Train.train(str(drawn), str(out), go_on=True, **TINY)
+
+
+def test_resume_with_other_options_or_data(drawn, stopped, tmp_path):
+    before = {file.name: file.read_bytes() for file in stopped.iterdir()}
+    with pytest.raises(ValueError, match="other options"):
+        Train.train(str(drawn), str(stopped), go_on=True, **TINY | {"seed": 4})
+    draw_source(tmp_path / "other", count=7)
+    with pytest.raises(ValueError, match="other data"):
+        Train.train(str(tmp_path / "other"), str(stopped), go_on=True, **TINY)
+    assert before == {file.name: file.read_bytes() for file in stopped.iterdir()}
+
+
+# Mistakes and the command line.
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"image_size": 30}, "--image-size must be a multiple of 4, not 30"),
+        ({"epochs": 0}, "must be above 0"),
+        ({"crops": 0}, "must be above 0"),
+        ({"batch_size": -1}, "must be above 0"),
+        ({"learning_rate": 0}, "must be above 0"),
+        ({"depth": 0}, "depth"),
+    ],
+)
+def test_options_that_do_not_fit(drawn, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Train.train(str(drawn), str(tmp_path), **TINY | wrong)
+
+
+def test_an_image_without_masks_is_named(source, tmp_path):
+    (source / "bare" / "images").mkdir(parents=True)
+    Image.fromarray(draw_nuclei()[0]).save(source / "bare" / "images" / "bare.png")
+    with pytest.raises(ValueError, match=r"bare\.png.*no masks"):
+        Train.train(str(source), str(tmp_path / "out"), **TINY)
+
+
+def test_mistake_of_the_command(mistake, tmp_path):
+    assert "nowhere" in mistake("Train.py", "--data", "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        Train.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("--data", "--out", "--epochs", "--resume", "--seed"))
