@@ -79,7 +79,8 @@ def open_source(source: str | Path) -> list[Sample]:
         return [Sample(path.stem, path)]
     samples = _group_files(_list_zip(path) if path.is_file() else _list_folder(path), path)
     if not samples:
-        raise ValueError(f"{path}: no images in it ({', '.join(IMAGE_ENDINGS)})")
+        endings = ", ".join(IMAGE_ENDINGS)
+        raise ValueError(f"{path}: no images in it, nor in ID/images/ within it ({endings})")
     return samples
 
 
@@ -333,6 +334,26 @@ def split_data(
         warnings.filterwarnings("ignore", "The least populated class")
         training, validation = next(splitter.split(codes, codes, pictures))  # the first fold
     return sorted(ids[i] for i in training), sorted(ids[i] for i in validation)
+
+
+def hold_out_kind(
+    ids: Sequence[str], images: Sequence[np.ndarray], kind: str
+) -> tuple[list[str], list[str]]:
+    """Splits off all images of one kind: how well does the rest prepare for a kind never seen?
+
+    Returns:
+        training ids, of the other kinds, and validation ids, of this kind, both sorted.
+
+    Raises:
+        ValueError: no image is of this kind, or every one is.
+    """
+    kinds = [image_kind(image) for image in images]
+    if set(kinds) == {kind} or kind not in kinds:
+        raise ValueError(f"cannot hold out {kind!r}: the kinds here are {sorted(set(kinds))}")
+    sides = [
+        sorted(i for i, k in zip(ids, kinds, strict=True) if (k == kind) == side) for side in (0, 1)
+    ]
+    return sides[0], sides[1]
 
 
 def rle_encode(mask: np.ndarray) -> str:

@@ -29,6 +29,7 @@ import Model
 from Preprocessed_data import (
     SEED,
     find_data,
+    hold_out_kind,
     image_kind,
     load_samples,
     open_source,
@@ -356,6 +357,7 @@ def train(
     depth: int = Model.DEPTH,
     precision: str = PRECISION,
     seed: int = SEED,
+    hold_out: str | None = None,
     go_on: bool = False,
 ) -> list[dict]:
     """Trains and writes everything to `out`.
@@ -379,7 +381,8 @@ def train(
 
     images, labels = load_samples(samples)
     ids = [sample.id for sample in samples]
-    training_ids, validation_ids = split_data(ids, images, seed=seed)
+    split = hold_out_kind(ids, images, hold_out) if hold_out else split_data(ids, images, seed=seed)
+    validation_ids = split[1]
     grays = [to_grayscale(image) for image in images]
     record = describe_run(options, ids, grays, validation_ids)
     held = np.isin(ids, validation_ids)
@@ -437,6 +440,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--depth", type=int, default=Model.DEPTH, help=f"poolings (default {Model.DEPTH})")
     add("--precision", choices=("float32", "mixed_bfloat16"), default=PRECISION)
     add("--seed", type=int, default=SEED, help=f"default {SEED}")
+    add("--hold-out", metavar="KIND", help="validate on all images of this kind, train on the rest")
     add("--resume", action="store_true", help="go on with an interrupted training in --out")
     return parser.parse_args(argv)
 

@@ -149,3 +149,19 @@ def test_show_predictions_reads_only_the_files(tmp_path):
 def test_show_predictions_of_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="Predict_masks.py"):
         Predict_masks.show_predictions(tmp_path)
+
+
+def test_mistakes_of_the_command(mistake, source, tiny_weights, tmp_path):
+    assert "nowhere" in mistake("Predict_masks.py", "--data", "nowhere")
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "out"
+    arguments = ["--data", source, "--weights", tiny_weights, "--out", out]
+    assert "file" in mistake("Predict_masks.py", *arguments)
+    (tmp_path / "empty").mkdir()
+    assert "no images" in mistake("Predict_masks.py", "--data", tmp_path / "empty")
+
+
+def test_help(run):
+    answer = run("Predict_masks.py", "--help")
+    assert answer.returncode == 0
+    assert all(option in answer.stdout for option in ("--data", "--weights", "--out", "--show"))

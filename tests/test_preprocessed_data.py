@@ -495,3 +495,13 @@ def test_help_and_mistakes_of_the_command(run, mistake):
     answer = run("Preprocessed_data.py", "--help")
     assert answer.returncode == 0 and "--data" in answer.stdout
     assert "nowhere" in mistake("Preprocessed_data.py", "--data", "nowhere")
+
+
+def test_a_kind_is_held_out_whole():
+    images = [draw_nuclei(seed=n, stained=n % 3 == 2)[0] for n in range(7)]
+    training, validation = data.hold_out_kind(list("gfedcba"), images, "stained tissue")
+    assert validation == ["b", "e"] and training == ["a", "c", "d", "f", "g"]
+    with pytest.raises(ValueError, match="brightfield"):
+        data.hold_out_kind(list("gfedcba"), images, "brightfield")
+    with pytest.raises(ValueError, match="fluorescence"):
+        data.hold_out_kind(["g"], images[:1], "fluorescence")

@@ -394,3 +394,13 @@ def test_help(capsys):
         Train.main(["--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("--data", "--out", "--epochs", "--resume", "--seed"))
+
+
+def test_a_nan_loss_ends_the_training_with_an_error(source, tmp_path, monkeypatch):
+    def broken(truth, probability):
+        return keras.ops.mean(probability, axis=(1, 2, 3)) * float("nan")
+
+    monkeypatch.setattr(Model, "segmentation_loss", broken)
+    with pytest.raises(ValueError, match="NaN or infinite in epoch 1"):
+        Train.train(str(source), str(tmp_path / "out"), **TINY)
+    assert not list((tmp_path / "out").iterdir())
