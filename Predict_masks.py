@@ -77,7 +77,8 @@ def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
         MIN_AREA pixels without holes.
     """
     mask = ndimage.binary_fill_holes(nucleus > NUCLEUS_THRESHOLD)
-    seeds = keep_large(ndimage.label(nucleus - border > SEED_THRESHOLD)[0], MIN_SEED_AREA)
+    inside = mask & (nucleus - border > SEED_THRESHOLD)
+    seeds = keep_large(ndimage.label(inside)[0], MIN_SEED_AREA)
     # A piece of the mask that no seed fell into is one small nucleus: it is its own seed.
     pieces, count = ndimage.label(mask)
     seeded = np.zeros(count + 1, bool)

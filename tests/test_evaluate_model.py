@@ -331,7 +331,7 @@ def test_missing_predictions_name_how_many_the_first_and_the_command(case):
     with pytest.raises(FileNotFoundError) as error:
         ev.evaluate(truth, predicted)
     assert "2 of 3 images" in str(error.value) and "first missed;" in str(error.value)
-    assert f"python Predict_masks.py {truth} --out {predicted}" in str(error.value)
+    assert f"python Predict_masks.py --data {truth} --out {predicted}" in str(error.value)
     assert [row["id"] for row in ev.evaluate(truth, predicted, ids=["good"])[0]] == ["good"]
 
 
@@ -403,7 +403,7 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
     table = ev.format_table(rows).splitlines()
     assert len(table) == 2 and table[1].startswith("all ")
     (predicted / "masks" / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match="python Predict_masks.py IMAGES --out"):
+    with pytest.raises(FileNotFoundError, match="python Predict_masks.py --data IMAGES --out"):
         ev.evaluate(solution, predicted)
 
 

@@ -63,7 +63,7 @@ def test_separate_disks_are_counted_and_kept_to_the_pixel():
 def test_touching_disks_are_parted_at_the_border():
     nucleus = draw_disks((40, 60), [(20, 20), (20, 37)], 9)
     border = np.zeros_like(nucleus)
-    border[10:31, 27:31] = 0.9
+    border[10:31, 27:31] = 1
     joined = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
     parted = Predict_masks.separate_nuclei(nucleus, border)
     assert joined.max() == 1 and parted.max() == 2
