@@ -229,11 +229,13 @@ def count_pixels(truth: np.ndarray, predicted: np.ndarray) -> tuple[int, int, in
 
 
 def check_same_shape(truth: np.ndarray, predicted: np.ndarray, name: str = "prediction") -> None:
+    """Raises a ValueError that names both shapes where they differ."""
     if truth.shape != predicted.shape:
         raise ValueError(f"{name} is {predicted.shape} but the truth is {truth.shape}")
 
 
 def ratio(part: int, whole: int) -> float:
+    """Returns part / whole, and 1 where the whole is 0."""
     return part / whole if whole else 1.0  # nothing was to be found and nothing was
 
 

@@ -3,7 +3,7 @@
 In:  images with masks (Kaggle folder or .zip). Out, in --out (default weights/):
      unet.keras     the best epoch by mean validation Dice at native size; one file, enough alone
      history.csv    a row an epoch; accuracy.png and loss.png draw it
-     training.json  options, seed, validation ids, versions, fingerprint of the data, best epoch
+     training.json  options, ids on both sides of the split, versions, data fingerprint, best epoch
      last.weights.h5  the last epoch with optimizer, for --resume; removed when training ends
 
     python Train.py
@@ -228,6 +228,7 @@ class KeepEpochs(keras.callbacks.Callback):
 
 
 def save_history(history: list[dict], file: Path) -> None:
+    """Writes a row an epoch, as `read_history` reads them."""
     with open(file, "w", newline="") as stream:
         table = csv.DictWriter(stream, history[0])
         table.writeheader()
@@ -244,6 +245,7 @@ def read_history(file: Path) -> list[dict]:
 
 
 def save_json(record: dict, file: Path) -> None:
+    """Writes training.json, as `read_record` reads it."""
     file.write_text(json.dumps(record, indent=1) + "\n")
 
 
