@@ -45,12 +45,12 @@ CROPS = 512  # crops an epoch
 BATCH_SIZE = 8
 IMAGE_SIZE = 256  # pixels, side of a crop
 LEARNING_RATE = 2e-3
-PRECISION = "mixed_bfloat16"  # 1.5 times as fast as float32 on processors with AVX-512 BF16
+PRECISION = "mixed_bfloat16"  # faster than float32 where the processor has bfloat16 instructions
 OUT = "weights"
 SCALES = (0.5, 2.0)  # of the magnification
 GAMMAS = (0.5, 2.0)
 BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
-HELD_NUCLEUS_SHARE = 0.5  # of the crops, centred on a nucleus: large images are mostly background
+NUCLEUS_SHARE = 0.5  # of the crops, centred on a nucleus: large images are mostly background
 
 
 class Crops(keras.utils.PyDataset):
@@ -133,7 +133,7 @@ def warp(gray, labels, size, rng):
     matrix = np.array([[cos, -sin], [sin, cos]]) * stretch / scale
     # The window, as far as it fits, lies inside the image; what is outside is mirrored.
     reach = np.minimum(np.abs(matrix).sum(axis=1) * size / 2, np.array(gray.shape) / 2)
-    on_nucleus = rng.random() < HELD_NUCLEUS_SHARE
+    on_nucleus = rng.random() < NUCLEUS_SHARE
     for _ in range(10):
         centre = rng.uniform(reach, np.array(gray.shape) - reach)
         if not on_nucleus or labels[tuple(centre.astype(int))]:
@@ -198,9 +198,11 @@ class KeepEpochs(keras.callbacks.Callback):
         self.validation = validation  # gray and labels of each image
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock of the epoch."""
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        """Validates and writes; an epoch of infinite or NaN loss leaves no trace."""
         if not math.isfinite(logs["loss"]):  # the last good epoch stays what it is
             return
         logs |= self.validate()  # Keras prints what is in logs

@@ -328,6 +328,9 @@ def test_the_weights_are_those_of_the_best_epoch(trained, drawn):
 def test_two_runs_of_one_seed_are_the_same(trained, drawn, tmp_path):
     history = Train.train(str(drawn), str(tmp_path), **TINY)
     assert_same_history(history, Train.read_history(trained / "history.csv"))
+    one, other = (Model.load_unet(out / "unet.keras").get_weights() for out in (trained, tmp_path))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(trained, drawn, stopped):
