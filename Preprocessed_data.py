@@ -28,7 +28,6 @@ from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import gaussian_filter1d
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from skimage.color import rgb2gray
 from skimage.segmentation import find_boundaries
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
@@ -40,7 +39,7 @@ SEED = 2018
 VALIDATION_FRACTION = 0.15
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.8  # gray 0 and 1; nuclei may fill only 1 % of an image
 COLOUR_DIFFERENCE = 0.02  # mean largest difference of channels, of full scale, above which: stained
-BRIGHT_BACKGROUND = 0.4  # median luminance, of full scale, above which the background is bright
+BRIGHT_BACKGROUND = 0.4  # median of the stretched brightness above which the background is bright
 TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
 READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
 READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError, Image.DecompressionBombError)
@@ -202,41 +201,71 @@ def full_scale(image: np.ndarray) -> float:
 
 
 def to_grayscale(image: np.ndarray) -> np.ndarray:
-    """Makes the single channel that the network sees.
+    """Makes the single channel that the network sees, in which nuclei are bright.
 
-    Colour becomes luminance, then `gray = clip((luminance - low) / (high - low), 0, 1)` with low
-    and high the percentiles LOW_PERCENTILE and HIGH_PERCENTILE of this image, since exposure
-    differs from one microscope to the next by more than a factor of ten.
+    On a dark background (fluorescence) it is the brightness. On a bright one, where nuclei absorb
+    the light, it is the inverted red channel: haematoxylin is blue and absorbs red, eosin and
+    blood are red and do not, so that little but nuclei is left (Ruifrok & Johnston, "Quantification
+    of histochemical staining by color deconvolution", 2001).
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype.
 
     Returns:
-        gray: (H, W) float32 in [0, 1]; all 0 where the image is constant.
+        gray: (H, W) float32 in [0, 1], as from `stretch`; all 0 where the image is constant.
 
-    >>> to_grayscale(np.array([[0, 100], [200, 200]], np.uint16)).round(2).tolist()
-    [[0.0, 0.5], [1.0, 1.0]]
+    >>> to_grayscale(np.array([[0, 0, 100], [0, 200, 200]], np.uint16)).round(2).tolist()
+    [[0.0, 0.0, 0.5], [0.0, 1.0, 1.0]]
     """
-    luminance = rgb2gray(image.astype(np.float32)) if image.ndim == 3 else image.astype(np.float32)
-    low, high = np.percentile(luminance, (LOW_PERCENTILE, HIGH_PERCENTILE))
+    if not has_bright_background(image):
+        return stretch(brightness(image))
+    return stretch(-(image[..., 0] if image.ndim == 3 else image).astype(np.float32))
+
+
+def brightness(image: np.ndarray) -> np.ndarray:
+    """The brightest channel, (H, W) float32: a fluorescent stain may be shown in any one colour."""
+    return (image.max(axis=-1) if image.ndim == 3 else image).astype(np.float32)
+
+
+def stretch(channel: np.ndarray) -> np.ndarray:
+    """`clip((channel - low) / (high - low), 0, 1)`, low and high percentiles of this image.
+
+    Exposure differs from one microscope to the next by more than a factor of ten.
+
+    Args:
+        channel: (H, W) float32, any range.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+    """
+    low, high = np.percentile(channel, (LOW_PERCENTILE, HIGH_PERCENTILE))
     if high <= low:  # fewer bright pixels than the percentile lets through, or a constant image
-        low, high = float(luminance.min()), float(luminance.max())
-    gray = (luminance - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.clip(gray, 0, 1).astype(np.float32)
+        low, high = float(channel.min()), float(channel.max())
+    stretched = (channel - low) / max(high - low, np.finfo(np.float32).tiny)
+    return np.clip(stretched, 0, 1).astype(np.float32)
+
+
+def has_bright_background(image: np.ndarray) -> bool:
+    """Whether most of the image is nearer to its brightest than to its darkest parts.
+
+    In stage1_train and stage1_test the median lies below 0.32 on dark backgrounds, above 0.47 on
+    bright ones. It is relative to the image, for 12 bits often come in files of 16.
+    """
+    return bool(np.median(stretch(brightness(image))) > BRIGHT_BACKGROUND)
 
 
 def image_kind(image: np.ndarray) -> str:
     """Names the kind of an image: "fluorescence", "brightfield" or "stained tissue".
 
-    Colour means stained tissue; of the gray images those with a bright background are brightfield.
+    A dark background means fluorescence; of the others those with colour are stained tissue.
 
     >>> image_kind(np.zeros((4, 4), np.uint8))
     'fluorescence'
     """
-    scaled = image / full_scale(image)
-    if image.ndim == 3 and np.ptp(scaled, axis=-1).mean() > COLOUR_DIFFERENCE:
-        return "stained tissue"
-    return "brightfield" if np.median(scaled) > BRIGHT_BACKGROUND else "fluorescence"
+    if not has_bright_background(image):
+        return "fluorescence"
+    coloured = image.ndim == 3 and np.ptp(image / full_scale(image), axis=-1).mean()
+    return "stained tissue" if coloured > COLOUR_DIFFERENCE else "brightfield"
 
 
 def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -269,7 +298,7 @@ def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
     Returns:
         (N,) int, one number per picture.
     """
-    gray = [rgb2gray(i) if i.ndim == 3 else i.astype(np.float64) for i in images]
+    gray = [brightness(image).astype(np.float64) for image in images]
     shapes = {}
     for index, image in enumerate(gray):
         shapes.setdefault(image.shape, []).append(index)
@@ -292,6 +321,7 @@ def _matching_edges(ends: np.ndarray, starts: np.ndarray) -> list[tuple[int, int
     squared_difference = squares - 2 * ends @ starts.T / ends.shape[1]
     variance = np.outer(ends.std(axis=1), starts.std(axis=1))
     difference = np.sqrt(np.maximum(squared_difference, 0) / np.maximum(variance, 1e-12))
+    difference[variance < 1e-12] = np.inf  # constant edges, black on black, prove nothing
     np.fill_diagonal(difference, np.inf)
     best, back = difference.argmin(axis=1), difference.argmin(axis=0)
     return [
@@ -430,7 +460,7 @@ def outline_nuclei(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The image as people look at it, each nucleus outlined in yellow.
 
     Args:
-        image: (H, W) or (H, W, 3); gray images are stretched as `to_grayscale` does.
+        image: (H, W) or (H, W, 3); all but stained tissue become gray, stretched by `stretch`.
         labels: (H, W) int.
 
     Returns:
@@ -439,7 +469,9 @@ def outline_nuclei(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if image.ndim == 3 and image_kind(image) == "stained tissue":
         picture = (255 * (image / full_scale(image))).astype(np.uint8)
     else:
-        picture = np.repeat((255 * to_grayscale(image)).astype(np.uint8)[..., None], 3, axis=-1)
+        picture = np.repeat(
+            (255 * stretch(brightness(image))).astype(np.uint8)[..., None], 3, axis=-1
+        )
     picture[find_boundaries(labels, mode="inner")] = (255, 220, 0)
     return picture
 

@@ -145,7 +145,7 @@ def warp(gray, labels, size, rng):
 
 
 def change_intensity(gray, labels, rng):
-    """Brightness of single nuclei, illumination, blur, gamma, contrast, noise and inversion."""
+    """Brightness of single nuclei, illumination, blur, gamma, contrast, and noise."""
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)
     if rng.random() < 0.3:  # light falls off from one side to the other
@@ -158,8 +158,6 @@ def change_intensity(gray, labels, rng):
     gray = (gray - 0.5) * rng.uniform(0.6, 1.2) + 0.5 + rng.uniform(-0.15, 0.15)
     if rng.random() < 0.5:
         gray = gray + rng.normal(0, rng.uniform(0, 0.06), gray.shape)
-    if rng.random() < 0.25:  # nuclei are bright on dark in one kind, dark on bright in another
-        gray = 1 - gray
     return np.clip(gray, 0, 1).astype(np.float32)
 
 

@@ -2,7 +2,7 @@
 
 Otsu + watershed: Otsu's threshold on the same gray image, then a watershed on the distance to the
 background; it needs no training. Plain recipe (--plain; trains 30 epochs, minutes): what this kind
-of project usually does: images and masks resized to 128×128, no augmentation, Adam, binary
+of project usually does: luminance and masks resized to 128×128, no augmentation, Adam, binary
 cross-entropy, a U-Net of 16 to 256 filters, masks resized back.
 
     python tests/benchmark.py --data data/stage1_train.zip
@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from keras import layers
 from scipy import ndimage
+from skimage.color import rgb2gray
 from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
 from skimage.segmentation import watershed
@@ -35,15 +36,14 @@ PLAIN_SIZE = 128  # pixels
 PEAK_DISTANCE = 7  # pixels; half the width of a common nucleus, so that each has one peak
 
 
-def segment_classically(gray: np.ndarray) -> np.ndarray:
-    """Otsu + watershed; (H, W) float32 in [0, 1] -> labels (H, W) int32."""
-    smooth = gaussian(gray, 1)
-    bright = smooth > threshold_otsu(smooth) if np.ptp(smooth) else np.zeros(gray.shape, bool)
-    # Nuclei are the smaller part of an image; on a bright background they are the dark one.
-    mask = ndimage.binary_fill_holes(~bright if bright.mean() > 0.5 else bright)
+def segment_classically(image: np.ndarray) -> np.ndarray:
+    """Otsu + watershed; (H, W) or (H, W, 3) as read -> labels (H, W) int32."""
+    smooth = gaussian(Preprocessed_data.to_grayscale(image), 1)
+    # Of a constant image nothing is above the threshold.
+    mask = ndimage.binary_fill_holes(smooth > threshold_otsu(smooth))
     distance = gaussian(ndimage.distance_transform_edt(mask), 1)
     peaks = peak_local_max(distance, min_distance=PEAK_DISTANCE, labels=ndimage.label(mask)[0])
-    seeds = np.zeros(gray.shape, np.int32)
+    seeds = np.zeros(smooth.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(-distance, seeds, mask=mask)
     return Predict_masks.number_in_order(Predict_masks.keep_large(labels, Predict_masks.MIN_AREA))
@@ -73,8 +73,8 @@ def train_plain(samples: list[Preprocessed_data.Sample]) -> keras.Model:
     """Trains the plain recipe on these images: 30 epochs, batches of 16, Adam at 0.001."""
     keras.utils.set_random_seed(Preprocessed_data.SEED)
     images, labels = Preprocessed_data.load_samples(samples)
+    gray = np.stack([shrink(image) for image in images])
     size = PLAIN_SIZE, PLAIN_SIZE
-    gray = np.stack([resize(Preprocessed_data.to_grayscale(i), size) for i in images])
     masks = np.stack([resize((x > 0).astype(np.float32), size) > 0.5 for x in labels])
     model = build_plain_unet()
     model.compile("adam", "binary_crossentropy")
@@ -82,10 +82,16 @@ def train_plain(samples: list[Preprocessed_data.Sample]) -> keras.Model:
     return model
 
 
-def segment_plainly(model: keras.Model, gray: np.ndarray) -> np.ndarray:
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Luminance at 128×128, float in [0, 1] of the full scale."""
+    luminance = rgb2gray(image) if image.ndim == 3 else image / Preprocessed_data.full_scale(image)
+    return resize(luminance, (PLAIN_SIZE, PLAIN_SIZE))
+
+
+def segment_plainly(model: keras.Model, image: np.ndarray) -> np.ndarray:
     """Predicts at 128×128, resizes back; connected pieces of the mask are the nuclei."""
-    small = resize(gray, (PLAIN_SIZE, PLAIN_SIZE))[None, ..., None]
-    probability = resize(model.predict_on_batch(small)[0, ..., 0], gray.shape)
+    answer = model.predict_on_batch(shrink(image)[None, ..., None])[0, ..., 0]
+    probability = resize(answer, image.shape[:2])
     return ndimage.label(probability > 0.5)[0].astype(np.int32)
 
 
@@ -105,14 +111,13 @@ def main() -> int:
         if not rest:
             raise ValueError(f"{args.data}: no image is left to train the plain recipe on")
         plain = train_plain(rest)
-        methods["plain recipe"] = lambda gray: segment_plainly(plain, gray)
+        methods["plain recipe"] = lambda image: segment_plainly(plain, image)
     with tempfile.TemporaryDirectory() as folder:
         for name, segment in methods.items():
             Predict_masks.make_folders(Path(folder, name))
             for sample in samples:
                 image = Preprocessed_data.read_image(sample.image)
-                labels = segment(Preprocessed_data.to_grayscale(image))
-                Predict_masks.write_prediction(Path(folder, name), sample.id, image, labels)
+                Predict_masks.write_prediction(Path(folder, name), sample.id, image, segment(image))
         unet = Model.load_unet(args.weights)
         Predict_masks.predict_samples(samples, unet, Path(folder, "U-Net"))
         for name in (*methods, "U-Net"):

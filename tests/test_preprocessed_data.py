@@ -235,18 +235,42 @@ def test_gray_is_float32_from_0_to_1():
         assert (gray.min(), gray.max()) == (0, 1)
 
 
-def test_gray_keeps_the_order_of_brightness():
+def test_stretch_keeps_the_order_of_brightness():
     # So many pixels that the percentiles lie inside the values.
-    gray = data.to_grayscale(np.arange(10_000, dtype=np.uint16).reshape(100, 100)).ravel()
+    gray = data.stretch(np.arange(10_000, dtype=np.float32).reshape(100, 100)).ravel()
     assert (np.diff(gray) >= 0).all()
     assert gray[5015] == pytest.approx((0.5015 - 0.005) / (0.998 - 0.005), abs=1e-3)
 
 
-def test_gray_of_colour_is_luminance():
-    red_green_blue = np.zeros((1, 4, 3), np.uint8)
-    red_green_blue[0, [1, 2, 3], [0, 1, 2]] = 255
-    gray = data.to_grayscale(red_green_blue)[0]
-    assert gray[0] < gray[3] < gray[1] < gray[2]  # black, blue, red, green
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_fluorescence_may_be_shown_in_any_colour(channel):
+    gray = draw_nuclei()[0]
+    coloured = np.zeros((*gray.shape, 3), np.uint8)
+    coloured[..., channel] = gray
+    np.testing.assert_array_equal(data.to_grayscale(coloured), data.to_grayscale(gray))
+    assert data.image_kind(coloured) == "fluorescence"
+
+
+def test_nuclei_are_bright_in_the_gray_of_every_kind():
+    fluorescence, labels = draw_nuclei()
+    stained, stained_labels = draw_nuclei(stained=True)
+    for image, nuclei in (
+        (fluorescence, labels > 0),
+        (255 - fluorescence, labels > 0),
+        (3200 - fluorescence.astype(np.uint16) * 12, labels > 0),  # 12 bits in a file of 16
+        (stained, stained_labels > 0),
+    ):
+        gray = data.to_grayscale(image)
+        assert gray[nuclei].mean() > gray[~nuclei].mean() + 0.3
+
+
+def test_eosin_does_not_hide_haematoxylin():
+    white, eosin, haematoxylin = (245, 240, 245), (240, 90, 150), (90, 60, 150)
+    tissue = np.full((40, 40, 3), white, np.uint8)
+    tissue[:20, :] = eosin
+    tissue[10:14, 10:14] = haematoxylin
+    gray = data.to_grayscale(tissue)
+    assert gray[12, 12] == 1 and gray[5, 5] < 0.05 and gray[30, 5] < 0.05
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])

@@ -153,7 +153,7 @@ class OneCoin:
         return np.random.default_rng(0).normal(mean, deviation, size)
 
 
-PIECES = ("nuclei", "illumination", "blur", "noise", "inversion")
+PIECES = ("nuclei", "illumination", "blur", "noise")
 
 
 @pytest.mark.parametrize("coin", range(len(PIECES)), ids=PIECES)
