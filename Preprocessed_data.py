@@ -11,6 +11,7 @@ Run alone it reads everything once, prints a table by kind of image, and saves a
 
 import argparse
 import csv
+import hashlib
 import io
 import os
 import sys
@@ -18,9 +19,10 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import tifffile
@@ -34,6 +36,8 @@ from tqdm import tqdm
 
 DATA = "data/sample"
 TRAINING_DATA = ("data/stage1_train", "data/stage1_train.zip")
+CACHE = "data/cache"  # of decoded training sets
+CACHED_MASKS = 2000  # fewer mask files than this are read in a second or two
 IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 SEED = 2018
 VALIDATION_FRACTION = 0.15
@@ -129,19 +133,8 @@ def read_image(file: File) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: with the file's name and what is wrong with it.
     """
-    try:
-        content = file.read_bytes()
-        tiff = file.name.lower().endswith((".tif", ".tiff"))
-        image = _decode_tiff(content) if tiff else _decode(content)
-    except UnidentifiedImageError as error:  # its own text is an address in memory
-        raise ValueError(f"{file}: not an image in a known format; replace or remove it") from error
-    except FileNotFoundError:
-        raise
-    except READ_ERRORS as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{file}: not a readable image ({reason}); replace or remove it"
-        ) from error
+    tiff = file.name.lower().endswith((".tif", ".tiff"))
+    image = _read(file, _decode_tiff if tiff else _decode)
     if image.ndim == 3 and image.shape[-1] in (2, 4):
         image = image[..., : image.shape[-1] - 1]
     if image.ndim == 3 and image.shape[-1] == 1:
@@ -151,6 +144,21 @@ def read_image(file: File) -> np.ndarray:
     if np.issubdtype(image.dtype, np.inexact) and not np.isfinite(image).all():
         raise ValueError(f"{file}: some of its values are NaN or infinite; replace or remove it")
     return image
+
+
+def _read(file: File, decode: Callable[[bytes], Any]) -> Any:
+    """What `decode` makes of the file's bytes; its errors say which file and what to do."""
+    try:
+        return decode(file.read_bytes())
+    except UnidentifiedImageError as error:  # its own text is an address in memory
+        raise ValueError(f"{file}: not an image in a known format; replace or remove it") from error
+    except FileNotFoundError:
+        raise
+    except READ_ERRORS as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{file}: not a readable image ({reason}); replace or remove it"
+        ) from error
 
 
 def _decode(content: bytes) -> np.ndarray:
@@ -186,12 +194,37 @@ def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"{sample.image}: it has no masks; expected {sample.id}/masks/*.png")
     labels = np.zeros(shape, np.int32)
     for number, file in enumerate(sample.masks, start=1):
-        mask = read_image(file)
-        mask = mask.any(axis=-1) if mask.ndim == 3 else mask
-        if mask.shape != shape:
-            raise ValueError(f"{file}: the mask is {mask.shape}, its image {shape}; remake it")
-        labels[mask != 0] = number
+        size, box, nucleus = read_mask(file)
+        if size != shape:
+            raise ValueError(f"{file}: the mask is {size}, its image {shape}; remake it")
+        labels[box][nucleus] = number
     return labels
+
+
+def read_mask(file: File) -> tuple[tuple[int, int], tuple[slice, slice], np.ndarray]:
+    """Reads the mask of one nucleus, of which only the box around it is worth a second look.
+
+    Returns:
+        size: (H, W) of the mask.
+        box: rows and columns within which everything nonzero lies.
+        nucleus: (h, w) bool, the mask within the box.
+    """
+    if file.name.lower().endswith(".png"):
+        found = _read(file, _decode_box)
+        if found:
+            return found
+    mask = read_image(file)
+    mask = mask.any(axis=-1) if mask.ndim == 3 else mask != 0
+    return mask.shape, np.s_[:, :], mask
+
+
+def _decode_box(content: bytes):
+    with Image.open(io.BytesIO(content)) as picture:
+        if picture.mode not in ("1", "L"):  # colour and alpha need another look
+            return None
+        left, top, right, bottom = picture.getbbox() or (0, 0, 0, 0)
+        nucleus = np.asarray(picture.crop((left, top, right, bottom))) != 0
+        return picture.size[::-1], np.s_[top:bottom, left:right], nucleus
 
 
 def full_scale(image: np.ndarray) -> float:
@@ -268,8 +301,15 @@ def image_kind(image: np.ndarray) -> str:
     return "stained tissue" if coloured > COLOUR_DIFFERENCE else "brightfield"
 
 
-def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Reads images and labels, with a progress bar.
+def load_samples(
+    samples: Sequence[Sample], cache: str | Path | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Reads images and labels, with a progress bar, or takes them from an earlier reading.
+
+    Args:
+        samples: from `open_source`.
+        cache: file to keep the decoded arrays in. It counts while names, sizes and times of the
+            samples' files are what they were, and may be deleted at any time.
 
     Returns:
         images: list of (H, W) or (H, W, 3), as in the files.
@@ -278,11 +318,80 @@ def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.n
     Raises:
         ValueError: the first image or mask that cannot be used, by name.
     """
+    if cache is None or sum(len(sample.masks) for sample in samples) < CACHED_MASKS:
+        return read_samples(samples)
+    fingerprint = describe_files(samples)
+    loaded = load_cache(Path(cache), fingerprint)
+    if loaded is None:
+        loaded = read_samples(samples)
+        save_cache(Path(cache), fingerprint, *loaded)
+    return loaded
+
+
+def read_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Decodes the files of all samples; returns and raises as `load_samples`."""
     images, labels = [], []
-    for sample in tqdm(samples, desc="reading", unit="image", disable=None):
-        images.append(read_image(sample.image))
-        labels.append(read_labels(sample, images[-1].shape[:2]))
+    with ThreadPoolExecutor() as pool:  # decoders let go of Python's lock
+        try:
+            read = pool.map(read_sample, samples)
+            bar = {"total": len(samples), "desc": "reading", "unit": "image", "disable": None}
+            for image, numbers in tqdm(read, **bar):
+                images.append(image)
+                labels.append(numbers)
+        except BaseException:  # do not read the rest before saying so
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return images, labels
+
+
+def read_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W) or (H, W, 3) and labels (H, W) int32 of one sample with masks."""
+    image = read_image(sample.image)
+    return image, read_labels(sample, image.shape[:2])
+
+
+def describe_files(samples: Sequence[Sample]) -> str:
+    """SHA-256 of names, sizes and times of all files (in a .zip: and their checksums)."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        for file in (sample.image, *sample.masks):
+            if isinstance(file, zipfile.Path):
+                entry = file.root.getinfo(file.at)
+                facts = (entry.filename, entry.file_size, entry.date_time, entry.CRC)
+            else:
+                status = file.stat()
+                facts = (str(file.absolute()), status.st_size, status.st_mtime_ns)
+            digest.update(repr((sample.id, *facts)).encode())
+    return digest.hexdigest()
+
+
+def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None:
+    """Keeps decoded arrays for `load_cache`; without room for it work goes on without it."""
+    # Where the three channels are equal, or numbers are small, a part of the bytes is enough.
+    arrays = {"fingerprint": np.array(fingerprint)}
+    for number, (image, nuclei) in enumerate(zip(images, labels, strict=True)):
+        gray = image.ndim == 3 and (image == image[..., :1]).all()
+        arrays[f"image{number}"] = image[..., :1] if gray else image
+        arrays[f"labels{number}"] = nuclei.astype(np.min_scalar_type(nuclei.max()))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, lambda part: np.savez(part, **arrays))
+    except OSError as error:
+        print(f"{file}: no cache kept, {error.strerror or error}", file=sys.stderr)
+
+
+def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """The arrays of `save_cache`; None if they are not there, of other files, or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:  # its checksums are those of a .zip
+            if str(arrays["fingerprint"]) != fingerprint:
+                return None
+            count = (len(arrays.files) - 1) // 2
+            images = [arrays[f"image{number}"] for number in range(count)]
+            labels = [arrays[f"labels{number}"].astype(np.int32) for number in range(count)]
+    except READ_ERRORS:
+        return None
+    return [i.repeat(3, axis=-1) if i.shape[2:] == (1,) else i for i in images], labels
 
 
 def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -27,6 +27,7 @@ from scipy.ndimage import affine_transform, gaussian_filter, maximum_filter, min
 
 import Model
 from Preprocessed_data import (
+    CACHE,
     SEED,
     find_data,
     hold_out_kind,
@@ -381,7 +382,7 @@ def train(
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
 
-    images, labels = load_samples(samples)
+    images, labels = load_samples(samples, Path(CACHE, f"{Path(data).resolve().stem}.npz"))
     ids = [sample.id for sample in samples]
     split = hold_out_kind(ids, images, hold_out) if hold_out else split_data(ids, images, seed=seed)
     validation_ids = split[1]

@@ -225,6 +225,104 @@ def test_an_image_without_masks_is_named(tmp_path):
         data.load_samples(data.open_source(tmp_path))
 
 
+# The cache of decoded arrays.
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """load(): samples of source.zip by way of a cache, and how often the files were decoded."""
+    draw_source(tmp_path / "source")
+    archive = zip_folder(tmp_path / "source", tmp_path / "source.zip")
+    cache, readings = tmp_path / "kept" / "source.npz", []
+    monkeypatch.setattr(data, "CACHED_MASKS", 1)
+    read_samples = data.read_samples
+    monkeypatch.setattr(data, "read_samples", lambda s: readings.append(0) or read_samples(s))
+
+    def load(source=archive):
+        return data.load_samples(data.open_source(source), cache)
+
+    load.cache, load.readings, load.folder = cache, readings, tmp_path / "source"
+    return load
+
+
+def assert_same_arrays(left, right):
+    for ours, theirs in zip(left, right, strict=True):  # images, then labels
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_second_reading_comes_from_the_cache(cached):
+    first = cached()
+    assert_same_arrays(cached(), first)
+    assert len(cached.readings) == 1
+    assert [file.name for file in cached.cache.parent.iterdir()] == ["source.npz"]
+    assert_same_arrays(cached(cached.folder), first)  # other files, though of the same pixels
+    assert len(cached.readings) == 2
+
+
+def test_few_files_are_not_worth_a_cache(cached, monkeypatch):
+    monkeypatch.setattr(data, "CACHED_MASKS", 1000)
+    cached()
+    assert not cached.cache.exists()
+
+
+def test_a_changed_file_is_read_anew(cached):
+    cached(cached.folder)
+    mask = cached.folder / "image_00" / "masks" / "1.png"
+    save(mask, 255 - np.asarray(Image.open(mask)))
+    _, labels = cached(cached.folder)
+    assert (labels[0] == 1).mean() > 0.5
+    mask.unlink()
+    _, labels = cached(cached.folder)
+    assert not (labels[0] == 4).any() and len(cached.readings) == 3
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "text": lambda content: b"no archive",
+    "flipped": lambda content: content[:5000] + bytes([content[5000] ^ 255]) + content[5001:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_not_trusted(cached, damage):
+    first = cached()
+    cached.cache.write_bytes(DAMAGES[damage](cached.cache.read_bytes()))
+    assert_same_arrays(cached(), first)
+    assert len(cached.readings) == 2
+    assert_same_arrays(cached(), first)
+    assert len(cached.readings) == 2  # it was mended
+
+
+def test_nothing_is_unpickled_from_a_cache(cached):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("code in the cache was run",))
+
+    cached.cache.parent.mkdir()
+    fingerprint = data.describe_files(data.open_source(cached.folder))
+    trap = np.array([Trap()], object)
+    np.savez(cached.cache, fingerprint=np.array(fingerprint), image0=trap, labels0=trap)
+    cached(cached.folder)
+    assert len(cached.readings) == 1
+
+
+def test_no_room_for_the_cache_is_said_in_a_line(cached, monkeypatch, capsys):
+    def savez(part, **arrays):
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", savez)
+    images, _ = cached()
+    assert len(images) == 8
+    assert not list(cached.cache.parent.iterdir())
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"{cached.cache}: no cache kept, No space left on device"
+    )
+
+
 # Gray.
 
 
