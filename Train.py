@@ -50,6 +50,7 @@ PRECISION = "mixed_bfloat16"  # faster than float32 where the processor has bflo
 OUT = "weights"
 SCALES = (0.5, 2.0)  # of the magnification
 GAMMAS = (0.5, 2.0)
+PHOTONS = (15, 500)  # counted in a pixel as bright as can be: few make large nuclei look grained
 BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
 NUCLEUS_SHARE = 0.5  # of the crops, centred on a nucleus: large images are mostly background
 
@@ -146,7 +147,7 @@ def warp(gray, labels, size, rng):
 
 
 def change_intensity(gray, labels, rng):
-    """Brightness of single nuclei, illumination, blur, gamma, contrast, and noise."""
+    """Brightness of single nuclei, illumination, blur, gamma, photon noise, contrast and camera noise."""
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)
     if rng.random() < 0.3:  # light falls off from one side to the other
@@ -156,6 +157,9 @@ def change_intensity(gray, labels, rng):
     if rng.random() < 0.3:
         gray = gaussian_filter(gray, rng.uniform(0.3, 1.5))
     gray = np.clip(gray, 0, 1) ** np.exp(rng.uniform(*np.log(GAMMAS)))
+    if rng.random() < 0.5:
+        photons = np.exp(rng.uniform(*np.log(PHOTONS)))
+        gray = rng.poisson(gray * photons) / photons
     gray = (gray - 0.5) * rng.uniform(0.6, 1.2) + 0.5 + rng.uniform(-0.15, 0.15)
     if rng.random() < 0.5:
         gray = gray + rng.normal(0, rng.uniform(0, 0.06), gray.shape)

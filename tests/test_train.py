@@ -149,11 +149,14 @@ class OneCoin:
     def uniform(self, low, high, size=None):
         return np.full(size or (), low + 0.25 * (high - low))[()]
 
+    def poisson(self, mean):
+        return np.random.default_rng(0).poisson(mean)
+
     def normal(self, mean, deviation, size):
         return np.random.default_rng(0).normal(mean, deviation, size)
 
 
-PIECES = ("nuclei", "illumination", "blur", "noise")
+PIECES = ("nuclei", "illumination", "blur", "photons", "noise")
 
 
 @pytest.mark.parametrize("coin", range(len(PIECES)), ids=PIECES)
