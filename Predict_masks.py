@@ -22,8 +22,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tifffile
+from PIL import Image
 from scipy import ndimage
-from skimage.io import imsave
 from skimage.segmentation import watershed
 from tqdm import tqdm
 
@@ -103,8 +103,9 @@ def number_in_order(labels: np.ndarray) -> np.ndarray:
     >>> number_in_order(np.array([0, 7, 3, 7])).tolist()
     [0, 2, 1, 2]
     """
-    used, index = np.unique(labels, return_inverse=True)
-    return (index.reshape(labels.shape) + (used[0] != 0)).astype(np.int32)
+    used = np.bincount(labels.ravel()) > 0
+    used[0] = False
+    return np.cumsum(used, dtype=np.int32)[labels]
 
 
 def make_folders(out: Path) -> None:
@@ -125,13 +126,17 @@ def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray
     mask = np.where(labels > 0, 255, 0).astype(np.uint8)
     numbers = labels.astype(np.uint16 if labels.max() <= 65535 else np.uint32)
     overlay = outline_nuclei(image, labels)
-    write_whole(
-        out / "overlays" / f"{name}.png", lambda f: imsave(f, overlay, check_contrast=False)
-    )
+    # Overlays are for the eye: a fifth larger, but written three times as fast.
+    write_whole(out / "overlays" / f"{name}.png", lambda f: save_png(f, overlay, compress_level=1))
     write_whole(
         out / "labels" / f"{name}.tif", lambda f: tifffile.imwrite(f, numbers, compression="zlib")
     )
-    write_whole(out / "masks" / f"{name}.png", lambda f: imsave(f, mask, check_contrast=False))
+    write_whole(out / "masks" / f"{name}.png", lambda f: save_png(f, mask))
+
+
+def save_png(file: Path, picture: np.ndarray, compress_level: int = 6) -> None:
+    """Writes (H, W) or (H, W, 3) uint8."""
+    Image.fromarray(picture).save(file, compress_level=compress_level)
 
 
 def predict_samples(

@@ -43,7 +43,7 @@ SEED = 2018
 VALIDATION_FRACTION = 0.15
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.8  # gray 0 and 1; nuclei may fill only 1 % of an image
 COLOUR_DIFFERENCE = 0.02  # mean largest difference of channels, of full scale, above which: stained
-BRIGHT_BACKGROUND = 0.4  # median of the stretched brightness above which the background is bright
+BRIGHT_BACKGROUND = 0.4  # between low and high; a median above it is a bright background
 TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
 READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
 READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError, Image.DecompressionBombError)
@@ -252,30 +252,37 @@ def to_grayscale(image: np.ndarray) -> np.ndarray:
     """
     if not has_bright_background(image):
         return stretch(brightness(image))
-    return stretch(-(image[..., 0] if image.ndim == 3 else image).astype(np.float32))
+    red = image[..., 0] if image.ndim == 3 else brightness(image)
+    return 1 - stretch(red, 100 - HIGH_PERCENTILE, 100 - LOW_PERCENTILE)
 
 
 def brightness(image: np.ndarray) -> np.ndarray:
-    """The brightest channel, (H, W) float32: a fluorescent stain may be shown in any one colour."""
-    return (image.max(axis=-1) if image.ndim == 3 else image).astype(np.float32)
+    """The brightest channel, (H, W): a fluorescent stain may be shown in any one colour."""
+    if image.ndim == 2:
+        return image.astype(np.uint8) if image.dtype == bool else image
+    red, green, blue = np.moveaxis(image, -1, 0)
+    return np.maximum(np.maximum(red, green), blue)  # ten times as fast as max(axis=-1)
 
 
-def stretch(channel: np.ndarray) -> np.ndarray:
-    """`clip((channel - low) / (high - low), 0, 1)`, low and high percentiles of this image.
+def stretch(
+    channel: np.ndarray, low: float = LOW_PERCENTILE, high: float = HIGH_PERCENTILE
+) -> np.ndarray:
+    """`clip((channel - low) / (high - low), 0, 1)`, low and high the percentiles of this image.
 
     Exposure differs from one microscope to the next by more than a factor of ten.
 
     Args:
-        channel: (H, W) float32, any range.
+        channel: (H, W), any real dtype.
+        low, high: percentiles, in [0, 100].
 
     Returns:
         (H, W) float32 in [0, 1].
     """
-    low, high = np.percentile(channel, (LOW_PERCENTILE, HIGH_PERCENTILE))
+    low, high = np.percentile(channel, (low, high))
     if high <= low:  # fewer bright pixels than the percentile lets through, or a constant image
         low, high = float(channel.min()), float(channel.max())
-    stretched = (channel - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.clip(stretched, 0, 1).astype(np.float32)
+    scale = max(high - low, float(np.finfo(np.float32).tiny))
+    return np.clip((channel - np.float32(low)) / np.float32(scale), 0, 1, dtype=np.float32)
 
 
 def has_bright_background(image: np.ndarray) -> bool:
@@ -284,7 +291,9 @@ def has_bright_background(image: np.ndarray) -> bool:
     In stage1_train and stage1_test the median lies below 0.32 on dark backgrounds, above 0.47 on
     bright ones. It is relative to the image, for 12 bits often come in files of 16.
     """
-    return bool(np.median(stretch(brightness(image))) > BRIGHT_BACKGROUND)
+    percentiles = LOW_PERCENTILE, 50, HIGH_PERCENTILE
+    low, median, high = np.percentile(brightness(image), percentiles)
+    return bool(median - low > BRIGHT_BACKGROUND * (high - low))
 
 
 def image_kind(image: np.ndarray) -> str:

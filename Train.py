@@ -147,7 +147,7 @@ def warp(gray, labels, size, rng):
 
 
 def change_intensity(gray, labels, rng):
-    """Brightness of single nuclei, illumination, blur, gamma, photon noise, contrast and camera noise."""
+    """Brightness of single nuclei, illumination, blur, gamma, photons, contrast and camera noise."""
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)
     if rng.random() < 0.3:  # light falls off from one side to the other
