@@ -14,9 +14,12 @@ Exit code 1: some images could not be read; they were named and skipped.
 """
 
 import argparse
+import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -47,23 +50,26 @@ SEED_THRESHOLD = 0.1  # of nucleus minus border probability: above it two nuclei
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels; a disk 5 pixels across: smaller pieces are taken for noise
 SHOWN = 8  # images in predictions.png
+READ_AHEAD = 16  # images
+BATCH_PIXELS = 8 * 256 * 256  # what goes through the network at once takes some 100 bytes a pixel
 
 
 def predict_probability(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the network on one image of any size.
+    """Runs the network on images of any one size.
 
     Args:
         model: from `load_unet`.
-        gray: (H, W) float32 in [0, 1], from `to_grayscale`.
+        gray: (..., H, W) float32 in [0, 1], one image or a stack, from `to_grayscale`.
 
     Returns:
-        probability of nucleus, and of a border between touching nuclei, each (H, W) float32.
+        probability of nucleus, and of a border between touching nuclei, as gray in shape, float32.
     """
     multiple = 2 ** depth_of(model)
-    padded = np.pad(gray, [(0, -side % multiple) for side in gray.shape], "symmetric")
-    answer = model.predict_on_batch(padded[None, ..., None])[0]
-    nucleus, border = np.moveaxis(answer[: gray.shape[0], : gray.shape[1]], -1, 0)
-    return nucleus, border
+    height, width = gray.shape[-2:]
+    pad = [(0, 0), (0, -height % multiple), (0, -width % multiple)]
+    padded = np.pad(gray.reshape(-1, height, width), pad, "symmetric")
+    answer = model.predict_on_batch(padded[..., None])[:, :height, :width]
+    return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
 
 
 def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
@@ -144,23 +150,63 @@ def predict_samples(
 ) -> tuple[list[str], list[str]]:
     """Predicts images and writes their files; one that cannot be read is named and skipped.
 
+    While the network runs, other threads read the next images and finish the ones before.
+
     Returns:
-        ids written and ids skipped.
+        ids written and ids skipped, both sorted.
     """
-    out = Path(out)
+    out, samples = Path(out), list(samples)
     make_folders(out)
-    written, skipped = [], []
-    for sample in tqdm(list(samples), desc="predicting", unit="image", disable=None):
-        try:
-            image = read_image(sample.image)
-        except (OSError, ValueError) as error:
-            tqdm.write(f"skipped {sample.id}: {error}", file=sys.stderr)
-            skipped.append(sample.id)
-            continue
-        labels = separate_nuclei(*predict_probability(model, to_grayscale(image)))
-        write_prediction(out, sample.id, image, labels)
-        written.append(sample.id)
-    return written, skipped
+    written, skipped, unfinished = [], [], deque()
+    progress = tqdm(total=len(samples), desc="predicting", unit="image", disable=None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
+        for chunk in read_ahead(samples, pool):
+            skipped += [sample.id for sample, image, _ in chunk if image is None]
+            for group in group_by_shape(chunk):
+                answers = predict_probability(model, np.stack([gray for *_, gray in group]))
+                for (sample, image, _), nucleus, border in zip(group, *answers, strict=True):
+                    work = pool.submit(finish_image, out, sample.id, image, nucleus, border)
+                    unfinished.append(work)
+            bar.update(len(chunk))
+            while len(unfinished) > READ_AHEAD:  # what waits for its turn takes memory
+                written.append(unfinished.popleft().result())
+        written += [work.result() for work in unfinished]
+    return sorted(written), sorted(skipped)
+
+
+def read_ahead(samples: list[Sample], pool: ThreadPoolExecutor):
+    """Yields lists of (sample, image, gray) while the pool reads the list after; None: skipped."""
+    ahead = []
+    for start in range(0, len(samples) + READ_AHEAD, READ_AHEAD):
+        now, ahead = ahead, [pool.submit(read, s) for s in samples[start : start + READ_AHEAD]]
+        yield [work.result() for work in now]
+
+
+def read(sample: Sample) -> tuple[Sample, np.ndarray | None, np.ndarray | None]:
+    """The sample, its image and its gray; None where it cannot be read, which is said."""
+    try:
+        image = read_image(sample.image)
+        return sample, image, to_grayscale(image)
+    except (OSError, ValueError) as error:
+        tqdm.write(f"skipped {sample.id}: {error}", file=sys.stderr)
+        return sample, None, None
+
+
+def group_by_shape(chunk: list[tuple]):
+    """Yields lists of (sample, image, gray) of one shape, small enough for one batch."""
+    groups = {}
+    for item in chunk:
+        if item[2] is not None:
+            groups.setdefault(item[2].shape, []).append(item)
+    for (height, width), group in groups.items():
+        count = max(BATCH_PIXELS // (height * width), 1)
+        yield from (group[i : i + count] for i in range(0, len(group), count))
+
+
+def finish_image(out: Path, name: str, image, nucleus, border) -> str:
+    """Numbers the nuclei and writes the files; returns the id."""
+    write_prediction(out, name, image, separate_nuclei(nucleus, border))
+    return name
 
 
 def show_predictions(folder: str | Path) -> Path:

@@ -147,7 +147,7 @@ def warp(gray, labels, size, rng):
 
 
 def change_intensity(gray, labels, rng):
-    """Brightness of single nuclei, illumination, blur, gamma, photons, contrast and camera noise."""
+    """Brightness of single nuclei, illumination, blur, gamma, contrast and noise of two sorts."""
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)
     if rng.random() < 0.3:  # light falls off from one side to the other
@@ -292,11 +292,11 @@ def save_curves(history: list[dict], out: Path) -> list[Path]:
     return files
 
 
-def describe_run(options: dict, ids: Sequence[str], grays, validation_ids) -> dict:
+def describe_run(options: dict, ids: Sequence[str], images, labels, validation_ids) -> dict:
     """What training.json says before the first epoch."""
     digest = hashlib.sha256()
-    for name, gray in zip(ids, grays, strict=True):
-        digest.update(name.encode() + gray.tobytes())
+    for name, image, numbers in zip(ids, images, labels, strict=True):
+        digest.update(name.encode() + image.tobytes() + numbers.tobytes())
     return {
         "options": options,
         "images": len(ids),
@@ -391,7 +391,7 @@ def train(
     split = hold_out_kind(ids, images, hold_out) if hold_out else split_data(ids, images, seed=seed)
     validation_ids = split[1]
     grays = [to_grayscale(image) for image in images]
-    record = describe_run(options, ids, grays, validation_ids)
+    record = describe_run(options, ids, images, labels, validation_ids)
     held = np.isin(ids, validation_ids)
     training, validation = np.flatnonzero(~held), np.flatnonzero(held)
     print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")

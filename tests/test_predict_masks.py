@@ -52,6 +52,12 @@ def test_padding_does_not_move_the_image():
     assert not border.any()
 
 
+def test_a_stack_is_answered_as_its_images_are():
+    stack = np.random.default_rng(0).random((3, 13, 17), np.float32)
+    nucleus, _ = Predict_masks.predict_probability(Threshold(), stack)
+    np.testing.assert_array_equal(nucleus, stack)
+
+
 def test_separate_disks_are_counted_and_kept_to_the_pixel():
     nucleus = draw_disks((80, 100), [(20, 20), (20, 60), (60, 40), (60, 80), (15, 85)], 9)
     labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
@@ -121,6 +127,44 @@ def test_more_nuclei_than_16_bits_hold(tmp_path):
     Predict_masks.write_prediction(tmp_path, "many", np.zeros((250, 280), np.uint8), labels)
     numbers = tifffile.imread(tmp_path / "labels/many.tif")
     assert numbers.dtype == np.uint32 and numbers.max() == 69_999
+
+
+def test_many_images_of_many_shapes_each_get_their_own_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(Predict_masks, "READ_AHEAD", 4)
+    monkeypatch.setattr(Predict_masks, "BATCH_PIXELS", 2 * 40 * 50)
+    batches = []
+
+    class Recorder(Threshold):
+        def predict_on_batch(self, batch):
+            batches.append(batch.shape)
+            return super().predict_on_batch(batch)
+
+    source, truth = tmp_path / "images", {}
+    source.mkdir()
+    for number in range(11):
+        image = np.zeros([(40, 50), (40, 50), (30, 60)][number % 3], np.uint8)
+        image[5:15, number : number + 10] = 200
+        Image.fromarray(image).save(source / f"{number:02}.png")
+        truth[f"{number:02}"] = image > 0
+    (source / "05.png").write_bytes(b"no image")
+    samples = Preprocessed_data.open_source(source)
+    written, skipped = Predict_masks.predict_samples(samples, Recorder(), tmp_path / "out")
+    assert skipped == ["05"] and written == sorted(set(truth) - {"05"})
+    for name in written:
+        mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}.png"))
+        np.testing.assert_array_equal(mask > 0, truth[name])
+    assert max(shape[0] for shape in batches) == 2 and sum(shape[0] for shape in batches) == 10
+
+
+def test_a_full_disk_ends_the_prediction(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device", "labels/a.tif")
+
+    monkeypatch.setattr(Predict_masks, "write_prediction", fail)
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png")
+    samples = Preprocessed_data.open_source(tmp_path / "a.png")
+    with pytest.raises(OSError, match="No space left"):
+        Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out")
 
 
 def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, capsys):
