@@ -23,7 +23,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from scipy.ndimage import affine_transform, gaussian_filter, maximum_filter, minimum_filter
+from scipy.ndimage import (
+    affine_transform,
+    gaussian_filter,
+    maximum_filter,
+    minimum_filter,
+    uniform_filter,
+)
 
 import Model
 from Preprocessed_data import (
@@ -50,6 +56,7 @@ PRECISION = "mixed_bfloat16"  # faster than float32 where the processor has bflo
 OUT = "weights"
 SCALES = (0.5, 2.0)  # of the magnification
 GAMMAS = (0.5, 2.0)
+SURROUNDINGS = 41  # pixels, side of the square around a pixel; twice the width of a common nucleus
 PHOTONS = (15, 500)  # counted in a pixel as bright as can be: few make large nuclei look grained
 BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
 NUCLEUS_SHARE = 0.5  # of the crops, centred on a nucleus: large images are mostly background
@@ -167,11 +174,16 @@ def change_intensity(gray, labels, rng):
 
 
 def dim_nuclei(gray, labels, rng):
-    """Draws some nuclei towards the background, as dim ones beside bright ones are in reality."""
+    """Draws some nuclei towards what is around them, as dim ones beside bright ones really are."""
     if not labels.any() or labels.all():
         return gray
-    background = np.median(gray[labels == 0])
-    factors = np.where(rng.random(labels.max() + 1) < 0.5, 1, rng.uniform(0.2, 1))
+    # The mean of the background nearby: in a stained cell that is its cytoplasm, not the slide.
+    outside = (labels == 0).astype(np.float32)
+    share = uniform_filter(outside, SURROUNDINGS) + 1e-3
+    middle = np.median(gray[labels == 0])
+    background = (uniform_filter(gray * outside, SURROUNDINGS) + 1e-3 * middle) / share
+    count = labels.max() + 1
+    factors = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.2, 1, count))
     factors[0] = 1
     factor = gaussian_filter(factors[labels].astype(np.float32), 1.5)  # no edge of its own
     return background + (gray - background) * factor
@@ -180,15 +192,19 @@ def dim_nuclei(gray, labels, rng):
 def sampling_weights(images: Sequence[np.ndarray]) -> np.ndarray:
     """How often each image is drawn: a kind of n images sqrt(n) times as often as one of one.
 
-    Kind here is the kind and the size, so that rare microscopes are seen often enough to be
-    learned and not so often that their few images are learned by heart.
+    Within a kind the same goes for the sizes, for a size often means a microscope. So what is rare
+    is seen often enough to be learned, and not so often that its few images are learned by heart.
 
     Returns:
         (N,) float, sums to 1.
     """
-    kinds = [f"{image_kind(i)} {i.shape[:2]}" for i in images]
-    _, kind, count = np.unique(kinds, return_inverse=True, return_counts=True)
-    weights = 1 / np.sqrt(count[kind])
+    kinds = np.array([image_kind(image) for image in images])
+    sizes = np.array([str(image.shape[:2]) for image in images])
+    weights = np.zeros(len(images))
+    for kind in set(kinds):
+        chosen = np.flatnonzero(kinds == kind)
+        _, size, count = np.unique(sizes[chosen], return_inverse=True, return_counts=True)
+        weights[chosen] = np.sqrt(len(chosen)) / np.sqrt(count).sum() / np.sqrt(count[size])
     return weights / weights.sum()
 
 

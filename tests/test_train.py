@@ -187,9 +187,27 @@ def test_rare_kinds_are_drawn_more_often():
     weights = Train.sampling_weights(images)
     assert weights.shape == (14,) and weights.sum() == pytest.approx(1)
     assert weights[9] > weights[10] > weights[0] > 0
-    # A kind of 9 is drawn 3 times, a kind of 4 twice as often as a kind of 1.
-    sums = [weights[:9].sum(), weights[9], weights[10:].sum()]
-    np.testing.assert_allclose(np.array(sums) / sums[1], [3, 1, 2])
+    # A kind of 13 is drawn sqrt(13) times as often as one of 1; its sizes of 9 and 4 as 3 to 2.
+    assert weights[:9].sum() + weights[10:].sum() == pytest.approx(13**0.5 * weights[9])
+    assert weights[:9].sum() / weights[10:].sum() == pytest.approx(3 / 2)
+
+
+def test_dimmed_nuclei_fade_into_their_own_surroundings():
+    gray = np.zeros((60, 90), np.float32)
+    gray[:, 30:] = 0.5  # a cell, twice as wide as what is looked at
+    labels = np.zeros(gray.shape, np.int32)
+    labels[25:35, 70:80] = 1
+    gray[labels == 1] = 1
+
+    class Dim(OneCoin):  # every nucleus, as far as it goes
+        def random(self, size=None):
+            return np.full(size, 0.99)
+
+        def uniform(self, low, high, size=None):
+            return np.full(size, 0.0)
+
+    dimmed = Train.dim_nuclei(gray, labels, Dim())
+    assert dimmed[labels == 1].min() > 0.45 and dimmed[30, 75] < 0.55
 
 
 def test_batches_follow_from_seed_and_number():
