@@ -107,7 +107,8 @@ def main() -> int:
     samples = Main.choose_samples(args.data, args.weights)
     methods = {"Otsu + watershed": segment_classically}
     if args.plain:
-        rest = [sample for sample in everything if sample not in samples]
+        scored = {sample.id for sample in samples}
+        rest = [sample for sample in everything if sample.id not in scored]
         if not rest:
             raise ValueError(f"{args.data}: no image is left to train the plain recipe on")
         plain = train_plain(rest)

@@ -30,9 +30,11 @@ def test_the_committed_weights_do_the_whole_tour(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "mean Dice" in done.stdout and str(tmp_path) in done.stdout
     with open(tmp_path / "scores.csv", newline="") as stream:
-        dice = [float(row["dice"]) for row in csv.DictReader(stream)]
+        rows = list(csv.DictReader(stream))
+    dice, ap = ([float(row[name]) for row in rows] for name in ("dice", "ap"))
     assert len(dice) == 12
-    assert sum(dice) / len(dice) > 0.85
+    # Measured: 0.966 and 0.853, the worst image 0.93. Weights that fall below these are worse.
+    assert sum(dice) / 12 > 0.955 and sum(ap) / 12 > 0.83 and min(dice) > 0.91
     for kind, ending in (("masks", "png"), ("labels", "tif"), ("overlays", "png")):
         assert len(list((tmp_path / kind).glob(f"*.{ending}"))) == 12
     assert (tmp_path / "predictions.png").is_file() and (tmp_path / "scores.png").is_file()
