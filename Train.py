@@ -35,7 +35,10 @@ import Model
 from Preprocessed_data import (
     CACHE,
     SEED,
+    WIDE_NUCLEI,
+    common_diameter,
     find_data,
+    halve,
     hold_out_kind,
     image_kind,
     load_samples,
@@ -48,7 +51,7 @@ from Preprocessed_data import (
 )
 
 EPOCHS = 30
-CROPS = 512  # crops an epoch
+CROPS = 1024  # crops an epoch
 BATCH_SIZE = 8
 IMAGE_SIZE = 256  # pixels, side of a crop
 LEARNING_RATE = 2e-3
@@ -72,6 +75,7 @@ class Crops(keras.utils.PyDataset):
     def __init__(self, grays, labels, weights, *, size, batch_size, seed, first, last):
         super().__init__()
         self.grays, self.labels, self.weights = grays, labels, weights
+        self.wide = [common_diameter(numbers) > WIDE_NUCLEI for numbers in labels]
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.first, self.last = first, last
 
@@ -81,7 +85,9 @@ class Crops(keras.utils.PyDataset):
     def __getitem__(self, index):
         rng = np.random.default_rng([self.seed, self.first + index])
         chosen = rng.choice(len(self.grays), self.batch_size, p=self.weights)
-        crops = [augment(self.grays[i], self.labels[i], self.size, rng) for i in chosen]
+        crops = [
+            augment(self.grays[i], self.labels[i], self.size, rng, self.wide[i]) for i in chosen
+        ]
         gray = np.stack([gray for gray, _ in crops])[..., None]
         return gray, np.stack([make_truth(labels) for _, labels in crops])
 
@@ -115,7 +121,7 @@ def make_truth(labels: np.ndarray) -> np.ndarray:
 
 
 def augment(
-    gray: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator
+    gray: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator, wide: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one crop: moved, turned, flipped and scaled together, then changed in brightness.
 
@@ -123,20 +129,22 @@ def augment(
         gray: (H, W) float32 in [0, 1].
         labels: (H, W) int32.
         size: side of the crop in pixels.
+        wide: the nuclei are wider than WIDE_NUCLEI: half of the crops show them at half size.
 
     Returns:
         gray (size, size) float32 in [0, 1] and labels (size, size) int32.
     """
-    gray, labels = warp(gray, labels, size, rng)
+    magnification = 0.5 if wide and rng.random() < 0.5 else 1.0
+    gray, labels = warp(gray, labels, size, rng, magnification)
     return change_intensity(gray, labels, rng), labels
 
 
-def warp(gray, labels, size, rng):
+def warp(gray, labels, size, rng, magnification):
     """Flip, quarter turn, rotation, scale and stretch of image and labels by one matrix."""
     angle = rng.integers(4) * np.pi / 2
     if rng.random() < 0.5:
         angle += rng.uniform(0, np.pi / 2)
-    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    scale = magnification * np.exp(rng.uniform(*np.log(SCALES)))
     stretch = np.exp(rng.uniform(-0.15, 0.15, 2)) * (rng.choice([-1, 1]), 1)
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = np.array([[cos, -sin], [sin, cos]]) * stretch / scale
@@ -148,9 +156,12 @@ def warp(gray, labels, size, rng):
         if not on_nucleus or labels[tuple(centre.astype(int))]:
             break
     offset = centre - matrix @ np.full(2, (size - 1) / 2)
-    place = {"offset": offset, "output_shape": (size, size), "mode": "mirror"}
-    moved = affine_transform(gray, matrix, order=1, **place)
-    return moved, affine_transform(labels, matrix, order=0, **place)
+    place = {"output_shape": (size, size), "mode": "mirror"}
+    labels = affine_transform(labels, matrix, offset, order=0, **place)
+    if scale < 2**-0.5:  # seen from afar, the noise of neighbouring pixels is averaged
+        # Pixel i of the halved image lies at 2 i + 0.5 of the image.
+        gray, matrix, offset = halve(gray), matrix / 2, (offset - 0.5) / 2
+    return affine_transform(gray, matrix, offset, order=1, **place), labels
 
 
 def change_intensity(gray, labels, rng):
