@@ -134,17 +134,17 @@ def augment(
     Returns:
         gray (size, size) float32 in [0, 1] and labels (size, size) int32.
     """
-    magnification = 0.5 if wide and rng.random() < 0.5 else 1.0
-    gray, labels = warp(gray, labels, size, rng, magnification)
+    gray, labels = warp(gray, labels, size, rng, wide)
     return change_intensity(gray, labels, rng), labels
 
 
-def warp(gray, labels, size, rng, magnification):
+def warp(gray, labels, size, rng, wide=False):
     """Flip, quarter turn, rotation, scale and stretch of image and labels by one matrix."""
+    scale = 0.5 if wide and rng.random() < 0.5 else 1.0
     angle = rng.integers(4) * np.pi / 2
     if rng.random() < 0.5:
         angle += rng.uniform(0, np.pi / 2)
-    scale = magnification * np.exp(rng.uniform(*np.log(SCALES)))
+    scale *= np.exp(rng.uniform(*np.log(SCALES)))
     stretch = np.exp(rng.uniform(-0.15, 0.15, 2)) * (rng.choice([-1, 1]), 1)
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = np.array([[cos, -sin], [sin, cos]]) * stretch / scale

@@ -9,6 +9,7 @@ import tifffile
 from conftest import draw_nuclei, draw_source, write_source
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from skimage.transform import downscale_local_mean
 
 import Preprocessed_data as data
 
@@ -627,3 +628,26 @@ def test_a_kind_is_held_out_whole():
         data.hold_out_kind(list("gfedcba"), images, "brightfield")
     with pytest.raises(ValueError, match="fluorescence"):
         data.hold_out_kind(["g"], images[:1], "fluorescence")
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (5, 7), (1, 1), (3, 4, 9)])
+def test_halving_is_the_mean_of_four(shape):
+    gray = np.random.default_rng(0).random(shape, np.float32)
+    stack = gray.reshape(-1, *shape[-2:])
+    even = np.pad(stack, [(0, 0), *((0, side % 2) for side in shape[-2:])], "edge")
+    expected = downscale_local_mean(even, (1, 2, 2)).reshape(
+        *shape[:-2], *np.array(even.shape[1:]) // 2
+    )
+    halved = data.halve(gray)
+    assert halved.dtype == np.float32
+    np.testing.assert_allclose(halved.squeeze(), expected, rtol=1e-6)
+
+
+def test_the_common_diameter_is_that_of_half_the_area():
+    labels = np.zeros((200, 200), np.int32)
+    rows, columns = np.ogrid[:200, :200]
+    labels[(rows - 60) ** 2 + (columns - 60) ** 2 < 25**2] = 3
+    for number in range(10):  # crumbs are more in number, not in area
+        labels[190:193, 10 * number : 10 * number + 3] = 5 + number
+    assert abs(data.common_diameter(labels) - 50) < 0.5
+    assert data.common_diameter(np.zeros((5, 5), np.int32)) == 0

@@ -96,7 +96,7 @@ def test_image_and_labels_move_together():
     mask = (labels > 0).astype(np.float32)
     moved = 0
     for seed in range(30):
-        gray, warped = Train.warp(mask, labels, 64, np.random.default_rng(seed))
+        gray, warped = Train.warp(mask, labels, 64, np.random.default_rng(seed), seed % 2 > 0)
         assert gray.shape == warped.shape == (64, 64)
         assert set(np.unique(warped)) <= set(range(5))
         assert np.mean((gray > 0.5) == (warped > 0)) > 0.97  # the two round differently on rims
@@ -132,6 +132,17 @@ def test_crops_look_for_nuclei():
     centres = [Train.warp(gray, labels, 32, rng)[1][16, 16] for _ in range(200)]
     # Half of the crops look up to ten times: 0.5 / 16 + 0.5 * (1 - (15 / 16) ** 10) = 0.27
     assert 0.18 < np.mean(centres) < 0.36
+
+
+def test_images_of_wide_nuclei_are_seen_from_afar_more_often():
+    noise = np.random.default_rng(0).normal(0.5, 0.1, (400, 400)).astype(np.float32)
+    labels = np.zeros(noise.shape, np.int32)
+    for wide, expected in (False, 0.25), (True, 0.5):
+        crops = [Train.warp(noise, labels, 64, np.random.default_rng(s), wide) for s in range(200)]
+        # The mean of four pixels has half the noise. Below 0.71, of 0.5 to 2, that is: 1 in 4;
+        # and of 0.25 to 1: 3 in 4, for the half of the crops that wide nuclei are halved in.
+        afar = np.mean([gray.std() < 0.05 for gray, _ in crops])
+        assert abs(afar - expected) < 0.1
 
 
 class OneCoin:
