@@ -6,6 +6,8 @@ Out, in --out (default data/<source name>_predicted), at each image's own size:
      labels/ID.tif    one number per nucleus, 0 background; uint16, uint32 past 65,535 nuclei
      overlays/ID.png  the image with each nucleus outlined
      predictions.png  some of them side by side
+An image of more than 4 million pixels goes through in pieces: its mask is masks/ID.tif, mask and
+labels are tiled TIFFs, its overlay is reduced.
 Exit code 1: some images could not be read; they were named and skipped.
 
     python Predict_masks.py --data data/sample
@@ -14,12 +16,14 @@ Exit code 1: some images could not be read; they were named and skipped.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -27,19 +31,27 @@ import numpy as np
 import tifffile
 from PIL import Image
 from scipy import ndimage
+from skimage.morphology import remove_small_holes
 from skimage.segmentation import watershed
 from tqdm import tqdm
 
 from Model import depth_of, load_unet
 from Preprocessed_data import (
     DATA,
+    WIDE_NUCLEI,
     Sample,
+    common_diameter,
+    find_levels,
+    halve,
+    image_shape,
+    open_rows,
     open_source,
     outline_nuclei,
     read_image,
     run_script,
     save_contact_sheet,
     show_pictures,
+    thin,
     to_grayscale,
     write_whole,
 )
@@ -50,25 +62,41 @@ SEED_THRESHOLD = 0.5  # of nucleus minus border probability: above it two nuclei
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels; a disk 5 pixels across: smaller pieces are taken for noise
 SHOWN = 8  # images in predictions.png
+MAX_HOLE = 300  # pixels; a hole as large as a common nucleus is not a hole but background
 READ_AHEAD = 16  # images
-BATCH_PIXELS = 8 * 256 * 256  # what goes through the network at once takes some 100 bytes a pixel
+BATCH_PIXELS = 8 * 256 * 256  # in one batch: more is no faster
+LARGE_IMAGE = 2048 * 2048  # pixels; larger ones go through in strips and tiles
+STRIP = 1024  # rows of a strip, a multiple of TIFF_TILE
+TILE = 2048  # columns of a strip that go through the network at once
+MARGIN = 128  # rows above and below a strip in which its nuclei may end
+TIFF_TILE = 512  # pixels, side of a tile in the files of large images
+SHOWN_PIXELS = 2048 * 2048  # of the overlay of a large image
+LEVEL_PIXELS = 4_000_000  # of a large image, to find its levels from
+WINDOW = 512  # pixels, side of the nine parts of a large image that its nuclei are measured in
 
 
-def predict_probability(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predict_probability(
+    model: keras.Model, gray: np.ndarray, halved: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Runs the network on images of any one size.
 
     Args:
         model: from `load_unet`.
         gray: (..., H, W) float32 in [0, 1], one image or a stack, from `to_grayscale`.
+        halved: the network sees half the height and width; for nuclei wider than WIDE_NUCLEI.
 
     Returns:
         probability of nucleus, and of a border between touching nuclei, as gray in shape, float32.
     """
-    multiple = 2 ** depth_of(model)
+    multiple = 2 ** (depth_of(model) + halved)
     height, width = gray.shape[-2:]
     pad = [(0, 0), (0, -height % multiple), (0, -width % multiple)]
     padded = np.pad(gray.reshape(-1, height, width), pad, "symmetric")
-    answer = model.predict_on_batch(padded[..., None])[:, :height, :width]
+    answer = model.predict_on_batch((halve(padded) if halved else padded)[..., None])
+    if halved:
+        answer = keras.ops.image.resize(answer, padded.shape[1:], "bilinear")
+        answer = keras.ops.convert_to_numpy(answer)
+    answer = answer[:, :height, :width]
     return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
 
 
@@ -80,9 +108,9 @@ def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
 
     Returns:
         labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least
-        MIN_AREA pixels without holes.
+        MIN_AREA pixels.
     """
-    mask = ndimage.binary_fill_holes(nucleus > NUCLEUS_THRESHOLD)
+    mask = remove_small_holes(nucleus > NUCLEUS_THRESHOLD, max_size=MAX_HOLE)
     inside = mask & (nucleus - border > SEED_THRESHOLD)
     seeds = keep_large(ndimage.label(inside)[0], MIN_SEED_AREA)
     # A piece of the mask that no seed fell into is one small nucleus: it is its own seed.
@@ -157,56 +185,189 @@ def predict_samples(
     """
     out, samples = Path(out), list(samples)
     make_folders(out)
-    written, skipped, unfinished = [], [], deque()
+    written, unfinished = [], deque()
     progress = tqdm(total=len(samples), desc="predicting", unit="image", disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
         for chunk in read_ahead(samples, pool):
-            skipped += [sample.id for sample, image, _ in chunk if image is None]
-            for group in group_by_shape(chunk):
-                answers = predict_probability(model, np.stack([gray for *_, gray in group]))
-                for (sample, image, _), nucleus, border in zip(group, *answers, strict=True):
-                    work = pool.submit(finish_image, out, sample.id, image, nucleus, border)
-                    unfinished.append(work)
+            done = predict_chunk(chunk, model, pool)
+            # What is smooth from afar is grained from near: wide nuclei are better seen reduced.
+            wide = [x for x in done if common_diameter(x.labels.result()) > WIDE_NUCLEI]
+            predict_chunk(wide, model, pool, halved=True)
+            unfinished += [pool.submit(finish_image, out, picture) for picture in done]
+            for picture in chunk:
+                if picture.large and predict_large(picture.sample, model, out):
+                    written.append(picture.sample.id)
             bar.update(len(chunk))
             while len(unfinished) > READ_AHEAD:  # what waits for its turn takes memory
                 written.append(unfinished.popleft().result())
         written += [work.result() for work in unfinished]
-    return sorted(written), sorted(skipped)
+    return sorted(written), sorted({sample.id for sample in samples} - set(written))
+
+
+@dataclass
+class Picture:
+    """An image on its way from file to files."""
+
+    sample: Sample
+    large: bool = False  # not read as a whole
+    image: np.ndarray | None = None  # None also where it cannot be read
+    gray: np.ndarray | None = None
+    labels: Future | None = None
 
 
 def read_ahead(samples: list[Sample], pool: ThreadPoolExecutor):
-    """Yields lists of (sample, image, gray) while the pool reads the list after; None: skipped."""
+    """Yields lists of pictures while the pool reads the list after."""
     ahead = []
     for start in range(0, len(samples) + READ_AHEAD, READ_AHEAD):
         now, ahead = ahead, [pool.submit(read, s) for s in samples[start : start + READ_AHEAD]]
         yield [work.result() for work in now]
 
 
-def read(sample: Sample) -> tuple[Sample, np.ndarray | None, np.ndarray | None]:
-    """The sample, its image and its gray; None where it cannot be read, which is said."""
+def read(sample: Sample) -> Picture:
+    """Image and gray of a sample; an image that cannot be read is named on stderr."""
     try:
+        if math.prod(image_shape(sample.image)) > LARGE_IMAGE:
+            return Picture(sample, large=True)
         image = read_image(sample.image)
-        return sample, image, to_grayscale(image)
+        return Picture(sample, image=image, gray=to_grayscale(image))
     except (OSError, ValueError) as error:
         tqdm.write(f"skipped {sample.id}: {error}", file=sys.stderr)
-        return sample, None, None
+        return Picture(sample)
 
 
-def group_by_shape(chunk: list[tuple]):
-    """Yields lists of (sample, image, gray) of one shape, small enough for one batch."""
+def predict_chunk(chunk: list[Picture], model, pool, halved: bool = False) -> list[Picture]:
+    """Sends batches of one shape through the network; the pool makes labels of the answers.
+
+    Returns:
+        The pictures that have a gray, each now with a future of its labels.
+    """
     groups = {}
-    for item in chunk:
-        if item[2] is not None:
-            groups.setdefault(item[2].shape, []).append(item)
+    for picture in chunk:
+        if picture.gray is not None:
+            groups.setdefault(picture.gray.shape, []).append(picture)
     for (height, width), group in groups.items():
         count = max(BATCH_PIXELS // (height * width), 1)
-        yield from (group[i : i + count] for i in range(0, len(group), count))
+        for start in range(0, len(group), count):
+            batch = group[start : start + count]
+            answers = predict_probability(model, np.stack([x.gray for x in batch]), halved)
+            for picture, *answer in zip(batch, *answers, strict=True):
+                picture.labels = pool.submit(separate_nuclei, *answer)
+    return [picture for group in groups.values() for picture in group]
 
 
-def finish_image(out: Path, name: str, image, nucleus, border) -> str:
-    """Numbers the nuclei and writes the files; returns the id."""
-    write_prediction(out, name, image, separate_nuclei(nucleus, border))
-    return name
+def finish_image(out: Path, picture: Picture) -> str:
+    """Writes the files; returns the id."""
+    write_prediction(out, picture.sample.id, picture.image, picture.labels.result())
+    return picture.sample.id
+
+
+def predict_large(sample: Sample, model: keras.Model, out: Path) -> bool:
+    """Predicts an image in strips, never holding the whole; False: it cannot be read."""
+    name = sample.id
+    try:
+        with open_rows(sample.image) as image:
+            strips = label_strips(probability_strips(model, image, f"{name[:20]}"))
+            save = lambda file: save_tiles(file, strips, image.shape[:2], np.uint32)  # noqa: E731
+            write_whole(out / "labels" / f"{name}.tif", save)
+            small = thin(image, SHOWN_PIXELS)
+    except ValueError as error:
+        tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
+        return False
+    with open_rows(out / "labels" / f"{name}.tif") as labels:
+        overlay = outline_nuclei(small, thin(labels, SHOWN_PIXELS))
+        write_whole(out / "overlays" / f"{name}.png", lambda file: save_png(file, overlay, 1))
+        rows = range(0, labels.shape[0], STRIP)
+        masks = (np.where(labels[row : row + STRIP] > 0, 255, 0) for row in rows)
+        save = lambda file: save_tiles(file, masks, labels.shape, np.uint8)  # noqa: E731
+        write_whole(out / "masks" / f"{name}.tif", save)
+    return True
+
+
+def probability_strips(model: keras.Model, image, name: str):
+    """Yields (2, rows, W) float32 of STRIP rows each, nucleus and border, as of the whole image.
+
+    What goes through the network is larger than what is kept of its answer, by as much as an answer
+    depends on its surroundings, and starts where the poolings of the whole image have an edge: so
+    nothing tells where a tile ended.
+    """
+    (height, width), levels = image.shape[:2], find_levels(thin(image, LEVEL_PIXELS))
+    halved = common_diameter(measure_windows(model, image, levels)) > WIDE_NUCLEI
+    halo = 6 * 2 ** (depth_of(model) + halved)  # pixels; 4 convolutions a level, 2 at the bottom
+    tiles = [(row, column) for row in range(0, height, STRIP) for column in range(0, width, TILE)]
+    for row, column in tqdm(tiles, desc=name, unit="tile", disable=None, leave=False):
+        if column == 0:
+            top, bottom = max(row - halo, 0), min(row + STRIP + halo, height)
+            gray = to_grayscale(image[top:bottom], levels)
+            strip = np.empty((2, min(STRIP, height - row), width), np.float32)
+        left, right = max(column - halo, 0), min(column + TILE + halo, width)
+        answers = predict_probability(model, gray[:, left:right], halved)
+        for kept, answer in zip(strip, answers, strict=True):
+            answer = answer[row - top :][: len(kept), column - left :][:, :TILE]
+            kept[:, column : column + TILE] = answer
+        if column + TILE >= width:
+            yield strip
+
+
+def measure_windows(model: keras.Model, image, levels) -> np.ndarray:
+    """Labels of nine windows of a large image, put together as if they were one image."""
+    columns = np.linspace(0, max(image.shape[1] - WINDOW, 0), 3).astype(int)
+    windows = []
+    for row in np.linspace(0, max(image.shape[0] - WINDOW, 0), 3).astype(int):
+        gray = to_grayscale(image[row : row + WINDOW], levels)
+        windows.append(np.hstack([gray[:, column : column + WINDOW] for column in columns]))
+    return separate_nuclei(*predict_probability(model, np.vstack(windows)))
+
+
+def label_strips(strips: Iterator[np.ndarray]):
+    """Numbers the nuclei of a whole image, strip by strip.
+
+    A nucleus is found in the strip where it begins, with MARGIN rows of the strips above and below
+    in view, and keeps its number in the strip where it ends.
+
+    Args:
+        strips: of `probability_strips`.
+
+    Yields:
+        (rows, W) int32, for each strip.
+    """
+    here, count = next(strips), 0
+    above, known = here[:, :0], np.zeros((0, here.shape[2]), np.int32)
+    while here is not None:
+        below = next(strips, None)
+        start, stop = above.shape[1], above.shape[1] + here.shape[1]
+        parts = [above, here] if below is None else [above, here, below[:, :MARGIN]]
+        window = np.concatenate(parts, axis=1)
+        found = separate_nuclei(*window)
+        labels = np.zeros_like(found)
+        labels[: len(known)] = known
+        fresh = np.where(labels == 0, found, 0)
+        fresh[:start] = 0
+        # Of a nucleus that is known already at most crumbs are fresh; one below is not ours.
+        areas = np.bincount(fresh.ravel(), minlength=found.max() + 1)
+        ours = areas > np.bincount(found.ravel()) / 2
+        ours &= np.bincount(found[:stop].ravel(), minlength=len(ours)) > 0
+        ours[0] = False
+        numbers = np.where(ours, count + np.cumsum(ours), 0).astype(np.int32)
+        labels += numbers[fresh]
+        count = int(numbers.max(initial=count))
+        yield labels[start:stop]
+        known, above, here = labels[stop - MARGIN :], window[:, stop - MARGIN : stop], below
+
+
+def save_tiles(file: Path, strips: Iterable[np.ndarray], shape: tuple[int, int], dtype) -> None:
+    """Writes strips (rows, W) as one compressed, tiled BigTIFF of this shape."""
+
+    def tiles():
+        for strip in strips:
+            for row in range(0, len(strip), TIFF_TILE):
+                for column in range(0, shape[1], TIFF_TILE):
+                    part = strip[row : row + TIFF_TILE, column : column + TIFF_TILE]
+                    tile = np.zeros((TIFF_TILE, TIFF_TILE), dtype)
+                    tile[: part.shape[0], : part.shape[1]] = part
+                    yield tile
+
+    options = {"tile": (TIFF_TILE, TIFF_TILE), "compression": "zlib", "bigtiff": True}
+    tifffile.imwrite(file, tiles(), shape=shape, dtype=dtype, **options)
 
 
 def show_predictions(folder: str | Path) -> Path:
@@ -222,14 +383,16 @@ def show_predictions(folder: str | Path) -> Path:
         FileNotFoundError: no predictions are there.
     """
     folder = Path(folder)
-    names = sorted(file.stem for file in (folder / "masks").glob("*.png"))
-    if not names:
-        raise FileNotFoundError(f"{folder}: no masks/*.png; python Predict_masks.py writes some")
-    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SHOWN).astype(int))]
+    masks = sorted(file for ending in ("png", "tif") for file in folder.glob(f"masks/*.{ending}"))
+    if not masks:
+        raise FileNotFoundError(f"{folder}: no masks; python Predict_masks.py writes some")
     pictures, titles = [], []
-    for name in chosen:
-        mask = read_image(folder / "masks" / f"{name}.png")
-        nuclei = np.count_nonzero(np.unique(read_image(folder / "labels" / f"{name}.tif")))
+    for i in np.unique(np.linspace(0, len(masks) - 1, SHOWN).astype(int)):
+        name = masks[i].stem
+        with open_rows(masks[i]) as mask, open_rows(folder / "labels" / f"{name}.tif") as labels:
+            rows = range(0, labels.shape[0], STRIP)
+            nuclei = max(int(labels[row : row + STRIP].max()) for row in rows)
+            mask = thin(mask, SHOWN_PIXELS)
         pictures += [read_image(folder / "overlays" / f"{name}.png"), np.stack([mask] * 3, -1)]
         titles += [name[:24], f"{nuclei} nuclei"]
     file = folder / "predictions.png"

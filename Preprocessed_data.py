@@ -13,6 +13,7 @@ import argparse
 import csv
 import hashlib
 import io
+import math
 import os
 import sys
 import warnings
@@ -20,9 +21,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import tifffile
@@ -134,8 +136,102 @@ def read_image(file: File) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: with the file's name and what is wrong with it.
     """
-    tiff = file.name.lower().endswith((".tif", ".tiff"))
-    image = _read(file, _decode_tiff if tiff else _decode)
+    with _named_errors(file):
+        content = file.read_bytes()
+        return _drop_alpha(_decode_tiff(content) if _is_tiff(file) else _decode(content), file)
+
+
+def image_shape(file: File) -> tuple[int, int]:
+    """(H, W) of an image file, from its header alone; raises as `read_image`."""
+    with _named_errors(file), file.open("rb") as stream:
+        if _is_tiff(file):
+            return tifffile.TiffFile(stream).pages[0].shape[:2]
+        with Image.open(stream) as picture:
+            return picture.size[::-1]
+
+
+@contextmanager
+def open_rows(file: File):
+    """Yields what gives rows [a:b] of an image: of a TIFF it reads no more than asked for.
+
+    Yields:
+        `TiffRows`, or the whole image as `read_image` returns it where the format is no such TIFF.
+    """
+    with file.open("rb") as stream:
+        with _named_errors(file):  # what goes wrong with the rows later is not the file's fault
+            rows = TiffRows(stream, file) if _is_tiff(file) else None
+        yield rows if rows and rows.readable() else read_image(file)
+
+
+class TiffRows:
+    """The first page of a TIFF; `rows[a:b]` decodes just the strips or tiles that these cross."""
+
+    def __init__(self, stream, file: File):
+        self.stream, self.file = stream, file
+        self.tiff = tifffile.TiffFile(stream)
+        self.page = self.tiff.pages[0]
+        self.shape, self.dtype = self.page.shape, self.page.dtype
+
+    def readable(self) -> bool:
+        """Whether it is one gray or interleaved image, and compressed as can be decoded here."""
+        if len(self.tiff.pages) > 1 or self.page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+            return False
+        try:
+            return self[:1].ndim in (2, 3)
+        except ValueError:
+            return False
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """(b - a, W) or (b - a, W, 3) of rows a to b; steps are not for it."""
+        with _named_errors(self.file):
+            return _drop_alpha(self._decode_rows(*rows.indices(self.shape[0])[:2]), self.file)
+
+    def _decode_rows(self, start: int, stop: int) -> np.ndarray:
+        height, across = self.page.chunks[0], math.prod(self.page.chunked[1:])
+        found = np.zeros((stop - start, *self.shape[1:]), self.dtype)
+        for index in range(start // height * across, -(-stop // height) * across):
+            self.stream.seek(self.page.dataoffsets[index])
+            content = self.stream.read(self.page.databytecounts[index])
+            part, (*_, top, left, _), size = self.page.decode(content, index)
+            if part is None:  # a tile left out is all background
+                continue
+            part = part[0, : size[1], : size[2]].reshape(*size[1:3], *self.shape[2:])
+            part = part[max(start - top, 0) : stop - top, : self.shape[1] - left]
+            row = max(top - start, 0)
+            found[row : row + len(part), left : left + part.shape[1]] = part
+        return found
+
+
+def thin(image, pixels: int) -> np.ndarray:
+    """Every n-th row and column of an image or `TiffRows`, at most about `pixels` in all."""
+    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / pixels))
+    starts = range(0, image.shape[0], 256 * step)
+    return np.concatenate([image[start : start + 256 * step][::step, ::step] for start in starts])
+
+
+def _is_tiff(file: File) -> bool:
+    return file.name.lower().endswith((".tif", ".tiff"))
+
+
+@contextmanager
+def _named_errors(file: File):
+    """Errors of reading say which file it was and what to do."""
+    try:
+        yield
+    except UnidentifiedImageError as error:  # its own text is an address in memory
+        raise ValueError(f"{file}: not an image in a known format; replace or remove it") from error
+    except FileNotFoundError:
+        raise
+    except READ_ERRORS as error:
+        reason = str(error).split("\n")[0]
+        if str(file) in reason:  # named already
+            raise
+        raise ValueError(
+            f"{file}: not a readable image ({reason}); replace or remove it"
+        ) from error
+
+
+def _drop_alpha(image: np.ndarray, file: File) -> np.ndarray:
     if image.ndim == 3 and image.shape[-1] in (2, 4):
         image = image[..., : image.shape[-1] - 1]
     if image.ndim == 3 and image.shape[-1] == 1:
@@ -145,21 +241,6 @@ def read_image(file: File) -> np.ndarray:
     if np.issubdtype(image.dtype, np.inexact) and not np.isfinite(image).all():
         raise ValueError(f"{file}: some of its values are NaN or infinite; replace or remove it")
     return image
-
-
-def _read(file: File, decode: Callable[[bytes], Any]) -> Any:
-    """What `decode` makes of the file's bytes; its errors say which file and what to do."""
-    try:
-        return decode(file.read_bytes())
-    except UnidentifiedImageError as error:  # its own text is an address in memory
-        raise ValueError(f"{file}: not an image in a known format; replace or remove it") from error
-    except FileNotFoundError:
-        raise
-    except READ_ERRORS as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{file}: not a readable image ({reason}); replace or remove it"
-        ) from error
 
 
 def _decode(content: bytes) -> np.ndarray:
@@ -211,7 +292,8 @@ def read_mask(file: File) -> tuple[tuple[int, int], tuple[slice, slice], np.ndar
         nucleus: (h, w) bool, the mask within the box.
     """
     if file.name.lower().endswith(".png"):
-        found = _read(file, _decode_box)
+        with _named_errors(file):
+            found = _decode_box(file.read_bytes())
         if found:
             return found
     mask = read_image(file)
@@ -234,7 +316,7 @@ def full_scale(image: np.ndarray) -> float:
     return float(np.iinfo(image.dtype).max) if integer else 1.0
 
 
-def to_grayscale(image: np.ndarray) -> np.ndarray:
+def to_grayscale(image: np.ndarray, levels: tuple[bool, float, float] | None = None) -> np.ndarray:
     """Makes the single channel that the network sees, in which nuclei are bright.
 
     On a dark background (fluorescence) it is the brightness. On a bright one, where nuclei absorb
@@ -244,6 +326,7 @@ def to_grayscale(image: np.ndarray) -> np.ndarray:
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype.
+        levels: of `find_levels`, where the image is a part of a larger one.
 
     Returns:
         gray: (H, W) float32 in [0, 1], as from `stretch`; all 0 where the image is constant.
@@ -251,10 +334,23 @@ def to_grayscale(image: np.ndarray) -> np.ndarray:
     >>> to_grayscale(np.array([[0, 0, 100], [0, 200, 200]], np.uint16)).round(2).tolist()
     [[0.0, 0.0, 0.5], [0.0, 1.0, 1.0]]
     """
-    if not has_bright_background(image):
-        return stretch(brightness(image))
-    red = image[..., 0] if image.ndim == 3 else brightness(image)
-    return 1 - stretch(red, 100 - HIGH_PERCENTILE, 100 - LOW_PERCENTILE)
+    bright, low, high = levels or find_levels(image)
+    gray = stretch(nuclear_channel(image, bright), low, high)
+    return 1 - gray if bright else gray
+
+
+def find_levels(image: np.ndarray) -> tuple[bool, float, float]:
+    """Whether the background is bright; and the values between which the channel is stretched."""
+    bright = has_bright_background(image)
+    percentiles = LOW_PERCENTILE, HIGH_PERCENTILE
+    if bright:
+        percentiles = 100 - HIGH_PERCENTILE, 100 - LOW_PERCENTILE
+    return bright, *find_range(nuclear_channel(image, bright), *percentiles)
+
+
+def nuclear_channel(image: np.ndarray, bright: bool) -> np.ndarray:
+    """(H, W): red where nuclei are dark on a bright background, else the brightness."""
+    return image[..., 0] if bright and image.ndim == 3 else brightness(image)
 
 
 def brightness(image: np.ndarray) -> np.ndarray:
@@ -265,23 +361,28 @@ def brightness(image: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(red, green), blue)  # ten times as fast as max(axis=-1)
 
 
-def stretch(
+def find_range(
     channel: np.ndarray, low: float = LOW_PERCENTILE, high: float = HIGH_PERCENTILE
-) -> np.ndarray:
-    """`clip((channel - low) / (high - low), 0, 1)`, low and high the percentiles of this image.
+) -> tuple[float, float]:
+    """Values at two percentiles, [0, 100]; the extremes where the percentiles are one value."""
+    low, high = np.percentile(channel, (low, high))
+    if high <= low:  # fewer bright pixels than the percentile lets through, or a constant image
+        low, high = channel.min(), channel.max()
+    return float(low), float(high)
+
+
+def stretch(channel: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`clip((channel - low) / (high - low), 0, 1)`, low and high of `find_range`.
 
     Exposure differs from one microscope to the next by more than a factor of ten.
 
     Args:
         channel: (H, W), any real dtype.
-        low, high: percentiles, in [0, 100].
+        low, high: values of the channel.
 
     Returns:
         (H, W) float32 in [0, 1].
     """
-    low, high = np.percentile(channel, (low, high))
-    if high <= low:  # fewer bright pixels than the percentile lets through, or a constant image
-        low, high = float(channel.min()), float(channel.max())
     scale = max(high - low, float(np.finfo(np.float32).tiny))
     return np.clip((channel - np.float32(low)) / np.float32(scale), 0, 1, dtype=np.float32)
 
@@ -611,7 +712,7 @@ def outline_nuclei(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The image as people look at it, each nucleus outlined in yellow.
 
     Args:
-        image: (H, W) or (H, W, 3); all but stained tissue become gray, stretched by `stretch`.
+        image: (H, W) or (H, W, 3); all but stained tissue become gray, stretched.
         labels: (H, W) int.
 
     Returns:
@@ -620,9 +721,9 @@ def outline_nuclei(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if image.ndim == 3 and image_kind(image) == "stained tissue":
         picture = (255 * (image / full_scale(image))).astype(np.uint8)
     else:
-        picture = np.repeat(
-            (255 * stretch(brightness(image))).astype(np.uint8)[..., None], 3, axis=-1
-        )
+        bright = brightness(image)
+        gray = (255 * stretch(bright, *find_range(bright))).astype(np.uint8)
+        picture = np.repeat(gray[..., None], 3, axis=-1)
     picture[find_boundaries(labels, mode="inner")] = (255, 220, 0)
     return picture
 

@@ -1,5 +1,7 @@
 """Predict_masks: padding, separation of touching nuclei, the files written and shown."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -154,6 +156,87 @@ def test_many_images_of_many_shapes_each_get_their_own_answer(tmp_path, monkeypa
         mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}.png"))
         np.testing.assert_array_equal(mask > 0, truth[name])
     assert max(shape[0] for shape in batches) == 2 and sum(shape[0] for shape in batches) == 10
+
+
+@pytest.fixture
+def small_strips(monkeypatch):
+    for name, value in {"STRIP": 64, "TILE": 96, "MARGIN": 32, "TIFF_TILE": 16}.items():
+        monkeypatch.setattr(Predict_masks, name, value)
+
+
+def test_a_nucleus_across_strips_is_one_nucleus(small_strips):
+    # Rows 64, 128 and 192 are where strips meet; the last strip is 8 rows.
+    centres = [
+        (64, 20),
+        (66, 60),
+        (62, 100),
+        (128, 20),
+        (127, 60),
+        (191, 20),
+        (100, 140),
+        (195, 80),
+    ]
+    nucleus = draw_disks((200, 160), centres, 9)
+    answer = np.stack([nucleus, np.zeros_like(nucleus)])
+    strips = (answer[:, row : row + 64] for row in range(0, 200, 64))
+    labels = np.concatenate(list(Predict_masks.label_strips(strips)))
+    whole = Predict_masks.separate_nuclei(*answer)
+    assert labels.max() == whole.max() == 8
+    np.testing.assert_array_equal(labels > 0, whole > 0)
+    pairs = np.unique(np.stack([labels, whole])[:, whole > 0], axis=1)
+    assert pairs.shape == (2, 8)  # each nucleus has one number, and each number one nucleus
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkeypatch, wide):
+    model = Model.load_unet(Path(__file__).parent.parent / Predict_masks.WEIGHTS)
+    samples = Preprocessed_data.open_source(Preprocessed_data.DATA)
+    files = [s.image for s in samples if "fluorescence" in s.id][:4]
+    images = [Preprocessed_data.read_image(file) for file in files]
+    images = [Preprocessed_data.brightness(image)[:200, :200] for image in images]
+    image = np.block([images[:2], images[2:]])[:370, :390]
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images/big.tif", image, tile=(64, 64), compression="zlib")
+    monkeypatch.setattr(Predict_masks, "WIDE_NUCLEI", 1 if wide else 1000)
+    samples = Preprocessed_data.open_source(tmp_path / "images")
+    Predict_masks.predict_samples(samples, model, tmp_path / "whole")
+    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
+    written, skipped = Predict_masks.predict_samples(samples, model, tmp_path / "tiles")
+    assert (written, skipped) == (["big"], [])
+    whole = tifffile.imread(tmp_path / "whole/labels/big.tif")
+    with tifffile.TiffFile(tmp_path / "tiles/labels/big.tif") as file:
+        assert file.is_bigtiff and file.pages[0].is_tiled
+        tiles = file.asarray()
+    assert tiles.dtype == np.uint32 and len(np.unique(tiles)) - 1 == tiles.max() == whole.max() > 20
+    assert 2 * np.sum((whole > 0) & (tiles > 0)) / (np.sum(whole > 0) + np.sum(tiles > 0)) > 0.999
+    assert (
+        len(np.unique(np.stack([whole, tiles])[:, (whole > 0) & (tiles > 0)], axis=1).T)
+        < whole.max() + 3
+    )
+    mask = tifffile.imread(tmp_path / "tiles/masks/big.tif")
+    np.testing.assert_array_equal(mask, np.where(tiles > 0, 255, 0))
+    assert Image.open(tmp_path / "tiles/overlays/big.png").size == (390, 370)
+    assert Predict_masks.show_predictions(tmp_path / "tiles").is_file()
+
+
+def test_wide_nuclei_are_predicted_from_afar(tmp_path):
+    seen = []
+
+    class Recorder(Threshold):
+        def predict_on_batch(self, batch):
+            seen.append(batch.shape[1:3])
+            return super().predict_on_batch(batch)
+
+    for name, radius in ("narrow", 8), ("wide", 25):
+        image = 255 * draw_disks((100, 120), [(50, 60)], radius).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    samples = Preprocessed_data.open_source(tmp_path)
+    Predict_masks.predict_samples(samples, Recorder(), tmp_path / "out")
+    assert seen == [(100, 120), (50, 60)]  # both near, as a batch; one of them from afar
+    for name in "narrow", "wide":
+        image = np.asarray(Image.open(tmp_path / f"{name}.png"))
+        mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
+        assert mask.shape == image.shape and np.mean(mask == image) > 0.99
 
 
 def test_a_full_disk_ends_the_prediction(tmp_path, monkeypatch):

@@ -336,7 +336,8 @@ def test_gray_is_float32_from_0_to_1():
 
 def test_stretch_keeps_the_order_of_brightness():
     # So many pixels that the percentiles lie inside the values.
-    gray = data.stretch(np.arange(10_000, dtype=np.float32).reshape(100, 100)).ravel()
+    ramp = np.arange(10_000, dtype=np.float32).reshape(100, 100)
+    gray = data.stretch(ramp, *data.find_range(ramp)).ravel()
     assert (np.diff(gray) >= 0).all()
     assert gray[5015] == pytest.approx((0.5015 - 0.005) / (0.998 - 0.005), abs=1e-3)
 
@@ -651,3 +652,54 @@ def test_the_common_diameter_is_that_of_half_the_area():
         labels[190:193, 10 * number : 10 * number + 3] = 5 + number
     assert abs(data.common_diameter(labels) - 50) < 0.5
     assert data.common_diameter(np.zeros((5, 5), np.int32)) == 0
+
+
+@pytest.mark.parametrize("tile", [None, (16, 32)])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((50, 70), "u1"),
+        ((50, 70), "u2"),
+        ((50, 70), "f4"),
+        ((50, 70, 3), "u1"),
+        ((50, 70, 4), "u1"),
+    ],
+)
+def test_rows_of_a_tiff_are_those_of_the_image(tmp_path, shape, dtype, order, compression, tile):
+    pixels = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+    layout = {"tile": tile} if tile else {"rowsperstrip": 7}
+    colour = {"photometric": "rgb"} if len(shape) == 3 else {}
+    file = tmp_path / "image.tif"
+    tifffile.imwrite(file, pixels, byteorder=order, compression=compression, **colour, **layout)
+    image = data.read_image(file)
+    assert data.image_shape(file) == (50, 70)
+    with data.open_rows(file) as rows:
+        assert isinstance(rows, data.TiffRows)
+        for start, stop in (0, 50), (0, 1), (13, 15), (6, 8), (20, 47), (49, 60):
+            np.testing.assert_array_equal(rows[start:stop], image[start:stop])
+        np.testing.assert_array_equal(data.thin(rows, 400), image[::3, ::3])
+
+
+def test_other_files_have_rows_too_and_broken_ones_are_named(tmp_path):
+    save(tmp_path / "a.png", RGB)
+    with data.open_rows(tmp_path / "a.png") as rows:
+        np.testing.assert_array_equal(rows[1:3], RGB[1:3])
+    tifffile.imwrite(
+        tmp_path / "stack.tif", np.zeros((4, 30, 40), np.uint8), photometric="minisblack"
+    )
+    with pytest.raises(ValueError, match=r"stack.tif.*\(4, 30, 40\)"):
+        data.open_rows(tmp_path / "stack.tif").__enter__()
+    pixels = RNG.integers(0, 255, (60, 70), np.uint8)
+    tifffile.imwrite(tmp_path / "cut.tif", pixels, tile=(16, 16), compression="zlib")
+    content = (tmp_path / "cut.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[:-1000])
+    with data.open_rows(tmp_path / "cut.tif") as rows, pytest.raises(ValueError, match="cut.tif"):
+        rows[:]
+
+
+def test_a_part_of_an_image_is_grayed_as_the_whole():
+    for image in (RNG.integers(0, 90, (60, 50), np.uint8), 255 - RNG.poisson(5, (60, 50, 3))):
+        part = data.to_grayscale(image[20:30], data.find_levels(image))
+        np.testing.assert_array_equal(part, data.to_grayscale(image)[20:30])
