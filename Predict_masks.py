@@ -7,15 +7,19 @@ Out, in --out (default data/<source name>_predicted), at each image's own size:
      overlays/ID.png  the image with each nucleus outlined
      predictions.png  some of them side by side
 An image of more than 4 million pixels goes through in pieces: its mask is masks/ID.tif, mask and
-labels are tiled TIFFs, its overlay is reduced.
+labels are tiled TIFFs, its overlay is reduced. A rerun does what is missing or out of date.
 Exit code 1: some images could not be read; they were named and skipped.
 
     python Predict_masks.py --data data/sample
     python Predict_masks.py --data my_images --weights weights/unet.keras --out my_nuclei
     python Predict_masks.py --data my_images --out my_nuclei --show
+    python Predict_masks.py --data my_images --out my_nuclei --scheduler tcp://10.0.0.1:8786
 """
 
 import argparse
+import functools
+import hashlib
+import json
 import math
 import os
 import sys
@@ -44,6 +48,7 @@ from Preprocessed_data import (
     find_levels,
     halve,
     image_shape,
+    modified,
     open_rows,
     open_source,
     outline_nuclei,
@@ -61,6 +66,7 @@ NUCLEUS_THRESHOLD = 0.5  # probability from which a pixel is nucleus; best valid
 SEED_THRESHOLD = 0.5  # of nucleus minus border probability: above it two nuclei do not touch
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels; a disk 5 pixels across: smaller pieces are taken for noise
+CONNECT_SECONDS = 10  # to wait for a Dask scheduler
 SHOWN = 8  # images in predictions.png
 MAX_HOLE = 300  # pixels; a hole as large as a common nucleus is not a hole but background
 READ_AHEAD = 16  # images
@@ -143,12 +149,45 @@ def number_in_order(labels: np.ndarray) -> np.ndarray:
 
 
 def make_folders(out: Path) -> None:
-    """Makes the folders that `write_prediction` writes to."""
+    """Makes the folders that predictions are written to."""
     for kind in ("masks", "labels", "overlays"):
         (out / kind).mkdir(parents=True, exist_ok=True)
 
 
-def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray) -> None:
+def describe_origin(weights: str | Path) -> str:
+    """What labels/ID.tif says of its origin: the weights' SHA-256 and the settings, as JSON."""
+    settings = NUCLEUS_THRESHOLD, SEED_THRESHOLD, MIN_SEED_AREA, MIN_AREA, MAX_HOLE, WIDE_NUCLEI
+    digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    return json.dumps({"weights_sha256": digest, "settings": settings})
+
+
+def find_unfinished(samples: Iterable[Sample], out: Path, origin: str) -> list[Sample]:
+    """The samples that lack a file, or whose image is younger than its labels.
+
+    Raises:
+        ValueError: other weights or settings made the labels that are there.
+    """
+    unfinished = []
+    for sample in samples:
+        labels, overlay = out / f"labels/{sample.id}.tif", out / f"overlays/{sample.id}.png"
+        masks = [out / f"masks/{sample.id}{ending}" for ending in (".png", ".tif")]
+        if not (labels.exists() and overlay.exists() and any(mask.exists() for mask in masks)):
+            unfinished.append(sample)
+            continue
+        with tifffile.TiffFile(labels) as tiff:
+            if tiff.pages[0].description != origin:
+                raise ValueError(
+                    f"{labels} was predicted with other weights or settings; "
+                    "redo all with --overwrite, or name another --out"
+                )
+        if modified(sample.image) > labels.stat().st_mtime:
+            unfinished.append(sample)
+    return unfinished
+
+
+def write_prediction(
+    out: Path, name: str, image: np.ndarray, labels: np.ndarray, origin: str = ""
+) -> None:
     """Writes mask, labels and overlay of one image, each whole or not at all.
 
     Args:
@@ -156,16 +195,16 @@ def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray
         name: id of the image.
         image: (H, W) or (H, W, 3) as read.
         labels: (H, W) int32.
+        origin: of `describe_origin`.
     """
     mask = np.where(labels > 0, 255, 0).astype(np.uint8)
     numbers = labels.astype(np.uint16 if labels.max() <= 65535 else np.uint32)
     overlay = outline_nuclei(image, labels)
+    options = {"compression": "zlib", "description": origin, "metadata": None}
     # Overlays are for the eye: a fifth larger, but written three times as fast.
     write_whole(out / "overlays" / f"{name}.png", lambda f: save_png(f, overlay, compress_level=1))
-    write_whole(
-        out / "labels" / f"{name}.tif", lambda f: tifffile.imwrite(f, numbers, compression="zlib")
-    )
     write_whole(out / "masks" / f"{name}.png", lambda f: save_png(f, mask))
+    write_whole(out / "labels" / f"{name}.tif", lambda f: tifffile.imwrite(f, numbers, **options))
 
 
 def save_png(file: Path, picture: np.ndarray, compress_level: int = 6) -> None:
@@ -174,11 +213,17 @@ def save_png(file: Path, picture: np.ndarray, compress_level: int = 6) -> None:
 
 
 def predict_samples(
-    samples: Iterable[Sample], model: keras.Model, out: str | Path
+    samples: Iterable[Sample], model: keras.Model, out: str | Path, origin: str = ""
 ) -> tuple[list[str], list[str]]:
     """Predicts images and writes their files; one that cannot be read is named and skipped.
 
     While the network runs, other threads read the next images and finish the ones before.
+
+    Args:
+        samples: from `open_source`.
+        model: from `load_unet`.
+        out: folder to write to.
+        origin: of `describe_origin`, which the labels' files keep.
 
     Returns:
         ids written and ids skipped, both sorted.
@@ -193,9 +238,9 @@ def predict_samples(
             # What is smooth from afar is grained from near: wide nuclei are better seen reduced.
             wide = [x for x in done if common_diameter(x.labels.result()) > WIDE_NUCLEI]
             predict_chunk(wide, model, pool, halved=True)
-            unfinished += [pool.submit(finish_image, out, picture) for picture in done]
+            unfinished += [pool.submit(finish_image, out, picture, origin) for picture in done]
             for picture in chunk:
-                if picture.large and predict_large(picture.sample, model, out):
+                if picture.large and predict_large(picture.sample, model, out, origin):
                     written.append(picture.sample.id)
             bar.update(len(chunk))
             while len(unfinished) > READ_AHEAD:  # what waits for its turn takes memory
@@ -255,31 +300,35 @@ def predict_chunk(chunk: list[Picture], model, pool, halved: bool = False) -> li
     return [picture for group in groups.values() for picture in group]
 
 
-def finish_image(out: Path, picture: Picture) -> str:
+def finish_image(out: Path, picture: Picture, origin: str) -> str:
     """Writes the files; returns the id."""
-    write_prediction(out, picture.sample.id, picture.image, picture.labels.result())
-    return picture.sample.id
+    name = picture.sample.id
+    write_prediction(out, name, picture.image, picture.labels.result(), origin)
+    return name
 
 
-def predict_large(sample: Sample, model: keras.Model, out: Path) -> bool:
+def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) -> bool:
     """Predicts an image in strips, never holding the whole; False: it cannot be read."""
     name = sample.id
+
+    def save(file: Path) -> None:
+        """The labels; from them, before they have their name, the others."""
+        strips = label_strips(probability_strips(model, image, name[:20]))
+        save_tiles(file, strips, image.shape[:2], np.uint32, origin)
+        with open_rows(file) as labels:
+            overlay = outline_nuclei(thin(image, SHOWN_PIXELS), thin(labels, SHOWN_PIXELS))
+            rows = range(0, labels.shape[0], STRIP)
+            mask = (np.where(labels[row : row + STRIP] > 0, 255, 0) for row in rows)
+            options = labels.shape, np.uint8, origin
+            write_whole(out / f"masks/{name}.tif", lambda f: save_tiles(f, mask, *options))
+        write_whole(out / f"overlays/{name}.png", lambda f: save_png(f, overlay, 1))
+
     try:
         with open_rows(sample.image) as image:
-            strips = label_strips(probability_strips(model, image, f"{name[:20]}"))
-            save = lambda file: save_tiles(file, strips, image.shape[:2], np.uint32)  # noqa: E731
-            write_whole(out / "labels" / f"{name}.tif", save)
-            small = thin(image, SHOWN_PIXELS)
+            write_whole(out / f"labels/{name}.tif", save)
     except ValueError as error:
         tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
         return False
-    with open_rows(out / "labels" / f"{name}.tif") as labels:
-        overlay = outline_nuclei(small, thin(labels, SHOWN_PIXELS))
-        write_whole(out / "overlays" / f"{name}.png", lambda file: save_png(file, overlay, 1))
-        rows = range(0, labels.shape[0], STRIP)
-        masks = (np.where(labels[row : row + STRIP] > 0, 255, 0) for row in rows)
-        save = lambda file: save_tiles(file, masks, labels.shape, np.uint8)  # noqa: E731
-        write_whole(out / "masks" / f"{name}.tif", save)
     return True
 
 
@@ -354,7 +403,7 @@ def label_strips(strips: Iterator[np.ndarray]):
         known, above, here = labels[stop - MARGIN :], window[:, stop - MARGIN : stop], below
 
 
-def save_tiles(file: Path, strips: Iterable[np.ndarray], shape: tuple[int, int], dtype) -> None:
+def save_tiles(file: Path, strips: Iterable[np.ndarray], shape, dtype, origin: str) -> None:
     """Writes strips (rows, W) as one compressed, tiled BigTIFF of this shape."""
 
     def tiles():
@@ -367,7 +416,72 @@ def save_tiles(file: Path, strips: Iterable[np.ndarray], shape: tuple[int, int],
                     yield tile
 
     options = {"tile": (TIFF_TILE, TIFF_TILE), "compression": "zlib", "bigtiff": True}
+    options |= {"description": origin, "metadata": None}
     tifffile.imwrite(file, tiles(), shape=shape, dtype=dtype, **options)
+
+
+def predict_on_cluster(
+    samples: Sequence[Sample], weights: str, out: Path, data: str, address: str
+) -> tuple[list[str], list[str]]:
+    """As `predict_samples`, by the workers of a running Dask cluster, which write the files.
+
+    All workers need the packages of requirements.txt, and this folder, data, weights and out under
+    the same paths. The images of a worker that dies are done by another.
+
+    Raises:
+        ValueError: no distributed here, no scheduler there, or workers that cannot work.
+    """
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise ValueError("--scheduler needs Dask; pip install distributed") from error
+    paths = [str(Path(path).resolve()) for path in (Path(__file__).parent, data, weights, out)]
+
+    def work(ids):  # travels to the workers as it stands, and there finds this script
+        sys.path.insert(0, paths[0])
+        import Predict_masks
+
+        return Predict_masks.predict_on_worker(ids, *paths[1:])
+
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{address}: no Dask scheduler answers; dask scheduler starts one"
+        ) from error
+    written, ids = [], [sample.id for sample in samples]
+    with client:
+        size = max(min(len(samples) // (4 * max(len(client.nthreads()), 1)), READ_AHEAD), 1)
+        parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+        futures = client.map(work, parts, pure=False)
+        with tqdm(total=len(ids), desc="predicting", unit="image", disable=None) as bar:
+            for future in as_completed(futures):
+                try:
+                    done, count = future.result()
+                except KilledWorker as error:
+                    raise ValueError(f"{address}: workers die again and again ({error})") from error
+                except (ImportError, OSError, ValueError) as error:
+                    raise ValueError(
+                        f"{address}: a worker failed ({type(error).__name__}: {error}); it needs "
+                        f"requirements.txt installed and, as here, {', '.join(paths)}"
+                    ) from error
+                written += done
+                bar.update(count)
+    return sorted(written), sorted(set(ids) - set(written))
+
+
+def predict_on_worker(ids: list[str], data: str, weights: str, out: str) -> tuple[list[str], int]:
+    """What a Dask worker does; returns the ids written and the number of ids it was given."""
+    samples = {sample.id: sample for sample in open_source(data)}
+    model, origin = load_once(weights)
+    written, _ = predict_samples([samples[name] for name in ids], model, out, origin)
+    return written, len(ids)
+
+
+@functools.lru_cache(1)
+def load_once(weights: str) -> tuple[keras.Model, str]:
+    """Network and origin, kept for the next images of the same worker."""
+    return load_unet(weights), describe_origin(weights)
 
 
 def show_predictions(folder: str | Path) -> Path:
@@ -414,6 +528,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", default=WEIGHTS, help=f"default {WEIGHTS}")
     parser.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     parser.add_argument("--show", action="store_true", help="show the files afterwards")
+    parser.add_argument("--overwrite", action="store_true", help="redo images that are done")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that predicts")
     return parser.parse_args(argv)
 
 
@@ -421,11 +537,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     samples = open_source(args.data)
     out = Path(args.out or default_out(args.data))
-    model = load_unet(args.weights)
+    model, origin = load_once(args.weights)
+    make_folders(out)
+    for part in out.glob("*/part-*"):  # of a run that was killed
+        part.unlink()
+    todo = samples if args.overwrite else find_unfinished(samples, out, origin)
+    if len(todo) < len(samples):
+        print(f"{len(samples) - len(todo)} of {len(samples)} images are done; --overwrite to redo")
     started = time.perf_counter()
-    written, skipped = predict_samples(samples, model, out)
+    if args.scheduler and todo:
+        written, skipped = predict_on_cluster(todo, args.weights, out, args.data, args.scheduler)
+    else:
+        written, skipped = predict_samples(todo, model, out, origin)
     seconds = time.perf_counter() - started
-    if not written:
+    if len(skipped) == len(samples):
         raise ValueError(f"{args.data}: none of its {len(samples)} images can be read")
     print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     print(f"saved masks, labels and overlays to {out}")

@@ -150,6 +150,12 @@ def image_shape(file: File) -> tuple[int, int]:
             return picture.size[::-1]
 
 
+def modified(file: File) -> float:
+    """When the file, or the .zip that holds it, was last changed; seconds since 1970."""
+    path = file.root.filename if isinstance(file, zipfile.Path) else file
+    return Path(path).stat().st_mtime
+
+
 @contextmanager
 def open_rows(file: File):
     """Yields what gives rows [a:b] of an image: of a TIFF it reads no more than asked for.
