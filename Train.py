@@ -58,7 +58,8 @@ LEARNING_RATE = 2e-3
 PRECISION = "mixed_bfloat16"  # faster than float32 where the processor has bfloat16 instructions
 OUT = "weights"
 SCALES = (0.5, 2.0)  # of the magnification
-GAMMAS = (0.5, 2.0)
+GAMMAS = (0.5, 1.5)  # above 1 dim rims fade
+CONTRASTS = (0.6, 1.0)  # share of the range from black to white that is used
 SURROUNDINGS = 41  # pixels, side of the square around a pixel; twice the width of a common nucleus
 PHOTONS = (15, 500)  # counted in a pixel as bright as can be: few make large nuclei look grained
 BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
@@ -178,7 +179,10 @@ def change_intensity(gray, labels, rng):
     if rng.random() < 0.5:
         photons = np.exp(rng.uniform(*np.log(PHOTONS)))
         gray = rng.poisson(gray * photons) / photons
-    gray = (gray - 0.5) * rng.uniform(0.6, 1.2) + 0.5 + rng.uniform(-0.15, 0.15)
+    if rng.random() < 0.5:
+        # Nothing is cut off at black or white: the dim rim of a nucleus belongs to it.
+        contrast = rng.uniform(*CONTRASTS)
+        gray = gray * contrast + rng.uniform(0, 1 - contrast)
     if rng.random() < 0.5:
         gray = gray + rng.normal(0, rng.uniform(0, 0.06), gray.shape)
     return np.clip(gray, 0, 1).astype(np.float32)

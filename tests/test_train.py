@@ -167,7 +167,7 @@ class OneCoin:
         return np.random.default_rng(0).normal(mean, deviation, size)
 
 
-PIECES = ("nuclei", "illumination", "blur", "photons", "noise")
+PIECES = ("nuclei", "illumination", "blur", "photons", "contrast", "noise")
 
 
 @pytest.mark.parametrize("coin", range(len(PIECES)), ids=PIECES)
@@ -182,14 +182,34 @@ def test_every_piece_of_change_intensity_changes_pixels(coin):
         assert abs(changed - plain)[labels > 0].mean() > 5 * abs(changed - plain)[:3].mean()
 
 
-def test_gamma_and_contrast_change_pixels(monkeypatch):
+def test_gamma_changes_pixels(monkeypatch):
     gray, labels = draw_crop((32, 32))
     results = []
     for gammas in ((1, 1), (2, 2)):
         monkeypatch.setattr(Train, "GAMMAS", gammas)
         results.append(Train.change_intensity(gray, labels, OneCoin()))
-    assert abs(results[0] - gray).mean() > 0.01  # contrast and brightness
-    assert abs(results[1] - results[0]).mean() > 0.01  # gamma
+    assert abs(results[0] - gray).max() < 1e-6
+    assert abs(results[1] - gray).mean() > 0.01
+
+
+def test_contrast_keeps_dim_rims_from_the_background():
+    gray = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    for seed in range(100):
+        changed = Train.change_intensity(gray, np.zeros((64, 64), np.int32), OnlyContrast(seed))
+        assert 0 <= changed.min() and changed.max() <= 1
+        assert np.diff(changed[0]).min() > 0.5 / 63  # every step is still a step
+
+
+class OnlyContrast(OneCoin):
+    """All coins fall so that nothing happens, but that of the contrast; which then is random."""
+
+    def __init__(self, seed):
+        super().__init__(PIECES.index("contrast"))
+        self.rng = np.random.default_rng(seed)
+
+    def uniform(self, low, high, size=None):
+        # Gamma, asked for as logarithms, is 1.
+        return 0.0 if low < 0 else self.rng.uniform(low, high, size)
 
 
 def test_rare_kinds_are_drawn_more_often():
