@@ -12,6 +12,7 @@ Segmentation", MICCAI 2015 (here with padded convolutions and batch normalisatio
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,6 +165,19 @@ def depth_of(model: keras.Model) -> int:
     return sum(isinstance(layer, layers.MaxPooling2D) for layer in model.layers)
 
 
+def flops_per_pixel(model: keras.Model) -> float:
+    """Floating-point operations of the convolutions for a pixel of the image, 2 a multiply-add."""
+    flops, area = 0.0, 1.0  # area: feature pixels a pixel of the image
+    for layer in model.layers:
+        if isinstance(layer, layers.MaxPooling2D):
+            area /= 4
+        if isinstance(layer, layers.Conv2D | layers.Conv2DTranspose):
+            flops += 2 * area * math.prod(layer.kernel.shape)
+        if isinstance(layer, layers.Conv2DTranspose):
+            area *= 4
+    return flops
+
+
 def draw_unet(model: keras.Model, file: str | Path, size: int = 256) -> None:
     """Draws the U from the model's own layers: feature maps as boxes, layers as arrows.
 
@@ -271,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     model = Unet(args.depth, args.base_filters).build()
     model.summary()
+    print(f"{flops_per_pixel(model):,.0f} floating-point operations a pixel")
     draw_unet(model, args.out)
     print(f"saved the architecture to {args.out}")
 

@@ -12,10 +12,12 @@ In:  images with masks (Kaggle folder or .zip). Out, in --out (default weights/)
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -69,22 +71,22 @@ NUCLEUS_SHARE = 0.5  # of the crops, centred on a nucleus: large images are most
 class Crops(keras.utils.PyDataset):
     """Augmented crops for the whole training, drawn by (seed, batch number) and nothing else.
 
-    Batch i holds gray (batch, size, size, 1) and truth (batch, size, size, 3), as in
-    `make_truth`. Batches before `first` are those an interrupted run already trained on.
+    A batch holds gray (batch, size, size, 1) and truth (batch, size, size, 3), as in
+    `make_truth`. Their numbers go on where an interrupted run stopped; each of several processes
+    has its own.
     """
 
-    def __init__(self, grays, labels, weights, *, size, batch_size, seed, first, last):
+    def __init__(self, grays, labels, weights, *, size, batch_size, seed, numbers: range):
         super().__init__()
         self.grays, self.labels, self.weights = grays, labels, weights
         self.wide = [common_diameter(numbers) > WIDE_NUCLEI for numbers in labels]
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.first, self.last = first, last
+        self.size, self.batch_size, self.seed, self.numbers = size, batch_size, seed, numbers
 
     def __len__(self):
-        return self.last - self.first
+        return len(self.numbers)
 
     def __getitem__(self, index):
-        rng = np.random.default_rng([self.seed, self.first + index])
+        rng = np.random.default_rng([self.seed, self.numbers[index]])
         chosen = rng.choice(len(self.grays), self.batch_size, p=self.weights)
         crops = [
             augment(self.grays[i], self.labels[i], self.size, rng, self.wide[i]) for i in chosen
@@ -226,10 +228,13 @@ def sampling_weights(images: Sequence[np.ndarray]) -> np.ndarray:
 class KeepEpochs(keras.callbacks.Callback):
     """After every epoch validates, and writes history, best weights and what `--resume` needs."""
 
-    def __init__(self, out: Path, record: dict, history: list[dict], validation: list[tuple]):
+    def __init__(
+        self, out, record: dict, history: list[dict], validation: list[tuple], writes=True
+    ):
         super().__init__()
         self.out, self.record, self.history = out, record, history
         self.validation = validation  # gray and labels of each image
+        self.writes = writes  # one of several processes does
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock of the epoch."""
@@ -245,13 +250,16 @@ class KeepEpochs(keras.callbacks.Callback):
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
         best = max((r["val_dice"] for r in self.history), default=-1.0)
         self.history.append(row)
-        if row["val_dice"] > best:
-            write_whole(self.out / "unet.keras", plain_copy(self.model).save)
-            self.record["best"] = row
-        write_whole(self.out / "history.csv", lambda file: save_history(self.history, file))
-        write_whole(self.out / "training.json", lambda file: save_json(self.record, file))
-        # Last, so that what it says is done is done.
-        write_whole(self.out / "last.weights.h5", self.model.save_weights)
+        if not self.writes:
+            return
+        with alone():
+            if row["val_dice"] > best:
+                write_whole(self.out / "unet.keras", plain_copy(self.model).save)
+                self.record["best"] = row
+            write_whole(self.out / "history.csv", lambda file: save_history(self.history, file))
+            write_whole(self.out / "training.json", lambda file: save_json(self.record, file))
+            # Last, so that what it says is done is done.
+            write_whole(self.out / "last.weights.h5", self.model.save_weights)
 
     def validate(self) -> dict[str, float]:
         """Means over whole images, one at a time: fit() takes no batches of changing shape."""
@@ -382,6 +390,51 @@ def compile_unet(depth: int, base_filters: int, learning_rate: float, steps: int
     return model
 
 
+def join_processes() -> tuple[int, int]:
+    """Joins the training processes that the environment names: (number of this one, of all).
+
+    Keras's own variables say so, and its JAX backend does the work; without them this is all.
+    """
+    count = int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1))
+    if count == 1:
+        return 0, 1
+    if keras.backend.backend() != "jax":
+        raise ValueError("training in several processes needs KERAS_BACKEND=jax in each of them")
+    keras.distribution.initialize()
+    # Each process draws its own crops, so there is nothing to share out.
+    keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    return process_number(), count
+
+
+def process_number() -> int:
+    """0 for the process that writes the files, which is the only one unless there are several."""
+    return int(os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", 0))
+
+
+@contextlib.contextmanager
+def alone():
+    """What one process does without the others: with them, each new array waits for theirs."""
+    together = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(together)
+
+
+def use_all_gpus():
+    """A scope to build the model in: with TensorFlow it puts a copy on each of several GPUs."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow  # Keras has no spelling of its own for this
+
+    devices = [device.name for device in tensorflow.config.list_logical_devices("GPU")]
+    if len(devices) < 2:
+        return contextlib.nullcontext()
+    print(f"training on {len(devices)} GPUs")
+    return tensorflow.distribute.MirroredStrategy(devices).scope()
+
+
 def train(
     data: str,
     out: str = OUT,
@@ -412,8 +465,12 @@ def train(
     if min(epochs, crops, batch_size, image_size) < 1 or learning_rate <= 0:
         raise ValueError("epochs, crops, batch size, image size and learning rate must be above 0")
     samples = open_source(data)
+    process, processes = join_processes()
+    if batch_size % processes:
+        raise ValueError(f"--batch-size must be a multiple of {processes}, the processes")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if process == 0:
+        out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
 
@@ -428,17 +485,19 @@ def train(
     print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")
 
     steps = math.ceil(crops / batch_size)
-    model = compile_unet(depth, base_filters, learning_rate, steps * epochs)
+    with use_all_gpus():
+        model = compile_unet(depth, base_filters, learning_rate, steps * epochs)
     history = resume(model, out, record, steps) if go_on else []
     batches = Crops(
         [grays[i] for i in training],
         [labels[i] for i in training],
         sampling_weights([images[i] for i in training]),
         size=image_size,
-        batch_size=batch_size,
+        batch_size=batch_size // processes,
         seed=seed,
-        first=len(history) * steps,
-        last=epochs * steps,
+        numbers=range(
+            len(history) * steps * processes + process, epochs * steps * processes, processes
+        ),
     )
     whole = [(grays[i], labels[i]) for i in validation]
     if len(history) < epochs:
@@ -448,15 +507,19 @@ def train(
             initial_epoch=len(history),
             steps_per_epoch=steps,
             shuffle=False,
-            callbacks=[KeepEpochs(out, record, history, whole), keras.callbacks.TerminateOnNaN()],
-            verbose=2,
+            callbacks=[
+                KeepEpochs(out, record, history, whole, process == 0),
+                keras.callbacks.TerminateOnNaN(),
+            ],
+            verbose=2 if process == 0 else 0,
         )
     if len(history) < epochs:
         raise ValueError(
             f"the loss became NaN or infinite in epoch {len(history) + 1}; {out} keeps the epochs "
             "before it; train again with a smaller --learning-rate"
         )
-    (out / "last.weights.h5").unlink(missing_ok=True)
+    if process == 0:
+        (out / "last.weights.h5").unlink(missing_ok=True)
     return history
 
 
@@ -488,6 +551,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(options["out"])
     options["data"] = options["data"] or find_data()
     history = train(go_on=options.pop("resume"), **options)
+    if process_number():
+        return
     files = save_curves(history, out)
     best = max(history, key=lambda row: row["val_dice"])
     print(f"best epoch {best['epoch']}: validation Dice {best['val_dice']:.4f}")

@@ -1,18 +1,24 @@
-"""Prediction by the workers of a Dask cluster, one of which is killed."""
+"""Training on several devices and in several processes; prediction by a Dask cluster."""
 
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
 import distributed
 import keras
+import numpy as np
 import pytest
 from conftest import ROOT
 
 import Model
 import Predict_masks
 import Preprocessed_data
+import Train
 
 IMAGES = 48
 
@@ -80,8 +86,6 @@ def test_workers_that_cannot_work_are_one_line(cluster, options, tmp_path, monke
     command = [*options, "--out", str(tmp_path / "out"), "--scheduler", cluster.scheduler_address]
 
     def hide_keras():
-        import sys
-
         sys.modules["keras"] = None
         for name in ("Predict_masks", "Model"):
             sys.modules.pop(name, None)
@@ -100,7 +104,79 @@ def test_a_scheduler_that_does_not_answer(options, tmp_path, monkeypatch):
 
 
 def test_without_dask_there_is_a_clear_message(options, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    monkeypatch.setitem(sys.modules, "distributed", None)
     command = [*options, "--out", str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"]
     with pytest.raises(ValueError, match="pip install distributed"):
         Predict_masks.main(command)
+
+
+TRAIN_AND_TELL = """
+import hashlib, os, sys
+import Train
+models, build = [], Train.compile_unet
+Train.compile_unet = lambda *options: models.append(build(*options)) or models[-1]
+{before}
+Train.main(sys.argv[1:])
+weights = b"".join(weight.tobytes() for weight in models[0].get_weights())
+print("digest", hashlib.sha256(weights).hexdigest())
+"""
+OPTIONS = "--epochs 1 --crops 16 --batch-size 4 --image-size 32 --depth 1 --base-filters 2".split()
+
+
+def start_training(source, out, before="", **environment):
+    """Starts a small training that ends with a line on its weights."""
+    command = [sys.executable, "-c", TRAIN_AND_TELL.format(before=before)]
+    command += ["--data", str(source), "--out", str(out), "--precision", "float32", *OPTIONS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=source.parent, env=environment, **pipes)
+
+
+def finish(process):
+    """(the digest that it printed, all that it printed) of a training that went well."""
+    try:
+        answer, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors[-3000:]
+    return re.search("digest (.*)", answer)[1], answer
+
+
+def test_two_processes_train_in_step_and_one_writes(source, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    names = "JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"
+    outs, processes = [tmp_path / "first", tmp_path / "second"], []
+    for number, out in enumerate(outs):
+        values = address, "2", str(number)
+        environment = {f"KERAS_DISTRIBUTION_{n}": v for n, v in zip(names, values, strict=True)}
+        processes.append(start_training(source, out, KERAS_BACKEND="jax", **environment))
+    (first, printed), (second, silence) = map(finish, processes)
+    assert first == second
+    assert "best epoch" in printed and "best epoch" not in silence
+    written = {"unet.keras", "history.csv", "training.json", "accuracy.png", "loss.png"}
+    assert {file.name for file in outs[0].iterdir()} == written and not outs[1].exists()
+
+
+def test_several_gpus_train_copies_of_the_network(source, tmp_path):
+    before = """
+import tensorflow as tf
+parts = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+seen = tf.config.list_logical_devices
+tf.config.list_logical_devices = lambda kind=None: seen("CPU" if kind == "GPU" else kind)
+"""
+    out = tmp_path / "out"
+    _, printed = finish(start_training(source, out, before))
+    assert "training on 2 GPUs" in printed
+    assert len(Train.read_history(out / "history.csv")) == 1
+    gray = np.zeros((32, 32), np.float32)
+    nucleus, _ = Predict_masks.predict_probability(Model.load_unet(out / "unet.keras"), gray)
+    assert np.isfinite(nucleus).all()
+
+
+def test_several_processes_need_jax(source, mistake, monkeypatch):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    assert "KERAS_BACKEND=jax" in mistake("Train.py", "--data", source)

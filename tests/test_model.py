@@ -181,3 +181,12 @@ def test_help(capsys):
         Model.main(["--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("--depth", "--base-filters", "--out"))
+
+
+def test_operations_of_a_pixel_are_those_counted_by_hand():
+    model = Model.Unet(depth=1, base_filters=1).build()
+    # Full size: 3×3 1->1, 1->1, then (after the copy) 2->1, 1->1, and 1×1 1->2.
+    full = 9 + 9 + 18 + 9 + 2
+    # A quarter of the pixels: 3×3 1->2, 2->2, and the 2×2 up-convolution 2->1.
+    quarter = 18 + 36 + 8
+    assert Model.flops_per_pixel(model) == 2 * (full + quarter / 4)

@@ -243,11 +243,11 @@ def test_dimmed_nuclei_fade_into_their_own_surroundings():
 
 def test_batches_follow_from_seed_and_number():
     grays, labels = zip(*(draw_crop((40, 40), seed) for seed in range(3)), strict=True)
-    options = {"size": 32, "batch_size": 2, "last": 9}
+    options = {"size": 32, "batch_size": 2}
     weights = np.full(3, 1 / 3)
-    whole = Train.Crops(grays, labels, weights, seed=1, first=0, **options)
-    later = Train.Crops(grays, labels, weights, seed=1, first=4, **options)
-    other = Train.Crops(grays, labels, weights, seed=2, first=0, **options)
+    whole = Train.Crops(grays, labels, weights, seed=1, numbers=range(9), **options)
+    later = Train.Crops(grays, labels, weights, seed=1, numbers=range(4, 9), **options)
+    other = Train.Crops(grays, labels, weights, seed=2, numbers=range(9), **options)
     assert (len(whole), len(later)) == (9, 5)
     assert whole[0][0].shape == (2, 32, 32, 1) and whole[0][1].shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(whole[4][0], later[0][0])
