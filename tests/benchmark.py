@@ -1,4 +1,6 @@
-"""Scores two baselines beside the shipped weights, on the same images. Not collected by pytest.
+"""Scores and times the project beside what is usually done. Not collected by pytest.
+
+Without --speed: scores of two baselines beside the shipped weights, on the same images.
 
 Otsu + watershed: Otsu's threshold on the same gray image, then a watershed on the distance to the
 background; it needs no training. Plain recipe (--plain; trains 30 epochs, minutes): what this kind
@@ -7,33 +9,54 @@ cross-entropy, a U-Net of 16 to 256 filters, masks resized back.
 
     python tests/benchmark.py --data data/stage1_train.zip
     python tests/benchmark.py --data data/stage1_train.zip --plain
+
+With --speed: a table of reading, training, prediction and large images, beside the plain recipe
+(every mask by skimage.io.imread, resized to 128×128, their maximum; predict at 128×128). Every
+piece runs in a process of its own, which tells its peak memory; what is compared runs in turns,
+and the medians are printed.
+
+    python tests/benchmark.py --speed --data data/stage1_train.zip --images data/stage1_test.zip
 """
 
 import argparse
+import multiprocessing
+import resource
+import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
+import tifffile
 from keras import layers
+from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2gray
 from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
+from skimage.io import imread
 from skimage.segmentation import watershed
 from skimage.transform import resize
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # run from anywhere, as the scripts are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from anywhere
 
 import Evaluate_model
 import Main
 import Model
 import Predict_masks
 import Preprocessed_data
+import Train
 
+ROOT = Path(__file__).resolve().parent.parent
 PLAIN_SIZE = 128  # pixels
 PEAK_DISTANCE = 7  # pixels; half the width of a common nucleus, so that each has one peak
+TURNS = 3  # runs of each of two things compared
+READ_BY_BOTH = 40  # images; the plain recipe needs minutes for all
+STEPS = 24  # training steps timed
+LARGE = 5_000, 10_000, 20_000  # pixels, sides of the drawn images
 
 
 def segment_classically(image: np.ndarray) -> np.ndarray:
@@ -95,6 +118,217 @@ def segment_plainly(model: keras.Model, image: np.ndarray) -> np.ndarray:
     return ndimage.label(probability > 0.5)[0].astype(np.int32)
 
 
+def measure(work, *arguments) -> tuple:
+    """What `work` returns, in a new process, and the peak memory of that process in GB."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (work, *arguments))
+
+
+def _measured(work, *arguments) -> tuple:
+    answer = work(*arguments)
+    return answer, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+
+
+def time_in_turns(*works) -> list[float]:
+    """Median seconds of each, after a first run of each that does not count."""
+    seconds = [[] for _ in works]
+    for turn in range(TURNS + 1):
+        for work, taken in zip(works, seconds, strict=True):
+            started = time.perf_counter()
+            work()
+            if turn:
+                taken.append(time.perf_counter() - started)
+    return [float(np.median(taken)) for taken in seconds]
+
+
+def read_plainly(sample: Preprocessed_data.Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask at 128×128, every mask resized before the maximum is taken."""
+    size, mask = (PLAIN_SIZE, PLAIN_SIZE), 0
+    for file in sample.masks:
+        with file.open("rb") as stream:
+            mask = np.maximum(mask, resize(imread(stream), size, preserve_range=True))
+    with sample.image.open("rb") as stream:
+        return resize(imread(stream), size, preserve_range=True), mask
+
+
+def decode_only(file: Preprocessed_data.File) -> None:
+    """Inflates a PNG and does nothing with it."""
+    with file.open("rb") as stream, Image.open(stream) as picture:
+        picture.load()
+
+
+def time_reading(data: str) -> list[float]:
+    """Seconds for some images: plain recipe, this project, decoding alone in as many threads."""
+    samples = Preprocessed_data.open_source(data)
+    rng = np.random.default_rng(Preprocessed_data.SEED)
+    some = [samples[i] for i in rng.permutation(len(samples))[:READ_BY_BOTH]]
+    files = [file for sample in some for file in (sample.image, *sample.masks)]
+
+    def decode():
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(decode_only, files, chunksize=64))
+
+    return time_in_turns(
+        lambda: [read_plainly(sample) for sample in some],
+        lambda: Preprocessed_data.read_samples(some),
+        decode,
+    )
+
+
+def read_all(data: str, cache: str) -> float:
+    """Seconds until the whole training set is in memory."""
+    started = time.perf_counter()
+    Preprocessed_data.load_samples(Preprocessed_data.open_source(data), cache)
+    return time.perf_counter() - started
+
+
+def time_training(data: str, cache: str, precision: str) -> list[float]:
+    """Milliseconds a crop: of an epoch, and of the training step on one batch over and over."""
+    keras.config.set_dtype_policy(precision)
+    images, labels = Preprocessed_data.load_samples(Preprocessed_data.open_source(data), cache)
+    grays = [Preprocessed_data.to_grayscale(image) for image in images]
+    options = {"size": Train.IMAGE_SIZE, "batch_size": Train.BATCH_SIZE, "seed": 0}
+    weights, numbers = Train.sampling_weights(images), range(STEPS)
+    batches = Train.Crops(grays, labels, weights, **options, numbers=numbers)
+    model = Train.compile_unet(Model.DEPTH, Model.BASE_FILTERS, Train.LEARNING_RATE, STEPS)
+    same = Same(batches[0], STEPS)
+    quiet = {"epochs": 1, "shuffle": False, "verbose": 0}
+    seconds = time_in_turns(lambda: model.fit(batches, **quiet), lambda: model.fit(same, **quiet))
+    return [1000 * taken / STEPS / Train.BATCH_SIZE for taken in seconds]
+
+
+class Same(keras.utils.PyDataset):
+    """One batch, as often as asked for."""
+
+    def __init__(self, batch, count):
+        super().__init__()
+        self.batch, self.count = batch, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.batch
+
+
+def time_prediction(images: str, weights: str) -> list[float]:
+    """Seconds for a folder of images, files to files: this project; its network alone; plainly."""
+    samples, model = Preprocessed_data.open_source(images), Model.load_unet(weights)
+    seen, predict = [], model.predict_on_batch
+    plain = build_plain_unet()
+    with tempfile.TemporaryDirectory() as out:
+        model.predict_on_batch = lambda batch: seen.append(batch) or predict(batch)
+        Predict_masks.predict_samples(samples, model, out)
+        model.predict_on_batch = predict
+
+        def predict_plainly():
+            for sample in samples:
+                with sample.image.open("rb") as stream:
+                    labels = segment_plainly(plain, imread(stream)[..., :3])
+                Image.fromarray((255 * (labels > 0)).astype(np.uint8)).save(f"{out}/mask.png")
+
+        return time_in_turns(
+            lambda: Predict_masks.predict_samples(samples, model, out),
+            lambda: [predict(batch) for batch in seen],
+            predict_plainly,
+        )
+
+
+def time_batch(weights: str) -> float:
+    """Milliseconds of the network for an image of 256×256, in batches of 8."""
+    model, batch = Model.load_unet(weights), np.random.default_rng(0).random((8, 256, 256, 1))
+    (seconds,) = time_in_turns(lambda: model.predict_on_batch(batch.astype(np.float32)))
+    return 1000 * seconds / 8
+
+
+def draw_large(side: int, file: str) -> None:
+    """Writes the sample's brightest image, repeated, as a tiled 8-bit TIFF, strip by strip."""
+    samples = Preprocessed_data.open_source(Preprocessed_data.DATA)
+    image = Preprocessed_data.read_image(samples[1].image)
+    image = Preprocessed_data.brightness(image)
+    across = np.tile(image, (1, -(-side // image.shape[1])))[:, :side]
+    rows = (
+        across[np.arange(top, min(top + 512, side)) % len(across)] for top in range(0, side, 512)
+    )
+    Predict_masks.save_tiles(Path(file), rows, (side, side), np.uint8, "")
+
+
+def predict_file(file: str, weights: str, out: str) -> list[float]:
+    """Seconds from loading the weights to the last file; and the number of nuclei."""
+    started = time.perf_counter()
+    Predict_masks.main(["--data", file, "--weights", weights, "--out", out])
+    with tifffile.TiffFile(next(Path(out, "labels").iterdir())) as labels:
+        nuclei = max(int(part[0].max()) for part in labels.pages[0].segments())
+    return time.perf_counter() - started, nuclei
+
+
+def time_start(script: str, options: list[str], begun) -> float:
+    """Seconds from the start of a command until `begun(folder it writes to)`; then it is killed."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, str(ROOT / script), *options, "--out", out]
+        started = time.perf_counter()
+        with open(f"{out}/log", "w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            while not begun(Path(out)) and process.poll() is None:
+                time.sleep(0.05)
+        seconds = time.perf_counter() - started
+        process.kill()
+        process.wait()
+    return seconds
+
+
+def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> None:
+    """Prints the table of speeds, a row at a time."""
+    row = "| {:<52} | {:>12} | {:>12} | {:>8} | {:>11} |".format
+    print(row("", "this project", "beside it", "ratio", "peak memory"))
+    print(row(*["---"] * 5))
+
+    def show(what, ours, other=None, memory=None, unit="s", digits=2):
+        texts = [f"{value:.{digits}f} {unit}" if value else "" for value in (ours, other)]
+        ratio, peak = f"{other / ours:.2f}" if other else "", f"{memory:.1f} GB" if memory else ""
+        print(row(what, *texts, ratio, peak), flush=True)
+
+    if data:
+        (plain, ours, decoding), memory = measure(time_reading, data)
+        show(f"read {READ_BY_BOTH} images; plain recipe", ours, plain)
+        show(f"read {READ_BY_BOTH} images; decoding alone", ours, decoding)
+        with tempfile.TemporaryDirectory() as folder:
+            for what in "read all images the first time", "read all images again":
+                seconds, memory = measure(read_all, data, f"{folder}/cache.npz")
+                show(what, seconds, memory=memory)
+            for precision in "float32", "mixed_bfloat16":
+                (epoch, step), memory = measure(
+                    time_training, data, f"{folder}/cache.npz", precision
+                )
+                show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
+        begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
+        show(
+            "python Train.py, until the first epoch",
+            time_start("Train.py", ["--data", data], begun),
+        )
+    if images:
+        begun = lambda out: any(out.glob("labels/*.tif"))  # noqa: E731
+        options = ["--data", images, "--weights", weights]
+        show(
+            "python Predict_masks.py, until the first file",
+            time_start("Predict_masks.py", options, begun),
+        )
+        (ours, network, plain), memory = measure(time_prediction, images, weights)
+        show("predict a folder of images; the network alone", ours, network, memory)
+        show("predict a folder of images; plain recipe", ours, plain)
+    show("network, 256×256, batch of 8", *measure(time_batch, weights)[:1], unit="ms", digits=0)
+    for side in sides:
+        with tempfile.TemporaryDirectory() as folder:
+            draw_large(side, f"{folder}/large.tif")
+            (seconds, nuclei), memory = measure(
+                predict_file, f"{folder}/large.tif", weights, folder
+            )
+        rate = f"{seconds / side**2 * 1e6:.2f} s a megapixel"
+        show(
+            f"{side:,}×{side:,} pixels, {nuclei:,} nuclei, {rate}", seconds, memory=memory, digits=0
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -102,7 +336,13 @@ def main() -> int:
     parser.add_argument("--data", default=Preprocessed_data.DATA, help="default %(default)s")
     parser.add_argument("--weights", default=Predict_masks.WEIGHTS, help="default %(default)s")
     parser.add_argument("--plain", action="store_true", help="train and score the plain recipe too")
+    parser.add_argument("--speed", action="store_true", help="time instead of scoring")
+    parser.add_argument("--images", help="with --speed: images to predict")
+    parser.add_argument("--large", type=int, nargs="*", default=LARGE, help="with --speed: sides")
     args = parser.parse_args()
+    if args.speed:
+        compare_speeds(args.data, args.images, args.weights, args.large)
+        return 0
     everything = Preprocessed_data.open_source(args.data)
     samples = Main.choose_samples(args.data, args.weights)
     methods = {"Otsu + watershed": segment_classically}
