@@ -13,6 +13,7 @@ import argparse
 import csv
 import hashlib
 import io
+import logging
 import math
 import os
 import sys
@@ -42,12 +43,14 @@ CACHE = "data/cache"  # of decoded training sets
 CACHED_MASKS = 2000  # fewer mask files than this are read in a second or two
 IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 SEED = 2018
+CORNERS = [0, 0, -1, -1], [0, -1, 0, -1]  # rows and columns
 VALIDATION_FRACTION = 0.15
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.8  # gray 0 and 1; nuclei may fill only 1 % of an image
 COLOUR_DIFFERENCE = 0.02  # mean largest difference of channels, of full scale, above which: stained
 BRIGHT_BACKGROUND = 0.4  # between low and high; a median above it is a bright background
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are seen at half size, their grain averaged
 TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
+TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
 READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError, Image.DecompressionBombError)
 
@@ -138,14 +141,16 @@ def read_image(file: File) -> np.ndarray:
     """
     with _named_errors(file):
         content = file.read_bytes()
-        return _drop_alpha(_decode_tiff(content) if _is_tiff(file) else _decode(content), file)
+        image = _decode_tiff(content) if content[:4] in TIFF_HEADERS else _decode(content)
+        return _drop_alpha(image, file)
 
 
 def image_shape(file: File) -> tuple[int, int]:
     """(H, W) of an image file, from its header alone; raises as `read_image`."""
     with _named_errors(file), file.open("rb") as stream:
-        if _is_tiff(file):
-            return tifffile.TiffFile(stream).pages[0].shape[:2]
+        if _is_tiff(stream):
+            page = tifffile.TiffFile(stream).pages[0]
+            return page.imagelength, page.imagewidth
         with Image.open(stream) as picture:
             return picture.size[::-1]
 
@@ -165,7 +170,7 @@ def open_rows(file: File):
     """
     with file.open("rb") as stream:
         with _named_errors(file):  # what goes wrong with the rows later is not the file's fault
-            rows = TiffRows(stream, file) if _is_tiff(file) else None
+            rows = TiffRows(stream, file) if _is_tiff(stream) else None
         yield rows if rows and rows.readable() else read_image(file)
 
 
@@ -180,7 +185,12 @@ class TiffRows:
 
     def readable(self) -> bool:
         """Whether it is one gray or interleaved image, and compressed as can be decoded here."""
-        if len(self.tiff.pages) > 1 or self.page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        colours = {tifffile.PHOTOMETRIC.MINISBLACK: (1,), tifffile.PHOTOMETRIC.RGB: (3, 4)}
+        if (
+            _is_stack(self.tiff)
+            or self.page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+            or self.page.samplesperpixel not in colours.get(self.page.photometric, ())
+        ):
             return False
         try:
             return self[:1].ndim in (2, 3)
@@ -215,8 +225,16 @@ def thin(image, pixels: int) -> np.ndarray:
     return np.concatenate([image[start : start + 256 * step][::step, ::step] for start in starts])
 
 
-def _is_tiff(file: File) -> bool:
-    return file.name.lower().endswith((".tif", ".tiff"))
+def _is_tiff(stream) -> bool:
+    header = stream.read(4)  # endings lie
+    stream.seek(0)
+    return header in TIFF_HEADERS
+
+
+def _is_stack(tiff: tifffile.TiffFile) -> bool:
+    """Whether there is more than one image, smaller copies of it aside."""
+    pages = [page for page in tiff.pages if not page.is_reduced]
+    return len(pages) > 1 or math.prod(tiff.series[0].shape) != math.prod(tiff.pages[0].shape)
 
 
 @contextmanager
@@ -244,6 +262,8 @@ def _drop_alpha(image: np.ndarray, file: File) -> np.ndarray:
         image = image[..., 0]
     if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"{file}: expected one gray or RGB image, this has shape {image.shape}")
+    if image.dtype.kind not in "buif":
+        raise ValueError(f"{file}: expected real numbers, these are {image.dtype}; remake it")
     if np.issubdtype(image.dtype, np.inexact) and not np.isfinite(image).all():
         raise ValueError(f"{file}: some of its values are NaN or infinite; replace or remove it")
     return image
@@ -257,19 +277,37 @@ def _decode(content: bytes) -> np.ndarray:
 
 
 def _decode_tiff(content: bytes) -> np.ndarray:
-    try:
-        return tifffile.imread(io.BytesIO(content))
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        return _decode(content)  # Pillow has its own LZW and JPEG, but fewer types of numbers
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is said once, below
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        page, kind = tiff.pages[0], tiff.pages[0].photometric
+        if _is_stack(tiff):
+            shape, axes = tiff.series[0].shape, tiff.series[0].axes
+            raise ValueError(
+                f"it holds {len(tiff.pages)} pages, the first of shape {shape}, axes {axes}; save "
+                "the plane that is meant as a file of its own"
+            )
+        if kind in (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED):
+            return _decode(content)  # colours, not numbers
+        try:
+            image = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            return _decode(content)  # Pillow has its own LZW and JPEG, but fewer types of numbers
+    if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and image.ndim == 3:
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 3 and image.shape[-1] == 2 and page.extrasamples[:1] not in ((1,), (2,)):
+        raise ValueError("it holds two channels; save that of the nuclei as a file of its own")
+    if kind == tifffile.PHOTOMETRIC.MINISWHITE:
+        image = ~image if image.dtype.kind in "bu" else -image
+    return image
 
 
 def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
     """Numbers the nuclei of one image from its mask files, in the order of their names.
 
     Args:
-        sample: a sample with masks; in a mask file any nonzero value is nucleus.
+        sample: a sample with masks; a mask file has 0 and one other value, which is nucleus.
         shape: (H, W) of its image; masks are never resized to make them fit.
 
     Returns:
@@ -297,14 +335,26 @@ def read_mask(file: File) -> tuple[tuple[int, int], tuple[slice, slice], np.ndar
         box: rows and columns within which everything nonzero lies.
         nucleus: (h, w) bool, the mask within the box.
     """
+    found = None
     if file.name.lower().endswith(".png"):
         with _named_errors(file):
             found = _decode_box(file.read_bytes())
-        if found:
-            return found
-    mask = read_image(file)
-    mask = mask.any(axis=-1) if mask.ndim == 3 else mask != 0
-    return mask.shape, np.s_[:, :], mask
+    if found is None:
+        mask = read_image(file)
+        found = mask.shape[:2], np.s_[:, :], mask
+    size, box, values = found
+    nucleus = values.any(axis=-1) if values.ndim == 3 else values != 0
+    inside = values[nucleus]
+    if (inside != inside[:1]).any():
+        raise ValueError(
+            f"{file}: expected the mask of one nucleus, 0 and one other value, but it has several, "
+            "as a labelled picture or a photograph has; write one file for each nucleus"
+        )
+    if nucleus.shape == size and nucleus.mean() > 0.5 and nucleus[CORNERS].all():
+        raise ValueError(
+            f"{file}: most of it and all corners are nucleus; is it inverted? remake it"
+        )
+    return size, box, nucleus
 
 
 def _decode_box(content: bytes):
@@ -312,8 +362,8 @@ def _decode_box(content: bytes):
         if picture.mode not in ("1", "L"):  # colour and alpha need another look
             return None
         left, top, right, bottom = picture.getbbox() or (0, 0, 0, 0)
-        nucleus = np.asarray(picture.crop((left, top, right, bottom))) != 0
-        return picture.size[::-1], np.s_[top:bottom, left:right], nucleus
+        values = np.asarray(picture.crop((left, top, right, bottom)).convert("L"))
+        return picture.size[::-1], np.s_[top:bottom, left:right], values
 
 
 def full_scale(image: np.ndarray) -> float:

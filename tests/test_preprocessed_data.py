@@ -213,9 +213,30 @@ def test_masks_of_any_value_become_numbers(tmp_path, way):
     np.testing.assert_array_equal(labels, TWO)
 
 
+WRONG = {
+    "labelled picture": (np.arange(35).reshape(5, 7).astype(np.uint8) // 12, "several"),
+    "coloured labels": (
+        np.dstack([TWO == 1, TWO == 2, TWO == 0]).astype(np.uint8) * 200,
+        "several",
+    ),
+    "photograph": (GRAY, "several"),
+    "inverted": (np.where(np.pad(np.ones((2, 2)), 3)[:5, :7], 0, 255).astype(np.uint8), "inverted"),
+}
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_what_is_no_mask_of_one_nucleus_is_refused(tmp_path, way):
+    pixels, reason = WRONG[way]
+    save(tmp_path / "a" / "images" / "a.png", np.zeros(pixels.shape[:2], np.uint8))
+    save(tmp_path / "a" / "masks" / "odd.png", pixels)
+    (sample,) = data.open_source(tmp_path)
+    with pytest.raises(ValueError, match=rf"odd\.png.*{reason}"):
+        data.read_labels(sample, pixels.shape[:2])
+
+
 def test_a_mask_of_another_size_is_named(tmp_path):
     write_source(tmp_path, {"a": draw_nuclei()})
-    save(tmp_path / "a" / "masks" / "odd.png", GRAY)
+    save(tmp_path / "a" / "masks" / "odd.png", np.eye(5, 7, dtype=np.uint8))
     with pytest.raises(ValueError, match=r"odd\.png.*\(5, 7\).*\(32, 32\)"):
         data.load_samples(data.open_source(tmp_path))
 
@@ -269,11 +290,11 @@ def test_few_files_are_not_worth_a_cache(cached, monkeypatch):
 
 
 def test_a_changed_file_is_read_anew(cached):
-    cached(cached.folder)
+    _, before = cached(cached.folder)
     mask = cached.folder / "image_00" / "masks" / "1.png"
-    save(mask, 255 - np.asarray(Image.open(mask)))
+    save(mask, np.roll(np.asarray(Image.open(mask)), 1, 0))
     _, labels = cached(cached.folder)
-    assert (labels[0] == 1).mean() > 0.5
+    assert not np.array_equal(labels[0] == 1, before[0] == 1)
     mask.unlink()
     _, labels = cached(cached.folder)
     assert not (labels[0] == 4).any() and len(cached.readings) == 3
