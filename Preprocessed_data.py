@@ -50,9 +50,10 @@ COLOUR_DIFFERENCE = 0.02  # mean largest difference of channels, of full scale, 
 BRIGHT_BACKGROUND = 0.4  # between low and high; a median above it is a bright background
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are seen at half size, their grain averaged
 TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
+MAX_PIXELS = 178_956_970  # of an image read at once, as a bomb of a kilobyte may be large
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
-READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError, Image.DecompressionBombError)
+READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError)
 
 File = Path | zipfile.Path
 
@@ -151,7 +152,7 @@ def image_shape(file: File) -> tuple[int, int]:
         if _is_tiff(stream):
             page = tifffile.TiffFile(stream).pages[0]
             return page.imagelength, page.imagewidth
-        with Image.open(stream) as picture:
+        with _open_picture(stream) as picture:
             return picture.size[::-1]
 
 
@@ -171,7 +172,8 @@ def open_rows(file: File):
     with file.open("rb") as stream:
         with _named_errors(file):  # what goes wrong with the rows later is not the file's fault
             rows = TiffRows(stream, file) if _is_tiff(stream) else None
-        yield rows if rows and rows.readable() else read_image(file)
+            rows = rows if rows and rows.readable() else read_image(file)
+        yield rows
 
 
 class TiffRows:
@@ -181,6 +183,7 @@ class TiffRows:
         self.stream, self.file = stream, file
         self.tiff = tifffile.TiffFile(stream)
         self.page = self.tiff.pages[0]
+        _check_page(self.page)
         self.shape, self.dtype = self.page.shape, self.page.dtype
 
     def readable(self) -> bool:
@@ -231,6 +234,22 @@ def _is_tiff(stream) -> bool:
     return header in TIFF_HEADERS
 
 
+def _check_size(size: tuple[int, int]) -> None:
+    if math.prod(size) > MAX_PIXELS:
+        raise ValueError(f"its {size[0]}×{size[1]} pixels are too many to read at once")
+
+
+def _check_page(page: tifffile.TiffPage) -> None:
+    """Raises ValueError where the header claims other data than there is."""
+    parts = len(page.dataoffsets)
+    if not page.shape or parts != math.prod(page.chunked) or parts != len(page.databytecounts):
+        raise ValueError("its header and its data do not agree; it is damaged")
+    end = page.parent.filehandle.size
+    for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if start + count > end:
+            raise ValueError("it is cut off")
+
+
 def _is_stack(tiff: tifffile.TiffFile) -> bool:
     """Whether there is more than one image, smaller copies of it aside."""
     pages = [page for page in tiff.pages if not page.is_reduced]
@@ -246,8 +265,8 @@ def _named_errors(file: File):
         raise ValueError(f"{file}: not an image in a known format; replace or remove it") from error
     except FileNotFoundError:
         raise
-    except READ_ERRORS as error:
-        reason = str(error).split("\n")[0]
+    except Exception as error:  # of a damaged file the decoders raise a dozen kinds
+        reason = (str(error) or type(error).__name__).split("\n")[0]
         if str(file) in reason:  # named already
             raise
         raise ValueError(
@@ -269,8 +288,15 @@ def _drop_alpha(image: np.ndarray, file: File) -> np.ndarray:
     return image
 
 
+def _open_picture(stream) -> Image.Image:
+    """Reads the header; `image_shape` of what is too large is still an answer."""
+    Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at a half of it
+    return Image.open(stream)
+
+
 def _decode(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as picture:
+    with _open_picture(io.BytesIO(content)) as picture:
+        _check_size(picture.size[::-1])
         if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):  # colours, not numbers
             picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
         return np.asarray(picture)
@@ -280,6 +306,8 @@ def _decode_tiff(content: bytes) -> np.ndarray:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is said once, below
     with tifffile.TiffFile(io.BytesIO(content)) as tiff:
         page, kind = tiff.pages[0], tiff.pages[0].photometric
+        _check_page(page)
+        _check_size((page.imagelength, page.imagewidth))
         if _is_stack(tiff):
             shape, axes = tiff.series[0].shape, tiff.series[0].axes
             raise ValueError(
@@ -358,7 +386,8 @@ def read_mask(file: File) -> tuple[tuple[int, int], tuple[slice, slice], np.ndar
 
 
 def _decode_box(content: bytes):
-    with Image.open(io.BytesIO(content)) as picture:
+    with _open_picture(io.BytesIO(content)) as picture:
+        _check_size(picture.size[::-1])
         if picture.mode not in ("1", "L"):  # colour and alpha need another look
             return None
         left, top, right, bottom = picture.getbbox() or (0, 0, 0, 0)
