@@ -16,11 +16,12 @@ import io
 import logging
 import math
 import os
+import stat
 import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ BRIGHT_BACKGROUND = 0.4  # between low and high; a median above it is a bright b
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are seen at half size, their grain averaged
 TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
 MAX_PIXELS = 178_956_970  # of an image read at once, as a bomb of a kilobyte may be large
+MAX_ENTRY = 2**31  # bytes of a file in an archive
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
 READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError)
@@ -102,12 +104,32 @@ def _list_folder(folder: Path) -> list[tuple[tuple[str, ...], File]]:
 def _list_zip(path: Path) -> list[tuple[tuple[str, ...], File]]:
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
+    except Exception:  # of a damaged one zipfile raises several kinds
         wanted = f"a folder, a .zip or an image ({', '.join(IMAGE_ENDINGS)})"
         raise ValueError(f"{path}: expected {wanted}, this is none or is damaged") from None
     root = zipfile.Path(archive)  # its lookup of names is made once and shared by all entries
-    names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-    return [(tuple(name.split("/")), root.joinpath(name)) for name in names]
+    files = {}
+    for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
+        if entry.is_dir():
+            continue
+        if reason := _refuse_entry(entry, files):
+            raise ValueError(f"{path}: its entry {entry.filename!r} {reason}; make it anew without")
+        files[entry.filename] = root.joinpath(entry.filename)
+    return [(tuple(name.split("/")), file) for name, file in files.items()]
+
+
+def _refuse_entry(entry: zipfile.ZipInfo, before: Container[str]) -> str:
+    """What is wrong with an entry of an archive; an empty text where it may be read."""
+    name = entry.filename
+    if name.startswith("/") or ":" in name or "\\" in name or ".." in name.split("/"):
+        return "points outside of it"
+    if name in before:
+        return "is there twice"
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "is a link"
+    if entry.flag_bits & 1:
+        return "is encrypted"
+    return "is too large" if entry.file_size > MAX_ENTRY else ""
 
 
 def _group_files(files: list[tuple[tuple[str, ...], File]], source: Path) -> list[Sample]:
@@ -118,15 +140,20 @@ def _group_files(files: list[tuple[tuple[str, ...], File]], source: Path) -> lis
         if Path(parts[-1]).suffix.lower() in IMAGE_ENDINGS
         and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
     ]
+    if {parts[:-1] for parts, _ in files} == {("images",), ("masks",)}:  # one ID/ itself
+        files = [((source.stem, *parts), file) for parts, file in files]
     kaggle = any(len(parts) >= 3 and parts[-2] == "images" for parts, _ in files)
-    images, masks = {}, {}
+    # Images side by side, be it in a folder within the folder or archive that was named.
+    beside = len({parts[:-1] for parts, _ in files}) == 1
+    images, masks, ids = {}, {}, set()
     for parts, file in files:
         if kaggle and len(parts) >= 3 and parts[-2] == "masks":
             masks.setdefault(parts[-3], []).append(file)
-        elif not kaggle and len(parts) == 1 or kaggle and len(parts) >= 3 and parts[-2] == "images":
+        elif len(parts) >= 3 and parts[-2] == "images" if kaggle else beside or len(parts) == 1:
             name = parts[-3] if kaggle else Path(parts[-1]).stem
-            if name in images:
+            if name.lower() in ids:  # on many disks a.png and A.png are one file
                 raise ValueError(f"{source}: two images have the id {name}; rename or move one")
+            ids.add(name.lower())
             images[name] = file
     return [Sample(i, images[i], tuple(masks.get(i, ()))) for i in sorted(images)]
 

@@ -5,6 +5,7 @@ import resource
 import struct
 import time
 import warnings
+import zipfile
 import zlib
 
 import numpy as np
@@ -228,3 +229,108 @@ BASE = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB, of the pr
 def read_rows(file):
     with data.open_rows(file) as rows:
         return rows[0:5]
+
+
+def write_archive(file, entries):
+    """A .zip of (name, bytes) pairs; a name may be a ZipInfo."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of duplicate names
+        for name, content in entries:
+            archive.writestr(name, content)
+    return file
+
+
+IMAGE = RIGHT["gray.png"][0]
+MASK = encode(np.eye(13, 17, dtype=np.uint8), "png")
+KAGGLE = [("a/images/a.png", IMAGE), ("a/masks/1.png", MASK)]
+LINK = zipfile.ZipInfo("b/images/b.png")
+LINK.external_attr = 0o120777 << 16
+ARCHIVES = {
+    "absolute": ([("/etc/images/a.png", IMAGE)], "points outside"),
+    "parent": ([("../images/a.png", IMAGE)], "points outside"),
+    "parent within": ([("a/../../b/images/b.png", IMAGE)], "points outside"),
+    "drive": ([("C:/a/images/a.png", IMAGE)], "points outside"),
+    "backslash": ([("..\\..\\a.png", IMAGE)], "points outside"),
+    "twice": ([*KAGGLE, KAGGLE[0]], "twice"),
+    "case": ([*KAGGLE, ("A/images/A.png", IMAGE)], "two images have the id"),
+    "link": ([*KAGGLE, (LINK, b"/etc/passwd")], "is a link"),
+    "nothing": ([("readme.txt", b"")], "no images"),
+}
+
+
+@pytest.mark.parametrize("way", ARCHIVES)
+def test_hostile_archives_are_refused_by_the_entry(tmp_path, way):
+    entries, reason = ARCHIVES[way]
+    file = write_archive(tmp_path / "a.zip", entries)
+    with pytest.raises(ValueError, match=rf"a\.zip.*{reason}"):
+        data.open_source(file)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]  # nothing was unpacked
+
+
+def patch_entry(file, place, value):
+    """Changes two bytes of the first entry, in its own header and in the directory."""
+    content = bytearray(file.read_bytes())
+    for start, offset in (content.find(b"PK\3\4"), 0), (content.find(b"PK\1\2"), 2):
+        at = start + place + offset
+        content[at : at + len(value)] = value
+    file.write_bytes(content)
+    return file
+
+
+def test_an_encrypted_entry_and_a_bomb_are_refused(tmp_path):
+    file = patch_entry(write_archive(tmp_path / "a.zip", KAGGLE), 6, b"\1\0")  # flags
+    with pytest.raises(ValueError, match=r"a\.zip.*a/images/a\.png.*encrypted"):
+        data.open_source(file)
+    file = patch_entry(write_archive(tmp_path / "b.zip", KAGGLE), 22, b"\xff\xff\xff\xf0")  # size
+    with pytest.raises(ValueError, match=r"b\.zip.*a/images/a\.png.*too large"):
+        data.open_source(file)
+
+
+def test_cut_archives_are_named(tmp_path):
+    content = write_archive(tmp_path / "a.zip", KAGGLE).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "a.zip").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"a\.zip"):
+            data.open_source(tmp_path / "a.zip")
+
+
+def test_changed_archives_are_read_or_named(tmp_path):
+    content = write_archive(tmp_path / "a.zip", KAGGLE).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] = rng.integers(256)
+        (tmp_path / "a.zip").write_bytes(changed)
+        try:
+            (sample,) = data.open_source(tmp_path / "a.zip")
+            if sample.masks:
+                image, labels = data.read_sample(sample)
+                assert image.shape[:2] == labels.shape
+        except ValueError as error:
+            assert "a.zip" in str(error)
+
+
+LAYOUTS = {
+    "clutter": [*KAGGLE, ("__MACOSX/a/images/._a.png", b""), ("a/.DS_Store", b"")],
+    "top folder": [(f"stage1_train/{name}", content) for name, content in KAGGLE],
+    "one id": [("images/a.png", IMAGE), ("masks/1.png", MASK)],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("unpack", [False, True])
+def test_layouts_of_archives_and_folders(tmp_path, layout, unpack):
+    file = write_archive(tmp_path / "a.zip", LAYOUTS[layout])
+    if unpack:
+        zipfile.ZipFile(file).extractall(tmp_path / "a")
+        file = tmp_path / "a"
+    (sample,) = data.open_source(file)
+    image, labels = data.read_sample(sample)
+    assert sample.id == "a" and labels.max() == 1
+    np.testing.assert_array_equal(image, GRAY)
+
+
+def test_plain_images_in_an_archive(tmp_path):
+    entries = [("my images/a.png", IMAGE), ("my images/b.png", IMAGE)]
+    samples = data.open_source(write_archive(tmp_path / "a.zip", entries))
+    assert [sample.id for sample in samples] == ["a", "b"]

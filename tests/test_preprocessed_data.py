@@ -716,8 +716,8 @@ def test_other_files_have_rows_too_and_broken_ones_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "cut.tif", pixels, tile=(16, 16), compression="zlib")
     content = (tmp_path / "cut.tif").read_bytes()
     (tmp_path / "cut.tif").write_bytes(content[:-1000])
-    with data.open_rows(tmp_path / "cut.tif") as rows, pytest.raises(ValueError, match="cut.tif"):
-        rows[:]
+    with pytest.raises(ValueError, match=r"cut\.tif.*cut off"):
+        data.open_rows(tmp_path / "cut.tif").__enter__()
 
 
 def test_a_part_of_an_image_is_grayed_as_the_whole():
