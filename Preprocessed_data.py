@@ -927,8 +927,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
             reason = f"{error.filename}: {error.strerror}; name another place or make room there"
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"stopped by Ctrl-C; {stop}".rstrip("; "), file=sys.stderr)
         sys.exit(130)
 
 

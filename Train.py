@@ -19,6 +19,8 @@ import json
 import math
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,9 +87,13 @@ class Crops(keras.utils.PyDataset):
     def __len__(self):
         return len(self.numbers)
 
-    def __getitem__(self, index):
+    def choose(self, index):
+        """The images of a batch, and the generator that goes on to augment them."""
         rng = np.random.default_rng([self.seed, self.numbers[index]])
-        chosen = rng.choice(len(self.grays), self.batch_size, p=self.weights)
+        return rng.choice(len(self.grays), self.batch_size, p=self.weights), rng
+
+    def __getitem__(self, index):
+        chosen, rng = self.choose(index)
         crops = [
             augment(self.grays[i], self.labels[i], self.size, rng, self.wide[i]) for i in chosen
         ]
@@ -229,21 +235,31 @@ class KeepEpochs(keras.callbacks.Callback):
     """After every epoch validates, and writes history, best weights and what `--resume` needs."""
 
     def __init__(
-        self, out, record: dict, history: list[dict], validation: list[tuple], writes=True
+        self, out, record: dict, history: list[dict], validation: list[tuple], choose, writes=True
     ):
         super().__init__()
         self.out, self.record, self.history = out, record, history
         self.validation = validation  # gray and labels of each image
+        self.choose = choose  # number of a batch in this run -> ids of its images
         self.writes = writes  # one of several processes does
+        self.batches = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock of the epoch."""
         self.started = time.perf_counter()
 
+    def on_train_batch_end(self, batch, logs=None):
+        """Stops at the batch that makes the loss infinite or NaN; the epoch leaves no trace."""
+        self.batches += 1
+        if not math.isfinite(logs["loss"]):
+            raise ValueError(
+                f"the loss became NaN or infinite in epoch {len(self.history) + 1}, in the batch "
+                f"of {', '.join(self.choose(self.batches - 1))}; {self.out} keeps the epochs "
+                "before it; look at these images, or train with a smaller --learning-rate"
+            )
+
     def on_epoch_end(self, epoch, logs=None):
-        """Validates and writes; an epoch of infinite or NaN loss leaves no trace."""
-        if not math.isfinite(logs["loss"]):  # the last good epoch stays what it is
-            return
+        """Validates and writes."""
         logs |= self.validate()  # Keras prints what is in logs
         row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
         row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
@@ -500,6 +516,15 @@ def train(
         ),
     )
     whole = [(grays[i], labels[i]) for i in validation]
+    names = np.array(ids)[training]
+    keeper = KeepEpochs(
+        out,
+        record,
+        history,
+        whole,
+        lambda i: sorted(set(names[batches.choose(i)[0]])),
+        process == 0,
+    )
     if len(history) < epochs:
         model.fit(
             batches,
@@ -507,16 +532,8 @@ def train(
             initial_epoch=len(history),
             steps_per_epoch=steps,
             shuffle=False,
-            callbacks=[
-                KeepEpochs(out, record, history, whole, process == 0),
-                keras.callbacks.TerminateOnNaN(),
-            ],
+            callbacks=[keeper],
             verbose=2 if process == 0 else 0,
-        )
-    if len(history) < epochs:
-        raise ValueError(
-            f"the loss became NaN or infinite in epoch {len(history) + 1}; {out} keeps the epochs "
-            "before it; train again with a smaller --learning-rate"
         )
     if process == 0:
         (out / "last.weights.h5").unlink(missing_ok=True)
@@ -550,7 +567,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(parse_args(argv))
     out = Path(options["out"])
     options["data"] = options["data"] or find_data()
-    history = train(go_on=options.pop("resume"), **options)
+    try:
+        history = train(go_on=options.pop("resume"), **options)
+    except KeyboardInterrupt:
+        if not (out / "last.weights.h5").is_file():
+            raise
+        words = list(sys.argv[1:] if argv is None else argv)
+        words += [] if "--resume" in words else ["--resume"]
+        raise KeyboardInterrupt(
+            f"{out} keeps the epochs that are done; go on with: python Train.py {shlex.join(words)}"
+        ) from None
     if process_number():
         return
     files = save_curves(history, out)

@@ -1,12 +1,17 @@
 """Targets, augmentation and a training that can be stopped, on drawn nuclei and a tiny network."""
 
 import json
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
 import pytest
-from conftest import draw_nuclei, draw_source
+from conftest import ROOT, draw_nuclei, draw_source
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -274,7 +279,7 @@ def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
     model = Model.Unet(2, 4).build()
     model.compile("adam", Model.segmentation_loss, metrics=[Model.accuracy, Model.dice])
     images = [draw_crop(shape, i) for i, shape in enumerate([(32, 32), (32, 32), (36, 44)])]
-    keeper = Train.KeepEpochs(tmp_path, {}, [], images)
+    keeper = Train.KeepEpochs(tmp_path, {}, [], images, None)
     keeper.set_model(model)
     pairs = []
     for gray, labels in images:
@@ -456,6 +461,58 @@ def test_a_nan_loss_ends_the_training_with_an_error(source, tmp_path, monkeypatc
         return keras.ops.mean(probability, axis=(1, 2, 3)) * float("nan")
 
     monkeypatch.setattr(Model, "segmentation_loss", broken)
-    with pytest.raises(ValueError, match="NaN or infinite in epoch 1"):
+    with pytest.raises(ValueError, match="NaN or infinite in epoch 1, in the batch of image_0"):
         Train.train(str(source), str(tmp_path / "out"), **TINY)
     assert not list((tmp_path / "out").iterdir())
+
+
+def start(source, out, *options):
+    """Train.py in a process of its own."""
+    words = [str(ROOT / "Train.py"), "--data", str(source), "--out", str(out), *options]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen([sys.executable, *words], cwd=source.parent, **pipes)
+
+
+def wait_for_epoch(process, out):
+    while not (out / "last.weights.h5").is_file() and process.poll() is None:
+        time.sleep(0.05)
+
+
+def test_ctrl_c_says_how_to_go_on(source, tmp_path):
+    out = tmp_path / "out"
+    options = as_arguments(TINY | {"epochs": 500})
+    process = start(source, out, *options)
+    wait_for_epoch(process, out)
+    process.send_signal(signal.SIGINT)
+    last = process.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert process.returncode == 130 and last.startswith("stopped by Ctrl-C")
+    words = ["--data", str(source), "--out", str(out), *options, "--resume"]
+    assert last.endswith(f"python Train.py {shlex.join(words)}")
+    assert len(Train.read_history(out / "history.csv")) >= 1 and not list(out.glob("part-*"))
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing(source, tmp_path):
+    out, rng, epochs, kills = tmp_path / "out", np.random.default_rng(0), 60, 0
+    options = as_arguments(TINY | {"epochs": epochs})
+    while kills < 10:
+        go_on = ["--resume"] if (out / "last.weights.h5").is_file() else []
+        process = start(source, out, *options, *go_on)
+        wait_for_epoch(process, out)
+        # From the moment of its first epoch, or of importing where there are epochs before.
+        time.sleep(rng.uniform(0, 1.5 if kills == 0 else 15))
+        process.kill()
+        if process.wait() == 0:
+            break
+        kills += 1
+        kept = Train.read_history(out / "history.csv")
+        assert [row["epoch"] for row in kept] == list(range(1, len(kept) + 1))
+        Model.load_unet(out / "unet.keras")
+    process = start(source, out, *options, "--resume")
+    assert process.wait() == 0 and kills >= 5
+    history = Train.read_history(out / "history.csv")
+    undisturbed = Train.train(str(source), str(tmp_path / "other"), **TINY | {"epochs": epochs})
+    assert_same_history(history, undisturbed)
+    kept, expected = (Model.load_unet(x / "unet.keras") for x in (out, tmp_path / "other"))
+    for one, other in zip(kept.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
