@@ -19,6 +19,7 @@ Exit code 1: some images could not be read; they were named and skipped.
 import argparse
 import functools
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -439,9 +440,7 @@ def predict_on_cluster(
 
     def work(ids):  # travels to the workers as it stands, and there finds this script
         sys.path.insert(0, paths[0])
-        import Predict_masks
-
-        return Predict_masks.predict_on_worker(ids, *paths[1:])
+        return importlib.import_module("Predict_masks").predict_on_worker(ids, *paths[1:])
 
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
