@@ -36,6 +36,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 from scipy import ndimage
+from skimage.metrics import contingency_table
 from skimage.morphology import remove_small_holes
 from skimage.segmentation import watershed
 from tqdm import tqdm
@@ -67,6 +68,8 @@ NUCLEUS_THRESHOLD = 0.5  # probability from which a pixel is nucleus; best valid
 SEED_THRESHOLD = 0.5  # of nucleus minus border probability: above it two nuclei do not touch
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels; a disk 5 pixels across: smaller pieces are taken for noise
+HALVE_ABOVE = (WIDE_NUCLEI, 80)  # pixels; nuclei wider than these are seen at a half, a quarter
+MERGED = 2  # times as wide from afar: those are nuclei that ran together, not one seen better
 CONNECT_SECONDS = 10  # to wait for a Dask scheduler
 SHOWN = 8  # images in predictions.png
 MAX_HOLE = 300  # pixels; a hole as large as a common nucleus is not a hole but background
@@ -75,7 +78,7 @@ BATCH_PIXELS = 8 * 256 * 256  # in one batch: more is no faster
 LARGE_IMAGE = 2048 * 2048  # pixels; larger ones go through in strips and tiles
 STRIP = 1024  # rows of a strip, a multiple of TIFF_TILE
 TILE = 2048  # columns of a strip that go through the network at once
-MARGIN = 128  # rows above and below a strip in which its nuclei may end
+MARGIN = 128  # rows above and below a strip that are in view when its nuclei are parted
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
 SHOWN_PIXELS = 2048 * 2048  # of the overlay of a large image
 LEVEL_PIXELS = 4_000_000  # of a large image, to find its levels from
@@ -83,24 +86,26 @@ WINDOW = 512  # pixels, side of the nine parts of a large image that its nuclei 
 
 
 def predict_probability(
-    model: keras.Model, gray: np.ndarray, halved: bool = False
+    model: keras.Model, gray: np.ndarray, halvings: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the network on images of any one size.
 
     Args:
         model: from `load_unet`.
         gray: (..., H, W) float32 in [0, 1], one image or a stack, from `to_grayscale`.
-        halved: the network sees half the height and width; for nuclei wider than WIDE_NUCLEI.
+        halvings: how often height and width are halved before; for wide nuclei.
 
     Returns:
         probability of nucleus, and of a border between touching nuclei, as gray in shape, float32.
     """
-    multiple = 2 ** (depth_of(model) + halved)
+    multiple = 2 ** (depth_of(model) + halvings)
     height, width = gray.shape[-2:]
     pad = [(0, 0), (0, -height % multiple), (0, -width % multiple)]
-    padded = np.pad(gray.reshape(-1, height, width), pad, "symmetric")
-    answer = model.predict_on_batch((halve(padded) if halved else padded)[..., None])
-    if halved:
+    seen = padded = np.pad(gray.reshape(-1, height, width), pad, "symmetric")
+    for _ in range(halvings):
+        seen = halve(seen)
+    answer = model.predict_on_batch(seen[..., None])
+    if halvings:
         answer = keras.ops.image.resize(answer, padded.shape[1:], "bilinear")
         answer = keras.ops.convert_to_numpy(answer)
     answer = answer[:, :height, :width]
@@ -131,6 +136,33 @@ def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
     return number_in_order(keep_large(labels, MIN_AREA))
 
 
+def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, int]:
+    """Numbers the nuclei of one image; where they are wide, as they are seen from afar.
+
+    What is smooth from afar is grained from near.
+
+    Args:
+        model: from `load_unet`.
+        gray: (H, W) float32 in [0, 1].
+
+    Returns:
+        labels, (H, W) int32, and how often height and width were halved for them.
+    """
+    labels, found = separate_nuclei(*predict_probability(model, gray)), 0
+    for halvings, width in enumerate(HALVE_ABOVE, start=1):
+        if common_diameter(labels) > width:
+            before = labels
+            labels = look_again(before, *predict_probability(model, gray, halvings))
+            found = found if labels is before else halvings
+    return labels, found
+
+
+def look_again(before: np.ndarray, nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
+    """Labels of probabilities seen from farther, or those before where the nuclei ran together."""
+    labels = separate_nuclei(nucleus, border)
+    return before if common_diameter(labels) > MERGED * common_diameter(before) else labels
+
+
 def keep_large(labels: np.ndarray, area: int) -> np.ndarray:
     """Sets to 0 what has fewer than `area` pixels."""
     large = np.bincount(labels.ravel()) >= area
@@ -157,7 +189,8 @@ def make_folders(out: Path) -> None:
 
 def describe_origin(weights: str | Path) -> str:
     """What labels/ID.tif says of its origin: the weights' SHA-256 and the settings, as JSON."""
-    settings = NUCLEUS_THRESHOLD, SEED_THRESHOLD, MIN_SEED_AREA, MIN_AREA, MAX_HOLE, WIDE_NUCLEI
+    settings = NUCLEUS_THRESHOLD, SEED_THRESHOLD, MIN_SEED_AREA, MIN_AREA, MAX_HOLE
+    settings += *HALVE_ABOVE, MERGED
     digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     return json.dumps({"weights_sha256": digest, "settings": settings})
 
@@ -236,9 +269,9 @@ def predict_samples(
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
         for chunk in read_ahead(samples, pool):
             done = predict_chunk(chunk, model, pool)
-            # What is smooth from afar is grained from near: wide nuclei are better seen reduced.
-            wide = [x for x in done if common_diameter(x.labels.result()) > WIDE_NUCLEI]
-            predict_chunk(wide, model, pool, halved=True)
+            for halvings, width in enumerate(HALVE_ABOVE, start=1):  # as `find_nuclei`
+                wide = [x for x in done if common_diameter(x.labels.result()) > width]
+                predict_chunk(wide, model, pool, halvings)
             unfinished += [pool.submit(finish_image, out, picture, origin) for picture in done]
             for picture in chunk:
                 if picture.large and predict_large(picture.sample, model, out, origin):
@@ -281,7 +314,7 @@ def read(sample: Sample) -> Picture:
         return Picture(sample)
 
 
-def predict_chunk(chunk: list[Picture], model, pool, halved: bool = False) -> list[Picture]:
+def predict_chunk(chunk: list[Picture], model, pool, halvings: int = 0) -> list[Picture]:
     """Sends batches of one shape through the network; the pool makes labels of the answers.
 
     Returns:
@@ -295,9 +328,10 @@ def predict_chunk(chunk: list[Picture], model, pool, halved: bool = False) -> li
         count = max(BATCH_PIXELS // (height * width), 1)
         for start in range(0, len(group), count):
             batch = group[start : start + count]
-            answers = predict_probability(model, np.stack([x.gray for x in batch]), halved)
+            answers = predict_probability(model, np.stack([x.gray for x in batch]), halvings)
             for picture, *answer in zip(batch, *answers, strict=True):
-                picture.labels = pool.submit(separate_nuclei, *answer)
+                work = (look_again, picture.labels.result()) if halvings else (separate_nuclei,)
+                picture.labels = pool.submit(*work, *answer)
     return [picture for group in groups.values() for picture in group]
 
 
@@ -341,8 +375,8 @@ def probability_strips(model: keras.Model, image, name: str):
     nothing tells where a tile ended.
     """
     (height, width), levels = image.shape[:2], find_levels(thin(image, LEVEL_PIXELS))
-    halved = common_diameter(measure_windows(model, image, levels)) > WIDE_NUCLEI
-    halo = 6 * 2 ** (depth_of(model) + halved)  # pixels; 4 convolutions a level, 2 at the bottom
+    _, halvings = find_nuclei(model, take_windows(image, levels))
+    halo = 6 * 2 ** (depth_of(model) + halvings)  # pixels; 4 convolutions a level, 2 at the bottom
     tiles = [(row, column) for row in range(0, height, STRIP) for column in range(0, width, TILE)]
     for row, column in tqdm(tiles, desc=name, unit="tile", disable=None, leave=False):
         if column == 0:
@@ -350,7 +384,7 @@ def probability_strips(model: keras.Model, image, name: str):
             gray = to_grayscale(image[top:bottom], levels)
             strip = np.empty((2, min(STRIP, height - row), width), np.float32)
         left, right = max(column - halo, 0), min(column + TILE + halo, width)
-        answers = predict_probability(model, gray[:, left:right], halved)
+        answers = predict_probability(model, gray[:, left:right], halvings)
         for kept, answer in zip(strip, answers, strict=True):
             answer = answer[row - top :][: len(kept), column - left :][:, :TILE]
             kept[:, column : column + TILE] = answer
@@ -358,21 +392,21 @@ def probability_strips(model: keras.Model, image, name: str):
             yield strip
 
 
-def measure_windows(model: keras.Model, image, levels) -> np.ndarray:
-    """Labels of nine windows of a large image, put together as if they were one image."""
+def take_windows(image, levels) -> np.ndarray:
+    """The gray of nine windows of a large image, put together as if they were one image."""
     columns = np.linspace(0, max(image.shape[1] - WINDOW, 0), 3).astype(int)
     windows = []
     for row in np.linspace(0, max(image.shape[0] - WINDOW, 0), 3).astype(int):
         gray = to_grayscale(image[row : row + WINDOW], levels)
         windows.append(np.hstack([gray[:, column : column + WINDOW] for column in columns]))
-    return separate_nuclei(*predict_probability(model, np.vstack(windows)))
+    return np.vstack(windows)
 
 
 def label_strips(strips: Iterator[np.ndarray]):
     """Numbers the nuclei of a whole image, strip by strip.
 
     A nucleus is found in the strip where it begins, with MARGIN rows of the strips above and below
-    in view, and keeps its number in the strip where it ends.
+    in view, and keeps its number in the strips below.
 
     Args:
         strips: of `probability_strips`.
@@ -392,22 +426,43 @@ def label_strips(strips: Iterator[np.ndarray]):
         labels[: len(known)] = known
         fresh = np.where(labels == 0, found, 0)
         fresh[:start] = 0
-        # Of a nucleus that is known already at most crumbs are fresh; one below is not ours.
-        areas = np.bincount(fresh.ravel(), minlength=found.max() + 1)
-        ours = areas > np.bincount(found.ravel()) / 2
-        ours &= np.bincount(found[:stop].ravel(), minlength=len(ours)) > 0
+        # What is fresh of a nucleus that is known goes on with it, however high it is.
+        numbers, same = match_known(found, known)
+        areas = np.bincount(fresh.ravel(), minlength=len(numbers))
+        ours = ~same & (areas > np.bincount(found.ravel()) / 2)
+        ours &= np.bincount(found[:stop].ravel(), minlength=len(ours)) > 0  # else it begins below
         ours[0] = False
-        numbers = np.where(ours, count + np.cumsum(ours), 0).astype(np.int32)
+        numbers[ours] = count + np.arange(1, ours.sum() + 1)
         labels += numbers[fresh]
         count = int(numbers.max(initial=count))
         yield labels[start:stop]
         known, above, here = labels[stop - MARGIN :], window[:, stop - MARGIN : stop], below
 
 
+def match_known(found: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which nucleus that is known each found one lies on.
+
+    Args:
+        found: (rows, W) int32, up to K nuclei.
+        known: (fewer rows, W) int32, the first of these rows as they were numbered before.
+
+    Returns:
+        (K + 1,) int32, the known number that most of it has, 0 for none; and (K + 1,) bool, whether
+        most of that one also lies on it: then the two are the same nucleus.
+    """
+    numbers, same = np.zeros((2, found.max() + 1), np.int32)
+    if len(known):
+        shared = contingency_table(found[: len(known)], known, ignore_labels=(0,))
+        numbers[: shared.shape[0]] = np.asarray(shared.argmax(axis=1)).ravel()
+        same[:] = np.asarray(shared.argmax(axis=0)).ravel()[numbers] == np.arange(len(same))
+    return numbers, (numbers > 0) & same.astype(bool)
+
+
 def save_tiles(file: Path, strips: Iterable[np.ndarray], shape, dtype, origin: str) -> None:
     """Writes strips (rows, W) as one compressed, tiled BigTIFF of this shape."""
 
     def tiles():
+        """Yields them row by row, those at the edges filled up with 0."""
         for strip in strips:
             for row in range(0, len(strip), TIFF_TILE):
                 for column in range(0, shape[1], TIFF_TILE):
@@ -438,9 +493,12 @@ def predict_on_cluster(
         raise ValueError("--scheduler needs Dask; pip install distributed") from error
     paths = [str(Path(path).resolve()) for path in (Path(__file__).parent, data, weights, out)]
 
-    def work(ids):  # travels to the workers as it stands, and there finds this script
+    run = time.time_ns()
+
+    def work(ids):
+        """Travels to the workers as it stands, and there finds this script."""
         sys.path.insert(0, paths[0])
-        return importlib.import_module("Predict_masks").predict_on_worker(ids, *paths[1:])
+        return importlib.import_module("Predict_masks").predict_on_worker(ids, run, *paths[1:])
 
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
@@ -469,18 +527,18 @@ def predict_on_cluster(
     return sorted(written), sorted(set(ids) - set(written))
 
 
-def predict_on_worker(ids: list[str], data: str, weights: str, out: str) -> tuple[list[str], int]:
+def predict_on_worker(ids, run: int, data: str, weights: str, out) -> tuple[list[str], int]:
     """What a Dask worker does; returns the ids written and the number of ids it was given."""
-    samples = {sample.id: sample for sample in open_source(data)}
-    model, origin = load_once(weights)
+    samples, model, origin = prepare_worker(run, data, weights)
     written, _ = predict_samples([samples[name] for name in ids], model, out, origin)
     return written, len(ids)
 
 
 @functools.lru_cache(1)
-def load_once(weights: str) -> tuple[keras.Model, str]:
-    """Network and origin, kept for the next images of the same worker."""
-    return load_unet(weights), describe_origin(weights)
+def prepare_worker(run: int, data: str, weights: str) -> tuple[dict, keras.Model, str]:
+    """What a worker needs for all its images of one run: samples by id, network, origin."""
+    samples = {sample.id: sample for sample in open_source(data)}
+    return samples, load_unet(weights), describe_origin(weights)
 
 
 def show_predictions(folder: str | Path) -> Path:
@@ -536,7 +594,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     samples = open_source(args.data)
     out = Path(args.out or default_out(args.data))
-    model, origin = load_once(args.weights)
+    model, origin = load_unet(args.weights), describe_origin(args.weights)
     make_folders(out)
     for part in out.glob("*/part-*"):  # of a run that was killed
         part.unlink()

@@ -66,9 +66,7 @@ def main() -> None:
         image, truth = draw(np.random.default_rng(make_sample.SEED))
         image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
         gray = Preprocessed_data.to_grayscale(image)
-        halved = Preprocessed_data.common_diameter(truth) > Preprocessed_data.WIDE_NUCLEI
-        probability = Predict_masks.predict_probability(model, gray, halved)
-        labels = Predict_masks.separate_nuclei(*probability)
+        labels, _ = Predict_masks.find_nuclei(model, gray)
         pictures += [Preprocessed_data.outline_nuclei(image, x) for x in (truth, labels)]
         dice = Evaluate_model.dice_score(truth > 0, labels > 0)
         found = f"prediction, {labels.max()} nuclei, Dice {dice:.2f}"

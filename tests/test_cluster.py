@@ -82,6 +82,17 @@ def test_what_a_killed_worker_had_to_do_is_done_by_another(cluster, options, tmp
     )
 
 
+def test_workers_do_not_keep_the_weights_of_an_earlier_run(cluster, options, tmp_path):
+    for seed in (1, 2):  # trained anew, saved under the same name
+        keras.utils.set_random_seed(seed)
+        Model.Unet(2, 2).build().save(tmp_path / "unet.keras")
+        for folder, more in ("alone", []), ("shared", ["--scheduler", cluster.scheduler_address]):
+            out = tmp_path / f"{folder}{seed}"
+            assert Predict_masks.main([*options, "--out", str(out), *more]) == 0
+        assert read_files(tmp_path / f"shared{seed}") == read_files(tmp_path / f"alone{seed}")
+    assert read_files(tmp_path / "alone1") != read_files(tmp_path / "alone2")
+
+
 def test_workers_that_cannot_work_are_one_line(cluster, options, tmp_path, monkeypatch):
     command = [*options, "--out", str(tmp_path / "out"), "--scheduler", cluster.scheduler_address]
 

@@ -160,7 +160,7 @@ def test_many_images_of_many_shapes_each_get_their_own_answer(tmp_path, monkeypa
 
 @pytest.fixture
 def small_strips(monkeypatch):
-    for name, value in {"STRIP": 64, "TILE": 96, "MARGIN": 32, "TIFF_TILE": 16}.items():
+    for name, value in {"STRIP": 64, "TILE": 128, "MARGIN": 32, "TIFF_TILE": 16}.items():
         monkeypatch.setattr(Predict_masks, name, value)
 
 
@@ -187,8 +187,16 @@ def test_a_nucleus_across_strips_is_one_nucleus(small_strips):
     assert pairs.shape == (2, 8)  # each nucleus has one number, and each number one nucleus
 
 
-@pytest.mark.parametrize("wide", [False, True])
-def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkeypatch, wide):
+def test_a_nucleus_higher_than_strip_and_margins_is_one_nucleus(small_strips):
+    nucleus = draw_disks((400, 300), [(200, 120)], 110) + draw_disks((400, 300), [(50, 280)], 15)
+    answer = np.stack([nucleus, np.zeros_like(nucleus)])
+    strips = (answer[:, row : row + 64] for row in range(0, 400, 64))
+    labels = np.concatenate(list(Predict_masks.label_strips(strips)))
+    np.testing.assert_array_equal(labels, Predict_masks.separate_nuclei(*answer))
+
+
+@pytest.mark.parametrize("halvings", [0, 1, 2])
+def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkeypatch, halvings):
     model = Model.load_unet(Path(__file__).parent.parent / Predict_masks.WEIGHTS)
     samples = Preprocessed_data.open_source(Preprocessed_data.DATA)
     files = [s.image for s in samples if "fluorescence" in s.id][:4]
@@ -197,7 +205,9 @@ def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkey
     image = np.block([images[:2], images[2:]])[:370, :390]
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images/big.tif", image, tile=(64, 64), compression="zlib")
-    monkeypatch.setattr(Predict_masks, "WIDE_NUCLEI", 1 if wide else 1000)
+    widths = [(1000, 1000), (1, 1000), (1, 1)][halvings]
+    monkeypatch.setattr(Predict_masks, "HALVE_ABOVE", widths)
+    monkeypatch.setattr(Predict_masks, "MERGED", 1000)
     samples = Preprocessed_data.open_source(tmp_path / "images")
     Predict_masks.predict_samples(samples, model, tmp_path / "whole")
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
@@ -227,16 +237,30 @@ def test_wide_nuclei_are_predicted_from_afar(tmp_path):
             seen.append(batch.shape[1:3])
             return super().predict_on_batch(batch)
 
-    for name, radius in ("narrow", 8), ("wide", 25):
+    images = {"narrow": 8, "wide": 25, "very_wide": 42}
+    for name, radius in images.items():
         image = 255 * draw_disks((100, 120), [(50, 60)], radius).astype(np.uint8)
         Image.fromarray(image).save(tmp_path / f"{name}.png")
     samples = Preprocessed_data.open_source(tmp_path)
     Predict_masks.predict_samples(samples, Recorder(), tmp_path / "out")
-    assert seen == [(100, 120), (50, 60)]  # both near, as a batch; one of them from afar
-    for name in "narrow", "wide":
+    assert seen == [(100, 120), (50, 60), (25, 30)]  # all near, as a batch; some from afar
+    for name in images:
         image = np.asarray(Image.open(tmp_path / f"{name}.png"))
         mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
         assert mask.shape == image.shape and np.mean(mask == image) > 0.99
+
+
+def test_where_nuclei_run_together_from_afar_they_are_seen_from_near(tmp_path):
+    class Merging(Threshold):
+        """Sees the whole image as one nucleus once it is reduced."""
+
+        def predict_on_batch(self, batch):
+            answer = super().predict_on_batch(batch)
+            return answer if batch.shape[1] == 128 else np.zeros_like(answer) + (1, 0)
+
+    near = draw_disks((128, 128), [(40, 40), (90, 90)], 20)
+    labels, halvings = Predict_masks.find_nuclei(Merging(), near.astype(np.float32))
+    assert halvings == 0 and labels.max() == 2
 
 
 def test_a_full_disk_ends_the_prediction(tmp_path, monkeypatch):
