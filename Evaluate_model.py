@@ -13,8 +13,8 @@ F1 are means over images. Exit code 1: broken images were named and skipped.
 
 import argparse
 import csv
+import hashlib
 import io
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,15 +30,23 @@ import Preprocessed_data as data
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 RESAMPLES = 2000  # bootstrap resamples of the images
 SEED = 2018  # of the bootstrap and of the jitter in the figure: same scores, same interval
+MASK_ENDINGS = ".png", ".tif"  # the second of large images
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
 COLUMNS = "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70".split()
 COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
 
 
 def evaluate(
-    truth_source: str | Path, predicted_dir: str | Path, ids: Iterable[str] | None = None
+    truth_source: str | Path,
+    predicted_dir: str | Path,
+    ids: Iterable[str] | None = None,
+    weights: str | Path | None = None,
 ) -> tuple[list[dict], list[str]]:
     """Scores every image of the truth, or those named in `ids`.
+
+    Raises:
+        FileNotFoundError, ValueError: truth and predictions that do not belong together, or
+            predictions not of `weights`, where a file is named.
 
     Returns:
         `(rows, skipped)`: for every scored image a dict of `id`, `kind` and what `score_image`
@@ -46,6 +54,7 @@ def evaluate(
     """
     truths = open_truth(truth_source)
     ids = check_ids(ids, truths, str(truth_source), Path(predicted_dir))
+    check_origins([Path(predicted_dir, "labels", f"{image_id}.tif") for image_id in ids], weights)
     rows, skipped = [], []
     for image_id in tqdm(ids, desc="scoring", unit="image", disable=None):
         try:
@@ -76,7 +85,7 @@ def open_truth(source: str | Path) -> dict[str, data.Sample | np.ndarray]:
 def check_ids(ids: Iterable | None, truths: dict, source: str, predicted_dir: Path) -> list[str]:
     """Returns the ids to score; an error counts those without truth or without prediction."""
     ids = sorted(set(truths if ids is None else ids))
-    masks = {file.stem for file in (predicted_dir / "masks").glob("*.png")}
+    masks = {file.stem for e in MASK_ENDINGS for file in predicted_dir.glob(f"masks/*{e}")}
     labels = {file.stem for file in (predicted_dir / "labels").glob("*.tif")}
     if unknown := [image_id for image_id in ids if image_id not in truths]:
         raise ValueError(f"{len(unknown)} of {len(ids)} ids not in {source}, first {unknown[0]}")
@@ -92,6 +101,31 @@ def check_ids(ids: Iterable | None, truths: dict, source: str, predicted_dir: Pa
     return ids
 
 
+def check_origins(files: list[Path], weights: str | Path | None = None) -> None:
+    """Refuses labels of several weights or settings, and of other weights than the ones named.
+
+    Predict_masks.py writes into each file what it is of; of files without a word nothing is known.
+    """
+    origins = {}
+    for file in files:
+        try:
+            origins.setdefault(data.read_origin(file), file)
+        except (OSError, ValueError):
+            continue  # named when it is read whole
+    origins.pop("", None)
+    if len(origins) > 1:
+        first, second, *_ = origins.values()
+        raise ValueError(
+            f"{first} and {second} are of other weights or settings; "
+            "predict all with --overwrite, or score them apart"
+        )
+    if weights and Path(weights).is_file():
+        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        for origin, file in origins.items():
+            if digest not in origin:
+                raise ValueError(f"{file} was not predicted with {weights}; predict anew")
+
+
 def read_truth(truth: data.Sample | np.ndarray) -> tuple[np.ndarray, str]:
     """Returns labels, (H, W) int32, and the kind of image."""
     if isinstance(truth, np.ndarray):
@@ -102,7 +136,8 @@ def read_truth(truth: data.Sample | np.ndarray) -> tuple[np.ndarray, str]:
 
 def read_prediction(folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns mask, (H, W) bool, and labels, (H, W) integers; ValueError if a file holds others."""
-    mask = data.read_image(folder / "masks" / f"{image_id}.png")
+    masks = [folder / "masks" / f"{image_id}{ending}" for ending in MASK_ENDINGS]
+    mask = data.read_image(next(file for file in masks if file.exists()))
     labels = data.read_image(folder / "labels" / f"{image_id}.tif")
     if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0/1 would look black elsewhere
         raise ValueError(f"masks/{image_id}.png should be one channel of 0 and 255 only")
@@ -333,10 +368,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    training = json.loads(Path(args.ids).read_text(encoding="utf-8")) if args.ids else {}
-    if args.ids and "validation_ids" not in training:
-        raise ValueError(f'{args.ids} has no "validation_ids"; expected a training.json')
-    rows, skipped = evaluate(args.truth, args.predicted, training.get("validation_ids"))
+    ids, weights = None, None
+    if args.ids:
+        ids = data.read_record(args.ids)["validation_ids"]
+        weights = Path(args.ids).with_name("unet.keras")  # what these ids were held out from
+    rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(rows))
     save_scores(rows, args.out or args.predicted)
     return 1 if skipped else 0

@@ -26,7 +26,7 @@ COMPARED = 5  # images in comparison.png
 def choose_samples(data: str, weights: str) -> list[Preprocessed_data.Sample]:
     """The images of a source that these weights were not trained on."""
     samples = Preprocessed_data.open_source(data)
-    trained_on = set(Train.read_record(weights).get("training_ids", ()))
+    trained_on = set(Train.training_record(weights).get("training_ids", ()))
     chosen = [sample for sample in samples if sample.id not in trained_on]
     if not chosen:
         raise ValueError(f"{data}: {weights} was trained on all of it; score other images")

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import keras
 from keras import layers, ops
 
-from Preprocessed_data import run_script
+from Preprocessed_data import run_script, write_whole
 
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
 BASE_FILTERS = 16
@@ -208,7 +208,7 @@ def draw_unet(model: keras.Model, file: str | Path, size: int = 256) -> None:
         axes.plot([], [], color=colour, lw=3, label=text)
     axes.bar(0, 0, color=COPIED, label="copied features")
     axes.legend(loc="lower center", ncols=min(depth + 1, 3), frameon=False, fontsize=11)
-    figure.savefig(file, dpi=150)
+    write_whole(Path(file), lambda part: figure.savefig(part, dpi=150))
 
 
 def _feature_maps(model: keras.Model, size: int) -> list[SimpleNamespace]:

@@ -55,6 +55,7 @@ from Preprocessed_data import (
     open_source,
     outline_nuclei,
     read_image,
+    read_origin,
     run_script,
     save_contact_sheet,
     show_pictures,
@@ -208,12 +209,11 @@ def find_unfinished(samples: Iterable[Sample], out: Path, origin: str) -> list[S
         if not (labels.exists() and overlay.exists() and any(mask.exists() for mask in masks)):
             unfinished.append(sample)
             continue
-        with tifffile.TiffFile(labels) as tiff:
-            if tiff.pages[0].description != origin:
-                raise ValueError(
-                    f"{labels} was predicted with other weights or settings; "
-                    "redo all with --overwrite, or name another --out"
-                )
+        if read_origin(labels) != origin:
+            raise ValueError(
+                f"{labels} was predicted with other weights or settings; "
+                "redo all with --overwrite, or name another --out"
+            )
         if modified(sample.image) > labels.stat().st_mtime:
             unfinished.append(sample)
     return unfinished
@@ -238,6 +238,7 @@ def write_prediction(
     # Overlays are for the eye: a fifth larger, but written three times as fast.
     write_whole(out / "overlays" / f"{name}.png", lambda f: save_png(f, overlay, compress_level=1))
     write_whole(out / "masks" / f"{name}.png", lambda f: save_png(f, mask))
+    (out / "masks" / f"{name}.tif").unlink(missing_ok=True)  # of a larger image of this name
     write_whole(out / "labels" / f"{name}.tif", lambda f: tifffile.imwrite(f, numbers, **options))
 
 
@@ -361,6 +362,7 @@ def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) ->
     try:
         with open_rows(sample.image) as image:
             write_whole(out / f"labels/{name}.tif", save)
+            (out / f"masks/{name}.png").unlink(missing_ok=True)  # of a smaller image of this name
     except ValueError as error:
         tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
         return False

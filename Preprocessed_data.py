@@ -11,11 +11,14 @@ Run alone it reads everything once, prints a table by kind of image, and saves a
 
 import argparse
 import csv
+import errno
 import hashlib
 import io
+import json
 import logging
 import math
 import os
+import shutil
 import stat
 import sys
 import warnings
@@ -52,8 +55,10 @@ BRIGHT_BACKGROUND = 0.4  # between low and high; a median above it is a bright b
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are seen at half size, their grain averaged
 TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
 MAX_PIXELS = 178_956_970  # of an image read at once, as a bomb of a kilobyte may be large
+MAX_VALUE = 1e30  # of a pixel; what is larger overflows float32, and is no measurement
 MAX_ENTRY = 2**31  # bytes of a file in an archive
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
 READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError)
 
@@ -183,6 +188,13 @@ def image_shape(file: File) -> tuple[int, int]:
             return picture.size[::-1]
 
 
+def read_origin(labels: Path) -> str:
+    """What Predict_masks.py wrote into labels/ID.tif of weights and settings, else empty."""
+    with _named_errors(labels), tifffile.TiffFile(labels) as tiff:
+        description = tiff.pages[0].description
+        return description if "weights_sha256" in description else ""
+
+
 def modified(file: File) -> float:
     """When the file, or the .zip that holds it, was last changed; seconds since 1970."""
     path = file.root.filename if isinstance(file, zipfile.Path) else file
@@ -310,8 +322,8 @@ def _drop_alpha(image: np.ndarray, file: File) -> np.ndarray:
         raise ValueError(f"{file}: expected one gray or RGB image, this has shape {image.shape}")
     if image.dtype.kind not in "buif":
         raise ValueError(f"{file}: expected real numbers, these are {image.dtype}; remake it")
-    if np.issubdtype(image.dtype, np.inexact) and not np.isfinite(image).all():
-        raise ValueError(f"{file}: some of its values are NaN or infinite; replace or remove it")
+    if image.dtype.kind == "f" and not (np.abs(image) < MAX_VALUE).all():
+        raise ValueError(f"{file}: some of its values are NaN or too large; replace or remove it")
     return image
 
 
@@ -462,13 +474,14 @@ def find_levels(image: np.ndarray) -> tuple[bool, float, float]:
 
 def nuclear_channel(image: np.ndarray, bright: bool) -> np.ndarray:
     """(H, W): red where nuclei are dark on a bright background, else the brightness."""
-    return image[..., 0] if bright and image.ndim == 3 else brightness(image)
+    return brightness(image[..., 0] if bright and image.ndim == 3 else image)
 
 
 def brightness(image: np.ndarray) -> np.ndarray:
     """The brightest channel, (H, W): a fluorescent stain may be shown in any one colour."""
+    image = image.astype(np.uint8) if image.dtype == bool else image
     if image.ndim == 2:
-        return image.astype(np.uint8) if image.dtype == bool else image
+        return image
     red, green, blue = np.moveaxis(image, -1, 0)
     return np.maximum(np.maximum(red, green), blue)  # ten times as fast as max(axis=-1)
 
@@ -495,8 +508,9 @@ def stretch(channel: np.ndarray, low: float, high: float) -> np.ndarray:
     Returns:
         (H, W) float32 in [0, 1].
     """
+    exact = np.result_type(channel, np.float32).type  # float32 is enough for 8 and 16 bits
     scale = max(high - low, float(np.finfo(np.float32).tiny))
-    return np.clip((channel - np.float32(low)) / np.float32(scale), 0, 1, dtype=np.float32)
+    return np.clip((channel - exact(low)) / exact(scale), 0, 1).astype(np.float32, copy=False)
 
 
 def has_bright_background(image: np.ndarray) -> bool:
@@ -652,9 +666,10 @@ def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.
 def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
     """Finds which images are tiles of one picture, from the pixels of their facing edges.
 
-    Two images of one size are neighbours where the last column (row) of one and the first of the
-    other are each other's best match and differ (root mean square) by less than TILE_DIFFERENCE
-    of their standard deviation: the edges of tiles cut from one picture are one pixel apart.
+    Equal images are one picture. Two images of one size are neighbours where the last column (row)
+    of one and the first of the other are each other's best match and differ (root mean square) by
+    less than TILE_DIFFERENCE of their standard deviation: the edges of tiles cut from one picture
+    are one pixel apart.
 
     Args:
         images: list of (H, W) or (H, W, 3).
@@ -663,10 +678,11 @@ def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
         (N,) int, one number per picture.
     """
     gray = [brightness(image).astype(np.float64) for image in images]
-    shapes = {}
+    shapes, firsts, pairs = {}, {}, []
     for index, image in enumerate(gray):
         shapes.setdefault(image.shape, []).append(index)
-    pairs = []
+        first = firsts.setdefault((image.shape, hashlib.sha256(image.tobytes()).digest()), index)
+        pairs.append((first, index))
     for members in shapes.values():
         index = np.array(members)
         for axis in (0, 1):
@@ -750,6 +766,24 @@ def hold_out_kind(
     return sides[0], sides[1]
 
 
+def read_record(file: str | Path) -> dict:
+    """Reads training.json, which Train.py writes beside the weights.
+
+    Raises:
+        ValueError: it is none, or an id is on both sides of the split.
+    """
+    try:
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        both = set(record["training_ids"]) & set(record["validation_ids"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: expected a training.json of Train.py, with the ids") from error
+    if both:
+        raise ValueError(
+            f"{file}: {len(both)} ids are trained on and validated on, first {min(both)}"
+        )
+    return record
+
+
 def rle_encode(mask: np.ndarray) -> str:
     """Run lengths as Kaggle writes them: "start length …", starts from 1, down the columns.
 
@@ -771,7 +805,7 @@ def rle_decode(runs: str, shape: tuple[int, int]) -> np.ndarray:
     """The mask (H, W) bool that `rle_encode` wrote.
 
     Raises:
-        ValueError: an odd count, a number that is none, or a run outside the image.
+        ValueError: an odd count, a number that is none, a run outside the image or on another.
 
     >>> rle_decode("2 3", (2, 2)).astype(int).tolist()
     [[0, 1], [1, 1]]
@@ -787,7 +821,10 @@ def rle_decode(runs: str, shape: tuple[int, int]) -> np.ndarray:
     for start, length in zip(starts, lengths, strict=True):
         if start < 1 or length < 1 or start + length - 1 > flat.size:
             raise ValueError(f"run {start} {length} leaves the {shape[0]}x{shape[1]} image")
-        flat[start - 1 : start - 1 + length] = True
+        run = flat[start - 1 : start - 1 + length]
+        if run.any():
+            raise ValueError(f"run {start} {length} overlaps another of the same nucleus")
+        run[:] = True
     return flat.reshape(shape, order="F")
 
 
@@ -795,12 +832,13 @@ def read_solution(file: str | Path) -> dict[str, np.ndarray]:
     """Reads Kaggle's solution table, ImageId,EncodedPixels,Height,Width,Usage, a row a nucleus.
 
     Returns:
-        id -> labels (H, W) int32; rows with Usage "Ignored" are left out.
+        id -> labels (H, W) int32; rows with Usage "Ignored" are left out. A pixel of two nuclei
+        belongs to the later one.
 
     Raises:
         ValueError: a column is missing or a row is wrong, with its line number.
     """
-    labels = {}
+    labels, seen = {}, set()
     with open(file, newline="", encoding="utf-8-sig") as stream:
         rows = csv.DictReader(stream)
         missing = {"ImageId", "EncodedPixels", "Height", "Width"} - set(rows.fieldnames or ())
@@ -810,11 +848,16 @@ def read_solution(file: str | Path) -> dict[str, np.ndarray]:
             if row.get("Usage") == "Ignored":
                 continue
             try:
+                if (row["ImageId"], row["EncodedPixels"]) in seen:
+                    raise ValueError("the same nucleus is in an earlier row")
+                seen.add((row["ImageId"], row["EncodedPixels"]))
                 shape = int(row["Height"]), int(row["Width"])
+                _check_size(shape)
+                nucleus = rle_decode(row["EncodedPixels"], shape)
                 image = labels.setdefault(row["ImageId"], np.zeros(shape, np.int32))
                 if image.shape != shape:
                     raise ValueError(f"size {shape}, in an earlier row {image.shape}")
-                image[rle_decode(row["EncodedPixels"], shape)] = image.max() + 1
+                image[nucleus] = image.max() + 1
             except (ValueError, TypeError, AttributeError) as error:  # a row may end early
                 raise ValueError(f"{file}, line {rows.line_num}: {error}") from None
     return labels
@@ -891,11 +934,21 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """Has `write` write a neighbour of the file, then renames it: never half a file.
 
     The neighbour keeps the ending, from which most libraries take the format.
+
+    Raises:
+        OSError: with the file's name; where there is no room, how far it came.
     """
     part = file.with_name(f"part-{os.getpid()}-{file.name}")
     try:
         write(part)
         os.replace(part, file)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in NO_ROOM:
+            written = part.stat().st_size if part.exists() else 0
+            free = shutil.disk_usage(file.parent).free
+            reason = f"{os.strerror(error.errno)} after {written:,} bytes, {free:,} are free"
+        raise OSError(error.errno, reason, str(file)) from error
     finally:
         part.unlink(missing_ok=True)
 

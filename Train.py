@@ -47,6 +47,7 @@ from Preprocessed_data import (
     image_kind,
     load_samples,
     open_source,
+    read_record,
     run_script,
     show_pictures,
     split_data,
@@ -305,14 +306,14 @@ def read_history(file: Path) -> list[dict]:
 
 
 def save_json(record: dict, file: Path) -> None:
-    """Writes training.json, as `read_record` reads it."""
+    """Writes training.json, as `Preprocessed_data.read_record` reads it."""
     file.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def read_record(weights: str | Path) -> dict:
+def training_record(weights: str | Path) -> dict:
     """What training.json beside a weights file says of its training; {} if it is not there."""
     file = Path(weights).parent / "training.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_record(file) if file.is_file() else {}
 
 
 def plain_copy(model: keras.Model) -> keras.Model:
@@ -376,7 +377,7 @@ def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict
     """
     if not (out / "last.weights.h5").is_file():
         raise FileNotFoundError(f"{out}: no interrupted training here; leave out --resume")
-    before = json.loads((out / "training.json").read_text())
+    before = read_record(out / "training.json")
     for key in ("options", "data_sha256", "validation_ids"):
         if before[key] != record[key]:
             raise ValueError(f"{out}: that training had other {key}: {before[key]}; give the same")

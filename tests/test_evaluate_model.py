@@ -1,6 +1,7 @@
 """Scores against answers known by hand: five drawn nuclei, small tables, and scikit-learn."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -310,13 +311,14 @@ def test_the_figure_shows_every_image_and_the_mean_curve_of_every_kind():
 
 def test_only_the_chosen_ids_are_scored(case, tmp_path, capsys):
     training = tmp_path / "training.json"
-    training.write_text(json.dumps({"validation_ids": ["missed", "good"], "epochs": 30}))
+    record = {"training_ids": ["nothing"], "validation_ids": ["missed", "good"]}
+    training.write_text(json.dumps(record))
     command = ["--truth", str(case[0]), "--predicted", str(case[1])]
     assert ev.main([*command, "--ids", str(training)]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "2", "0.944"]
     assert (case[1] / "scores.csv").read_text().count("\n") == 3
     training.write_text("{}")
-    with pytest.raises(ValueError, match="validation_ids"):
+    with pytest.raises(ValueError, match="training.json: expected"):
         ev.main([*command, "--ids", str(training)])
     with pytest.raises(ValueError, match="2 of 3 ids not in .*, first far"):
         ev.evaluate(*case, ids=["good", "far", "near"])
@@ -413,6 +415,35 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
 def run(*arguments):
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def describe(predicted, digest):
+    """Writes labels/ID.tif anew, as predicted with weights of this SHA-256; None: not known."""
+    text = digest and json.dumps({"weights_sha256": digest})
+    for file in predicted.glob("labels/*.tif"):
+        tifffile.imwrite(file, tifffile.imread(file), description=text, metadata=None)
+
+
+def test_predictions_of_several_weights_are_not_scored_together(case):
+    truth, predicted = case
+    for digest in None, "one":
+        describe(predicted, digest)
+        assert ev.evaluate(truth, predicted)[0]
+    good = tifffile.imread(predicted / "labels/good.tif")
+    text = json.dumps({"weights_sha256": "another"})
+    tifffile.imwrite(predicted / "labels/good.tif", good, description=text, metadata=None)
+    with pytest.raises(ValueError, match=r"good\.tif and .*\.tif are of other weights"):
+        ev.evaluate(truth, predicted)
+
+
+def test_predictions_of_other_weights_than_those_named_are_refused(case, tmp_path):
+    weights = tmp_path / "unet.keras"
+    weights.write_bytes(b"weights")
+    describe(case[1], hashlib.sha256(b"weights").hexdigest())
+    assert ev.evaluate(*case, weights=weights)[0]
+    weights.write_bytes(b"weights of a later training")
+    with pytest.raises(ValueError, match="not predicted with .*unet.keras"):
+        ev.evaluate(*case, weights=weights)
 
 
 def test_help_comes_without_loading_keras():

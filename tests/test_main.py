@@ -20,7 +20,9 @@ def weights(tmp_path_factory):
     keras.utils.set_random_seed(1)
     Model.Unet(1, 2).build().save(folder / "unet.keras")
     ids = sorted(file.name for file in SAMPLE.iterdir())
-    (folder / "training.json").write_text(json.dumps({"training_ids": ids[2:]}))
+    (folder / "training.json").write_text(
+        json.dumps({"training_ids": ids[2:], "validation_ids": ids[:2]})
+    )
     return folder / "unet.keras"
 
 

@@ -1,5 +1,8 @@
 """The network's shapes, its loss and scores on hand-made answers, and its file."""
 
+import json
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -140,7 +143,41 @@ def make_model(channels_in=1, channels_out=2, first=None):
     return keras.Model(image, keras.layers.Conv2D(channels_out, 1)(x))
 
 
+def save_strange(file):
+    """A model with a layer of somebody's own, which is no part of Keras."""
+
+    @keras.saving.register_keras_serializable("strange")
+    class Strange(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    make_model(first=Strange()).save(file)
+    keras.saving.get_custom_objects().pop("strange>Strange")
+
+
+def save_cut(file):
+    """The first half of a whole file."""
+    make_model().save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def save_running(file):
+    """A configuration that names a function of Python to be called."""
+    make_model().save(file)
+    with zipfile.ZipFile(file) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    made = f"open({str(file.with_name('harm'))!r}, 'w').close()"
+    call = {"module": "builtins", "class_name": "exec", "config": {"source": made}}
+    files["config.json"] = json.dumps(call | {"registered_name": None}).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
 FOREIGN = {
+    "a layer of somebody's own": save_strange,
+    "cut": save_cut,
+    "something to run": save_running,
     "three channels in": make_model(channels_in=3).save,
     "one channel out": make_model(channels_out=1).save,
     "lambda layer": make_model(first=keras.layers.Lambda(lambda x: x + 1)).save,
@@ -155,6 +192,7 @@ def test_a_foreign_file_is_refused_by_name(tmp_path, what):
     with pytest.raises(ValueError, match=r"foreign\.keras: ") as caught:
         Model.load_unet(tmp_path / "foreign.keras")
     assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["foreign.keras"]  # nothing was run
 
 
 def test_missing_weights_are_named_with_what_makes_them(tmp_path):

@@ -1,5 +1,6 @@
 """Reading, numbering, graying and splitting, on pictures whose pixels are known."""
 
+import json
 import re
 import zipfile
 
@@ -340,8 +341,10 @@ def test_no_room_for_the_cache_is_said_in_a_line(cached, monkeypatch, capsys):
     images, _ = cached()
     assert len(images) == 8
     assert not list(cached.cache.parent.iterdir())
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"{cached.cache}: no cache kept, No space left on device"
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(f"{cached.cache}: no cache kept, No space left on device after 4 bytes, ")
     )
 
 
@@ -453,6 +456,12 @@ def test_tiles_of_one_picture_are_found_among_others():
     for seed in range(3):
         assert len({pictures[f"{number}_of_{seed}"] for number in range(4)}) == 1
     assert len(set(pictures.values())) == 3 + 12
+
+
+def test_a_picture_that_is_there_twice_is_on_one_side():
+    images = [np.random.default_rng(i).integers(0, 99, (20, 20), np.uint8) for i in (1, 2, 3, 1)]
+    pictures = data.group_tiles(images)
+    assert pictures[0] == pictures[3] and len(set(pictures)) == 3
 
 
 def test_tiles_in_colour_are_found():
@@ -577,12 +586,34 @@ def test_solution_numbers_nuclei_and_leaves_out_ignored_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", ["a,1 2,3,2,Public", "a,9 9,2,3,Public", "a,1 2,two,3,Public", "a,1 2,2", "a"]
+    "row",
+    [
+        "a,1 2,3,2,Public",  # another size than in the row before
+        "a,9 9,2,3,Public",  # past the end
+        "a,5 3,2,3,Public",
+        "a,5 1 6,2,3,Public",  # half a pair
+        "a,5 0,2,3,Public",
+        "a,5 -1,2,3,Public",
+        "a,0 1,2,3,Public",
+        "a,4 2 5 1,2,3,Public",  # one run on another
+        "a,1 2,2,3,Public",  # a nucleus twice
+        "b,1 2,two,3,Public",
+        "b,1 2,90000000000,90000000000,Public",
+        "a,1 2,2",
+        "a",
+    ],
 )
 def test_a_wrong_row_is_named_by_its_line(tmp_path, row):
     file = write_table(tmp_path, f"a,1 2,2,3,Public\n{row}\n")
     with pytest.raises(ValueError, match=r"solution\.csv, line 3: "):
         data.read_solution(file)
+
+
+def test_a_table_as_windows_writes_it(tmp_path):
+    file = tmp_path / "solution.csv"
+    rows = (HEADER + "a,1 2,2,3,Public\n").replace("\n", "\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert data.read_solution(file)["a"].tolist() == [[1, 0, 0], [1, 0, 0]]
 
 
 def test_a_row_that_ends_before_its_runs(tmp_path):
@@ -595,6 +626,25 @@ def test_a_missing_column_is_named(tmp_path):
     file = write_table(tmp_path, "a,1 2\n", "ImageId,EncodedPixels\n")
     with pytest.raises(ValueError, match=r"solution\.csv: no column Height, Width"):
         data.read_solution(file)
+
+
+# The record of a training.
+
+
+def test_a_record_with_ids_on_both_sides_is_refused(tmp_path):
+    file = tmp_path / "training.json"
+    file.write_text(json.dumps({"training_ids": ["a", "b"], "validation_ids": ["c"]}))
+    assert data.read_record(file)["validation_ids"] == ["c"]
+    file.write_text(json.dumps({"training_ids": ["a", "b"], "validation_ids": ["b", "c"]}))
+    with pytest.raises(ValueError, match=r"training\.json: 1 ids .* first b"):
+        data.read_record(file)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"training_ids": 3}', "no json"])
+def test_what_is_no_record_is_named(tmp_path, content):
+    (tmp_path / "training.json").write_text(content)
+    with pytest.raises(ValueError, match=r"training\.json: expected"):
+        data.read_record(tmp_path / "training.json")
 
 
 # Pictures and the command line.

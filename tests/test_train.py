@@ -363,7 +363,7 @@ def test_training_json_says_what_was_trained_on(trained, drawn):
     assert record["images"] == 8 and len(record["data_sha256"]) == 64
     assert record["validation_ids"] and record["training_ids"]
     assert sorted(record["training_ids"] + record["validation_ids"]) == IDS
-    assert record == Train.read_record(trained / "unet.keras")
+    assert record == Train.training_record(trained / "unet.keras")
     history = Train.read_history(trained / "history.csv")
     assert record["best"] == max(history, key=lambda row: row["val_dice"])
 
@@ -502,7 +502,7 @@ def test_ctrl_c_says_how_to_go_on(source, tmp_path):
 
 @pytest.mark.slow
 def test_ten_kills_lose_nothing(source, tmp_path):
-    out, rng, epochs, kills = tmp_path / "out", np.random.default_rng(0), 60, 0
+    out, rng, epochs, kills = tmp_path / "out", np.random.default_rng(0), 150, 0
     options = as_arguments(TINY | {"epochs": epochs})
     while kills < 10:
         go_on = ["--resume"] if (out / "last.weights.h5").is_file() else []
@@ -511,14 +511,13 @@ def test_ten_kills_lose_nothing(source, tmp_path):
         # From the moment of its first epoch, or of importing where there are epochs before.
         time.sleep(rng.uniform(0, 1.5 if kills == 0 else 15))
         process.kill()
-        if process.wait() == 0:
-            break
+        assert process.wait() != 0  # else it had ended by itself
         kills += 1
         kept = Train.read_history(out / "history.csv")
         assert [row["epoch"] for row in kept] == list(range(1, len(kept) + 1))
         Model.load_unet(out / "unet.keras")
     process = start(source, out, *options, "--resume")
-    assert process.wait() == 0 and kills >= 5
+    assert process.wait() == 0
     history = Train.read_history(out / "history.csv")
     undisturbed = Train.train(str(source), str(tmp_path / "other"), **TINY | {"epochs": epochs})
     assert_same_history(history, undisturbed)

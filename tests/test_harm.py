@@ -1,0 +1,245 @@
+"""Kills, full disks, locked folders, vanished files: what is there is whole, the rest is said."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import keras
+import matplotlib.figure  # noqa: F401  as the scripts do when they draw
+import numpy as np
+import pytest
+from conftest import ROOT, draw_source
+
+import Evaluate_model
+import Model
+import Predict_masks
+import Preprocessed_data
+import Train
+
+NOBODY = 65534
+LIMIT = 20_000  # bytes of a file, in a process whose disk is to be full
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A folder that every user may enter, with images and the weights of a tiny network."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    draw_source(folder / "source", 60, shapes=((64, 64), (70, 60)))
+    (folder / "images").mkdir()
+    for sample in Preprocessed_data.open_source(folder / "source"):
+        shutil.copy(sample.image, folder / "images")
+    keras.utils.set_random_seed(1)
+    Model.Unet(2, 2).build().save(folder / "unet.keras")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def predict_command(place, out):
+    """Arguments of Predict_masks.py."""
+    options = {"--data": place / "images", "--weights": place / "unet.keras", "--out": out}
+    return [str(word) for pair in options.items() for word in pair]
+
+
+def read_files(folder):
+    """Name -> bytes of every file."""
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def start(script, *arguments, **options):
+    """A script in a process of its own."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes, **options)
+
+
+def only_line(answer):
+    """The one line on stderr that is the script's own."""
+    lines = [x for x in answer.splitlines() if x.startswith("error: ") or "Traceback" in x]
+    assert len(lines) == 1 and lines[0].startswith("error: "), answer
+    return lines[0]
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_while_predicting(place, tmp_path, kills):
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    assert Predict_masks.main(predict_command(place, undisturbed)) == 0
+    expected = read_files(undisturbed)
+    rng, done = np.random.default_rng(0), 0
+    for wanted in np.linspace(1, 55, kills).astype(int):
+        process = start("Predict_masks.py", *predict_command(place, out))
+        while process.poll() is None and len(list(out.glob("labels/[!p]*"))) < wanted:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.01))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        whole = {
+            name: content for name, content in read_files(out).items() if "part-" not in str(name)
+        }
+        assert whole.items() <= expected.items()  # each is complete, or not there
+        assert len(whole) >= done  # and stays there
+        done = len(whole)
+    assert 0 < done < len(expected)
+    before = {file: file.stat().st_mtime_ns for file in out.glob("labels/*.tif")}
+    assert Predict_masks.main(predict_command(place, out)) == 0
+    assert read_files(out) == expected
+    assert sum(file.stat().st_mtime_ns == time for file, time in before.items()) >= done // 3
+
+
+@pytest.mark.slow
+def test_killed_while_evaluating(place, tmp_path):
+    predicted, out = tmp_path / "predicted", tmp_path / "out"
+    Predict_masks.main(predict_command(place, predicted))
+    command = ["--truth", place / "source", "--predicted", predicted, "--out", out]
+    assert start("Evaluate_model.py", *command).wait() == 0
+    expected, rng = read_files(out), np.random.default_rng(0)
+    for _ in range(10):
+        shutil.rmtree(out)
+        process = start("Evaluate_model.py", *command)
+        while process.poll() is None and not out.exists():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        found = {n: x for n, x in read_files(out).items() if "part-" not in str(n)}
+        assert found.items() <= expected.items()
+
+
+def full_disk():
+    """No file may grow further, as where the disk is full; for a process that starts."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+
+@pytest.mark.parametrize(
+    "script", ["Predict_masks.py", "Train.py", "Model.py", "Preprocessed_data.py"]
+)
+def test_no_room_is_one_line_and_leaves_what_was_there(place, tmp_path, script):
+    out, kept = tmp_path / "out", b"of an earlier run"
+    (out / "overlays").mkdir(parents=True)
+    before = {Path("unet.keras"): kept, Path("overlays/image_00.png"): kept, Path("it.png"): kept}
+    for name, content in before.items():
+        (out / name).write_bytes(content)
+    options = {
+        "Predict_masks.py": ["--data", ROOT / "data/sample", "--weights", place / "unet.keras"],
+        "Train.py": ["--data", place / "source", "--epochs", 1, "--crops", 8, "--image-size", 64],
+        "Model.py": [],
+        "Preprocessed_data.py": ["--data", place / "source"],
+    }[script]
+    single = script in ("Model.py", "Preprocessed_data.py")
+    process = start(
+        script, *options, "--out", out / "it.png" if single else out, preexec_fn=full_disk
+    )
+    _, errors = process.communicate()
+    line = only_line(errors)
+    assert process.returncode == 2 and str(out) in line and "File too large after" in line
+    after = read_files(out)
+    assert all(after[name] == content for name, content in before.items())
+    assert not any("part-" in str(name) for name in after)
+    if script == "Train.py":
+        assert after == before  # nor a history of an epoch without weights
+
+
+def test_a_full_disk_is_named_with_what_is_free(place, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk here; the test above limits the file size")
+    try:
+        answer = start("Predict_masks.py", *predict_command(place, disk / "out"))
+        _, errors = answer.communicate()
+        line = only_line(errors)
+        assert answer.returncode == 2 and str(disk) in line
+        assert "No space left on device" in line
+        found = read_files(disk)
+        assert found and not any("part-" in str(name) for name in found)
+        Predict_masks.main(predict_command(place, tmp_path / "out"))
+        assert (
+            found.items() <= {"out" / n: x for n, x in read_files(tmp_path / "out").items()}.items()
+        )
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def as_nobody():
+    """The test runs without the rights of root, who may write anywhere."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(NOBODY)
+    yield
+    os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_written(place, capsys, request):
+    out = place / "locked"
+    Predict_masks.main(predict_command(place, out))
+    (out / "masks/image_07.png").unlink()
+    before = read_files(out)
+    folders = [out, *(folder for folder in out.iterdir() if folder.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    request.getfixturevalue("as_nobody")
+    capsys.readouterr()
+    rows = [{"id": "a", "kind": "fluorescence", "dice": 1.0, "precision": [1.0] * 10}]
+    for work in (
+        lambda: Predict_masks.main(predict_command(place, out)),
+        lambda: Predict_masks.main(predict_command(place, out / "new")),
+        lambda: Train.main(["--data", str(place / "source"), "--out", str(out / "new")]),
+        lambda: Evaluate_model.save_scores(rows, out),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            Preprocessed_data.run_script(work)
+        line = only_line(capsys.readouterr().err)
+        assert ended.value.code == 2 and str(out) in line and "Permission denied" in line
+    assert read_files(out) == before
+
+
+def test_an_image_that_vanishes_on_the_way_is_named(place, tmp_path, capsys):
+    shutil.copytree(place / "images", tmp_path / "images")
+    gone, out = tmp_path / "images/image_59.png", tmp_path / "out"
+
+    def remove():
+        while not list(out.glob("labels/*.tif")):
+            time.sleep(0.001)
+        gone.unlink()
+
+    remover = threading.Thread(target=remove, daemon=True)
+    remover.start()
+    command = ["--data", str(tmp_path / "images"), "--weights", str(place / "unet.keras")]
+    assert Predict_masks.main([*command, "--out", str(out)]) == 1
+    remover.join()
+    error = capsys.readouterr().err
+    assert "image_59.png" in error and "Traceback" not in error
+    assert len(list(out.glob("labels/*.tif"))) == 59
+
+
+def test_a_mask_that_vanishes_before_training_is_named(place, tmp_path, capsys):
+    shutil.copytree(place / "source", tmp_path / "source")
+    samples = Preprocessed_data.open_source(tmp_path / "source")
+    samples[7].masks[0].unlink()
+    with pytest.raises(FileNotFoundError, match=samples[7].masks[0].name):
+        Preprocessed_data.load_samples(samples)
+
+
+def test_predictions_are_the_same_whatever_the_batches_and_threads(place, tmp_path, monkeypatch):
+    one = ["--data", str(ROOT / "data/sample"), "--weights", str(ROOT / Predict_masks.WEIGHTS)]
+    Predict_masks.main([*one, "--out", str(tmp_path / "usual")])
+    environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    process = start("Predict_masks.py", *one, "--out", tmp_path / "one thread", env=environment)
+    monkeypatch.setattr(Predict_masks, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(Predict_masks, "READ_AHEAD", 5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    Predict_masks.main([*one, "--out", str(tmp_path / "one by one")])
+    process.communicate()
+    usual = read_files(tmp_path / "usual")
+    assert len(usual) == 36
+    assert read_files(tmp_path / "one by one") == read_files(tmp_path / "one thread") == usual

@@ -1,0 +1,134 @@
+"""What must hold for any image: tried on arrays that hypothesis makes up, and on turned ones."""
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from scipy import ndimage
+
+import Evaluate_model
+import Model
+import Predict_masks
+import Preprocessed_data as data
+
+ROOT = Path(__file__).resolve().parent.parent
+MANY = settings(max_examples=150, deadline=None, derandomize=True)
+FEW = settings(max_examples=15, deadline=None, derandomize=True)
+SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, max_side=40)
+DTYPES = st.sampled_from("bool uint8 uint16 int16 int32 float32 float64".split())
+# Nearly as large as may be; TensorFlow turns subnormal numbers off for the whole process.
+FLOATS = {"min_value": -(2.0**99), "max_value": 2.0**99, "allow_subnormal": False}
+IMAGES = st.tuples(SHAPES, st.booleans(), DTYPES).flatmap(
+    lambda x: arrays.arrays(
+        x[2],
+        (*x[0], 3) if x[1] else x[0],
+        elements=FLOATS if "float" in x[2] else None,
+    )
+)
+PROBABILITIES = SHAPES.flatmap(
+    lambda shape: arrays.arrays(np.float32, (2, *shape), elements=st.floats(0, 1, width=32))
+)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """The committed network."""
+    return Model.load_unet(ROOT / Predict_masks.WEIGHTS)
+
+
+def assert_well_numbered(labels):
+    """1…K without gaps, each one connected piece of at least MIN_AREA pixels."""
+    assert labels.dtype == np.int32
+    assert set(np.unique(labels)) - {0} == set(range(1, labels.max() + 1))
+    for number in range(1, labels.max() + 1):
+        assert ndimage.label(labels == number)[1] == 1
+        assert (labels == number).sum() >= Predict_masks.MIN_AREA
+
+
+@MANY
+@given(IMAGES)
+def test_gray_is_from_0_to_1_whatever_the_image_holds(image):
+    gray = data.to_grayscale(image)
+    assert gray.shape == image.shape[:2] and gray.dtype == np.float32
+    assert np.isfinite(gray).all() and gray.min() >= 0 and gray.max() <= 1
+    assert data.image_kind(image) in ("fluorescence", "brightfield", "stained tissue")
+    assert data.outline_nuclei(image, (gray > 0.5).astype(int)).shape == (*image.shape[:2], 3)
+
+
+@MANY
+@given(PROBABILITIES)
+def test_nuclei_are_well_numbered_whatever_the_network_answers(answer):
+    labels = Predict_masks.separate_nuclei(*answer)
+    assert labels.shape == answer.shape[1:]
+    assert_well_numbered(labels)
+
+
+@MANY
+@given(st.lists(st.tuples(st.integers(0, 149), st.integers(0, 39), st.integers(3, 12)), max_size=9))
+def test_nuclei_lower_than_the_margin_are_the_same_in_strips(disks):
+    rows, columns = np.mgrid[:150, :40]
+    nucleus = np.zeros((150, 40), np.float32)
+    for row, column, radius in disks:
+        nucleus[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = 1
+    answer = np.stack([nucleus, 0 * nucleus])
+    with mock.patch.object(Predict_masks, "MARGIN", 30):
+        strips = (answer[:, top : top + 40] for top in range(0, 150, 40))
+        labels = np.concatenate(list(Predict_masks.label_strips(strips)))
+    whole = Predict_masks.separate_nuclei(*answer)
+    for number, (height, _) in enumerate(ndimage.find_objects(whole), start=1):
+        if height.stop - height.start <= 30:
+            found = np.unique(labels[whole == number])
+            assert len(found) == 1 and found[0] > 0
+            assert ((labels == found[0]) == (whole == number)).all()
+
+
+@FEW
+@given(IMAGES)
+def test_files_have_the_size_of_the_image_and_agree(unet, tmp_path_factory, image):
+    out = tmp_path_factory.mktemp("out")
+    Predict_masks.make_folders(out)
+    labels, _ = Predict_masks.find_nuclei(unet, data.to_grayscale(image))
+    assert_well_numbered(labels)
+    Predict_masks.write_prediction(out, "a", image, labels)
+    mask = np.asarray(Image.open(out / "masks/a.png"))
+    assert mask.shape == image.shape[:2]
+    assert np.asarray(Image.open(out / "overlays/a.png")).shape == (*image.shape[:2], 3)
+    written = data.read_image(out / "labels/a.tif")
+    np.testing.assert_array_equal(written, labels)
+    np.testing.assert_array_equal(mask, np.where(written > 0, 255, 0))
+
+
+@MANY
+@given(arrays.arrays(bool, SHAPES))
+def test_run_lengths_there_and_back(mask):
+    np.testing.assert_array_equal(data.rle_decode(data.rle_encode(mask), mask.shape), mask)
+
+
+@MANY
+@given(
+    SHAPES.flatmap(lambda shape: arrays.arrays(np.uint8, (2, *shape), elements=st.integers(0, 3)))
+)
+def test_scores_stay_between_0_and_1_and_a_truth_scores_1(pair):
+    truth, other = pair
+    for labels in pair:
+        scores = Evaluate_model.score_image(truth, labels > 0, labels)
+        for name in ("dice", "iou", "ap", "ap50", "f1_50", "f1_70"):
+            assert 0 <= scores[name] <= 1
+            assert scores[name] == 1 or labels is not truth
+    there = Evaluate_model.dice_score(truth > 0, other > 0)
+    assert there == Evaluate_model.dice_score(other > 0, truth > 0)
+
+
+@pytest.mark.parametrize("turn", [np.flipud, np.fliplr, np.rot90])
+def test_a_turned_image_has_nearly_the_same_nuclei(unet, turn):
+    for sample in data.open_source(ROOT / data.DATA)[::3]:
+        image = data.read_image(sample.image)
+        labels, _ = Predict_masks.find_nuclei(unet, data.to_grayscale(image))
+        turned, _ = Predict_masks.find_nuclei(unet, data.to_grayscale(turn(image).copy()))
+        assert Evaluate_model.dice_score(turn(labels) > 0, turned > 0) > 0.97
+        assert abs(int(labels.max()) - int(turned.max())) <= 0.05 * labels.max()
