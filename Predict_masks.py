@@ -77,13 +77,13 @@ MAX_HOLE = 300  # pixels; a hole as large as a common nucleus is not a hole but 
 READ_AHEAD = 16  # images
 BATCH_PIXELS = 8 * 256 * 256  # in one batch: more is no faster
 LARGE_IMAGE = 2048 * 2048  # pixels; larger ones go through in strips and tiles
-STRIP = 1024  # rows of a strip, a multiple of TIFF_TILE
-TILE = 2048  # columns of a strip that go through the network at once
+STRIP = 512  # rows of a strip, a multiple of TIFF_TILE
+TILE = 1024  # columns of a strip that go through the network at once
 MARGIN = 128  # rows above and below a strip that are in view when its nuclei are parted
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
 SHOWN_PIXELS = 2048 * 2048  # of the overlay of a large image
 LEVEL_PIXELS = 4_000_000  # of a large image, to find its levels from
-WINDOW = 512  # pixels, side of the nine parts of a large image that its nuclei are measured in
+WINDOW = 384  # pixels, side of the nine parts of a large image that its nuclei are measured in
 
 
 def predict_probability(
