@@ -30,7 +30,6 @@ import Preprocessed_data as data
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 RESAMPLES = 2000  # bootstrap resamples of the images
 SEED = 2018  # of the bootstrap and of the jitter in the figure: same scores, same interval
-MASK_ENDINGS = ".png", ".tif"  # the second of large images
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
 COLUMNS = "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70".split()
 COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
@@ -85,8 +84,8 @@ def open_truth(source: str | Path) -> dict[str, data.Sample | np.ndarray]:
 def check_ids(ids: Iterable | None, truths: dict, source: str, predicted_dir: Path) -> list[str]:
     """Returns the ids to score; an error counts those without truth or without prediction."""
     ids = sorted(set(truths if ids is None else ids))
-    masks = {file.stem for e in MASK_ENDINGS for file in predicted_dir.glob(f"masks/*{e}")}
-    labels = {file.stem for file in (predicted_dir / "labels").glob("*.tif")}
+    masks = {f.stem for e in data.MASK_ENDINGS for f in predicted_dir.glob(f"masks/[!.]*{e}")}
+    labels = {file.stem for file in predicted_dir.glob("labels/[!.]*.tif")}
     if unknown := [image_id for image_id in ids if image_id not in truths]:
         raise ValueError(f"{len(unknown)} of {len(ids)} ids not in {source}, first {unknown[0]}")
     if missing := [image_id for image_id in ids if image_id not in masks & labels]:
@@ -123,7 +122,10 @@ def check_origins(files: list[Path], weights: str | Path | None = None) -> None:
         digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
         for origin, file in origins.items():
             if digest not in origin:
-                raise ValueError(f"{file} was not predicted with {weights}; predict anew")
+                raise ValueError(
+                    f"{file} was not predicted with {weights}; predict anew, or name with --ids "
+                    "the training.json of the weights that it was predicted with"
+                )
 
 
 def read_truth(truth: data.Sample | np.ndarray) -> tuple[np.ndarray, str]:
@@ -136,7 +138,7 @@ def read_truth(truth: data.Sample | np.ndarray) -> tuple[np.ndarray, str]:
 
 def read_prediction(folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns mask, (H, W) bool, and labels, (H, W) integers; ValueError if a file holds others."""
-    masks = [folder / "masks" / f"{image_id}{ending}" for ending in MASK_ENDINGS]
+    masks = [folder / "masks" / f"{image_id}{ending}" for ending in data.MASK_ENDINGS]
     mask = data.read_image(next(file for file in masks if file.exists()))
     labels = data.read_image(folder / "labels" / f"{image_id}.tif")
     if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0/1 would look black elsewhere
@@ -362,7 +364,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--truth", required=True, help="Kaggle folder or .zip, or solution .csv")
     parser.add_argument("--predicted", required=True, help="folder that Predict_masks.py wrote")
     parser.add_argument("--out", help="folder of scores.csv and scores.png (default: --predicted)")
-    parser.add_argument("--ids", help='training.json: score only its "validation_ids"')
+    parser.add_argument(
+        "--ids", help="training.json: only its validation ids, predicted with its own weights"
+    )
     return parser.parse_args(argv)
 
 

@@ -2,9 +2,8 @@
 
 In:  images with masks: --data, else data/stage1_train or data/stage1_train.zip, else data/sample;
      the weights, and beside them training.json with the ids they were trained on, never scored.
-Out: masks, labels, overlays and predictions.png as Predict_masks.py, scores.csv and scores.png as
-     Evaluate_model.py, and comparison.png (image, truth and prediction from the worst Dice to the
-     best), all in --out (default data/<source name>_predicted).
+Out: in --out (default data/<source name>_predicted) what Predict_masks.py and Evaluate_model.py
+     write, and comparison.png: image, truth and prediction from the worst Dice to the best.
 
     python Main.py
     python Main.py --data data/stage1_train.zip
@@ -26,24 +25,25 @@ COMPARED = 5  # images in comparison.png
 def choose_samples(data: str, weights: str) -> list[Preprocessed_data.Sample]:
     """The images of a source that these weights were not trained on."""
     samples = Preprocessed_data.open_source(data)
-    trained_on = set(Train.training_record(weights).get("training_ids", ()))
-    chosen = [sample for sample in samples if sample.id not in trained_on]
+    trained_on = Train.training_record(weights).get("training_ids")
+    chosen = [sample for sample in samples if sample.id not in set(trained_on or ())]
     if not chosen:
         raise ValueError(f"{data}: {weights} was trained on all of it; score other images")
-    print(f"{data}: {len(chosen)} of {len(samples)} images, none of them trained on")
+    known = "unknown which were" if trained_on is None else "none of them"
+    print(f"{data}: {len(chosen)} of {len(samples)} images, {known} trained on")
     return chosen
 
 
 def save_comparison(samples, rows: list[dict], out: Path) -> Path:
     """Draws image, truth and prediction of images evenly spaced from the worst Dice to the best."""
-    files = {sample.id: sample for sample in samples}
-    pictures, titles = [], []
-    for row in sorted(rows, key=lambda row: row["dice"])[:: -(-len(rows) // COMPARED)]:
+    files, pictures, titles = {sample.id: sample for sample in samples}, [], []
+    rows = sorted(rows, key=lambda row: row["dice"])
+    places = {i * (len(rows) - 1) // (COMPARED - 1) for i in range(COMPARED)}
+    for row in map(rows.__getitem__, sorted(places)):
         image = Preprocessed_data.read_image(files[row["id"]].image)
         truth = Preprocessed_data.read_labels(files[row["id"]], image.shape[:2])
-        predicted = Preprocessed_data.read_image(out / "labels" / f"{row['id']}.tif")
-        for labels in (0 * truth, truth, predicted):
-            pictures.append(Preprocessed_data.outline_nuclei(image, labels))
+        found = Preprocessed_data.read_image(out / "labels" / f"{row['id']}.tif")
+        pictures += [Preprocessed_data.outline_nuclei(image, x) for x in (0 * truth, truth, found)]
         titles += [row["id"][:24], f"truth, {row['nuclei_true']} nuclei"]
         titles += [f"prediction, {row['nuclei_predicted']} nuclei, Dice {row['dice']:.2f}"]
     Preprocessed_data.save_contact_sheet(pictures, titles, out / "comparison.png", columns=3)
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out or Predict_masks.default_out(data))
     model, origin = Model.load_unet(args.weights), Predict_masks.describe_origin(args.weights)
     samples = choose_samples(data, args.weights)
+    Evaluate_model.open_truth(data)  # or it would fail after the work
     written, unread = Predict_masks.predict_samples(samples, model, out, origin)
-    print(f"saved masks, labels and overlays to {out}")
     rows, unscored = Evaluate_model.evaluate(data, out, written)
     print(Evaluate_model.format_table(rows))
     Evaluate_model.save_scores(rows, out)
     pictures = Predict_masks.show_predictions(out), save_comparison(samples, rows, out)
-    print(f"saved the pictures {' and '.join(map(str, pictures))}")
+    print(f"saved masks, labels and overlays too, and {' and '.join(map(str, pictures))}")
     Preprocessed_data.show_pictures(pictures[-1])
     return 1 if unread or unscored else 0
 

@@ -208,7 +208,8 @@ def draw_unet(model: keras.Model, file: str | Path, size: int = 256) -> None:
         axes.plot([], [], color=colour, lw=3, label=text)
     axes.bar(0, 0, color=COPIED, label="copied features")
     axes.legend(loc="lower center", ncols=min(depth + 1, 3), frameon=False, fontsize=11)
-    write_whole(Path(file), lambda part: figure.savefig(part, dpi=150))
+    kind = Path(file).suffix[1:] or "png"
+    write_whole(Path(file), lambda part: figure.savefig(part, dpi=150, format=kind))
 
 
 def _feature_maps(model: keras.Model, size: int) -> list[SimpleNamespace]:

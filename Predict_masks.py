@@ -44,6 +44,9 @@ from tqdm import tqdm
 from Model import depth_of, load_unet
 from Preprocessed_data import (
     DATA,
+    MASK_ENDINGS,
+    NO_ROOM,
+    UNFINISHED,
     WIDE_NUCLEI,
     Sample,
     common_diameter,
@@ -65,6 +68,7 @@ from Preprocessed_data import (
 )
 
 WEIGHTS = "weights/unet.keras"
+FOLDERS = ("masks", "labels", "overlays")  # of what is written
 NUCLEUS_THRESHOLD = 0.5  # probability from which a pixel is nucleus; best validation Dice
 SEED_THRESHOLD = 0.5  # of nucleus minus border probability: above it two nuclei do not touch
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
@@ -184,8 +188,16 @@ def number_in_order(labels: np.ndarray) -> np.ndarray:
 
 def make_folders(out: Path) -> None:
     """Makes the folders that predictions are written to."""
-    for kind in ("masks", "labels", "overlays"):
+    for kind in FOLDERS:
         (out / kind).mkdir(parents=True, exist_ok=True)
+
+
+def clean_folders(out: Path) -> None:
+    """Makes the folders and removes what a killed run left; not while another is writing."""
+    make_folders(out)
+    for kind in FOLDERS:
+        for file in (out / kind).glob(f"{UNFINISHED}*"):
+            file.unlink()
 
 
 def describe_origin(weights: str | Path) -> str:
@@ -205,7 +217,7 @@ def find_unfinished(samples: Iterable[Sample], out: Path, origin: str) -> list[S
     unfinished = []
     for sample in samples:
         labels, overlay = out / f"labels/{sample.id}.tif", out / f"overlays/{sample.id}.png"
-        masks = [out / f"masks/{sample.id}{ending}" for ending in (".png", ".tif")]
+        masks = [out / f"masks/{sample.id}{ending}" for ending in MASK_ENDINGS]
         if not (labels.exists() and overlay.exists() and any(mask.exists() for mask in masks)):
             unfinished.append(sample)
             continue
@@ -249,7 +261,7 @@ def save_png(file: Path, picture: np.ndarray, compress_level: int = 6) -> None:
 
 def predict_samples(
     samples: Iterable[Sample], model: keras.Model, out: str | Path, origin: str = ""
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], dict[str, str]]:
     """Predicts images and writes their files; one that cannot be read is named and skipped.
 
     While the network runs, other threads read the next images and finish the ones before.
@@ -261,11 +273,11 @@ def predict_samples(
         origin: of `describe_origin`, which the labels' files keep.
 
     Returns:
-        ids written and ids skipped, both sorted.
+        ids written, sorted; and of those skipped id -> reason.
     """
     out, samples = Path(out), list(samples)
     make_folders(out)
-    written, unfinished = [], deque()
+    written, skipped, unfinished = [], {}, deque()
     progress = tqdm(total=len(samples), desc="predicting", unit="image", disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
         for chunk in read_ahead(samples, pool):
@@ -275,13 +287,18 @@ def predict_samples(
                 predict_chunk(wide, model, pool, halvings)
             unfinished += [pool.submit(finish_image, out, picture, origin) for picture in done]
             for picture in chunk:
-                if picture.large and predict_large(picture.sample, model, out, origin):
-                    written.append(picture.sample.id)
+                name, reason = picture.sample.id, picture.reason
+                if picture.large:
+                    reason = predict_large(picture.sample, model, out, origin)
+                    written += [] if reason else [name]
+                if reason:
+                    tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
+                    skipped[name] = reason
             bar.update(len(chunk))
             while len(unfinished) > READ_AHEAD:  # what waits for its turn takes memory
                 written.append(unfinished.popleft().result())
         written += [work.result() for work in unfinished]
-    return sorted(written), sorted({sample.id for sample in samples} - set(written))
+    return sorted(written), skipped
 
 
 @dataclass
@@ -290,7 +307,8 @@ class Picture:
 
     sample: Sample
     large: bool = False  # not read as a whole
-    image: np.ndarray | None = None  # None also where it cannot be read
+    reason: str = ""  # why it cannot be read
+    image: np.ndarray | None = None
     gray: np.ndarray | None = None
     labels: Future | None = None
 
@@ -304,15 +322,14 @@ def read_ahead(samples: list[Sample], pool: ThreadPoolExecutor):
 
 
 def read(sample: Sample) -> Picture:
-    """Image and gray of a sample; an image that cannot be read is named on stderr."""
+    """Image and gray of a sample, or why there is none."""
     try:
         if math.prod(image_shape(sample.image)) > LARGE_IMAGE:
             return Picture(sample, large=True)
         image = read_image(sample.image)
         return Picture(sample, image=image, gray=to_grayscale(image))
     except (OSError, ValueError) as error:
-        tqdm.write(f"skipped {sample.id}: {error}", file=sys.stderr)
-        return Picture(sample)
+        return Picture(sample, reason=str(error))
 
 
 def predict_chunk(chunk: list[Picture], model, pool, halvings: int = 0) -> list[Picture]:
@@ -343,8 +360,8 @@ def finish_image(out: Path, picture: Picture, origin: str) -> str:
     return name
 
 
-def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) -> bool:
-    """Predicts an image in strips, never holding the whole; False: it cannot be read."""
+def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) -> str:
+    """Predicts an image in strips, never holding the whole; returns why it cannot be read."""
     name = sample.id
 
     def save(file: Path) -> None:
@@ -364,9 +381,8 @@ def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) ->
             write_whole(out / f"labels/{name}.tif", save)
             (out / f"masks/{name}.png").unlink(missing_ok=True)  # of a smaller image of this name
     except ValueError as error:
-        tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
-        return False
-    return True
+        return str(error)
+    return ""
 
 
 def probability_strips(model: keras.Model, image, name: str):
@@ -480,7 +496,7 @@ def save_tiles(file: Path, strips: Iterable[np.ndarray], shape, dtype, origin: s
 
 def predict_on_cluster(
     samples: Sequence[Sample], weights: str, out: Path, data: str, address: str
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], dict[str, str]]:
     """As `predict_samples`, by the workers of a running Dask cluster, which write the files.
 
     All workers need the packages of requirements.txt, and this folder, data, weights and out under
@@ -508,7 +524,7 @@ def predict_on_cluster(
         raise ValueError(
             f"{address}: no Dask scheduler answers; dask scheduler starts one"
         ) from error
-    written, ids = [], [sample.id for sample in samples]
+    written, skipped, ids = [], {}, [sample.id for sample in samples]
     with client:
         size = max(min(len(samples) // (4 * max(len(client.nthreads()), 1)), READ_AHEAD), 1)
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -516,24 +532,32 @@ def predict_on_cluster(
         with tqdm(total=len(ids), desc="predicting", unit="image", disable=None) as bar:
             for future in as_completed(futures):
                 try:
-                    done, count = future.result()
+                    done, reasons = future.result()
                 except KilledWorker as error:
                     raise ValueError(f"{address}: workers die again and again ({error})") from error
                 except (ImportError, OSError, ValueError) as error:
+                    needs = f"it needs requirements.txt installed and, as here, {', '.join(paths)}"
+                    needs = "" if getattr(error, "errno", None) in NO_ROOM else f"; {needs}"
+                    kind = type(error).__name__
                     raise ValueError(
-                        f"{address}: a worker failed ({type(error).__name__}: {error}); it needs "
-                        f"requirements.txt installed and, as here, {', '.join(paths)}"
+                        f"{address}: a worker failed ({kind}: {error}){needs}"
                     ) from error
                 written += done
-                bar.update(count)
-    return sorted(written), sorted(set(ids) - set(written))
+                skipped |= reasons
+                for name, reason in reasons.items():
+                    tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
+                bar.update(len(done) + len(reasons))
+    clean_folders(out)  # of workers that died
+    return sorted(written), skipped
 
 
-def predict_on_worker(ids, run: int, data: str, weights: str, out) -> tuple[list[str], int]:
-    """What a Dask worker does; returns the ids written and the number of ids it was given."""
+def predict_on_worker(ids, run: int, data: str, weights: str, out):
+    """What a Dask worker does; returns as `predict_samples`."""
     samples, model, origin = prepare_worker(run, data, weights)
-    written, _ = predict_samples([samples[name] for name in ids], model, out, origin)
-    return written, len(ids)
+    gone = {name: "no longer there" for name in ids if name not in samples}
+    here = [samples[name] for name in ids if name in samples]
+    written, skipped = predict_samples(here, model, out, origin)
+    return written, gone | skipped
 
 
 @functools.lru_cache(1)
@@ -556,7 +580,7 @@ def show_predictions(folder: str | Path) -> Path:
         FileNotFoundError: no predictions are there.
     """
     folder = Path(folder)
-    masks = sorted(file for ending in ("png", "tif") for file in folder.glob(f"masks/*.{ending}"))
+    masks = sorted(file for e in MASK_ENDINGS for file in folder.glob(f"masks/[!.]*{e}"))
     if not masks:
         raise FileNotFoundError(f"{folder}: no masks; python Predict_masks.py writes some")
     pictures, titles = [], []
@@ -597,9 +621,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = open_source(args.data)
     out = Path(args.out or default_out(args.data))
     model, origin = load_unet(args.weights), describe_origin(args.weights)
-    make_folders(out)
-    for part in out.glob("*/part-*"):  # of a run that was killed
-        part.unlink()
+    clean_folders(out)
     todo = samples if args.overwrite else find_unfinished(samples, out, origin)
     if len(todo) < len(samples):
         print(f"{len(samples) - len(todo)} of {len(samples)} images are done; --overwrite to redo")

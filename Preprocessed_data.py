@@ -23,7 +23,6 @@ import stat
 import sys
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -59,8 +58,9 @@ MAX_VALUE = 1e30  # of a pixel; what is larger overflows float32, and is no meas
 MAX_ENTRY = 2**31  # bytes of a file in an archive
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
-READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, zlib.error)
-READ_ERRORS += (zipfile.BadZipFile, tifffile.TiffFileError)
+UNFINISHED = ".unfinished-"  # begins the name of a file that is being written
+MASK_ENDINGS = (".png", ".tif")  # of masks/ID; the second of large images
+READER = 2  # of the cache: another number whenever reading gives other arrays
 
 File = Path | zipfile.Path
 
@@ -249,7 +249,7 @@ class TiffRows:
         found = np.zeros((stop - start, *self.shape[1:]), self.dtype)
         for index in range(start // height * across, -(-stop // height) * across):
             self.stream.seek(self.page.dataoffsets[index])
-            content = self.stream.read(self.page.databytecounts[index])
+            content = self.stream.read(self.page.databytecounts[index]) or None
             part, (*_, top, left, _), size = self.page.decode(content, index)
             if part is None:  # a tile left out is all background
                 continue
@@ -263,8 +263,9 @@ class TiffRows:
 def thin(image, pixels: int) -> np.ndarray:
     """Every n-th row and column of an image or `TiffRows`, at most about `pixels` in all."""
     step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / pixels))
-    starts = range(0, image.shape[0], 256 * step)
-    return np.concatenate([image[start : start + 256 * step][::step, ::step] for start in starts])
+    rows = max(256 // step, 1) * step  # read at once
+    starts = range(0, image.shape[0], rows)
+    return np.concatenate([image[start : start + rows][::step, ::step] for start in starts])
 
 
 def _is_tiff(stream) -> bool:
@@ -275,7 +276,10 @@ def _is_tiff(stream) -> bool:
 
 def _check_size(size: tuple[int, int]) -> None:
     if math.prod(size) > MAX_PIXELS:
-        raise ValueError(f"its {size[0]}×{size[1]} pixels are too many to read at once")
+        raise ValueError(
+            f"its {size[0]}×{size[1]} pixels are too many to read at once; a TIFF without "
+            "compression or with zlib's is read in parts"
+        )
 
 
 def _check_page(page: tifffile.TiffPage) -> None:
@@ -621,7 +625,7 @@ def read_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 def describe_files(samples: Sequence[Sample]) -> str:
     """SHA-256 of names, sizes and times of all files (in a .zip: and their checksums)."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(READER).encode())
     for sample in samples:
         for file in (sample.image, *sample.masks):
             if isinstance(file, zipfile.Path):
@@ -658,7 +662,7 @@ def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.
             count = (len(arrays.files) - 1) // 2
             images = [arrays[f"image{number}"] for number in range(count)]
             labels = [arrays[f"labels{number}"].astype(np.int32) for number in range(count)]
-    except READ_ERRORS:
+    except Exception:  # of a damaged one numpy and zipfile raise a dozen kinds
         return None
     return [i.repeat(3, axis=-1) if i.shape[2:] == (1,) else i for i in images], labels
 
@@ -898,7 +902,8 @@ def save_contact_sheet(
         axes.set_title(title, fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()
-    write_whole(Path(out), lambda file: figure.savefig(file, dpi=110))
+    kind = Path(out).suffix[1:] or "png"
+    write_whole(Path(out), lambda file: figure.savefig(file, dpi=110, format=kind))
 
 
 def format_summary(kinds: Iterable[str], labels: Sequence[np.ndarray]) -> str:
@@ -938,7 +943,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: with the file's name; where there is no room, how far it came.
     """
-    part = file.with_name(f"part-{os.getpid()}-{file.name}")
+    part = file.with_name(f"{UNFINISHED}{os.getpid()}-{file.name}")
     try:
         write(part)
         os.replace(part, file)
@@ -948,6 +953,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
             written = part.stat().st_size if part.exists() else 0
             free = shutil.disk_usage(file.parent).free
             reason = f"{os.strerror(error.errno)} after {written:,} bytes, {free:,} are free"
+        reason += "; name another place or make room there"
         raise OSError(error.errno, reason, str(file)) from error
     finally:
         part.unlink(missing_ok=True)
@@ -977,7 +983,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename:  # the system's own words, not ours
-            reason = f"{error.filename}: {error.strerror}; name another place or make room there"
+            reason = f"{error.filename}: {error.strerror}"
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

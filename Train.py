@@ -253,9 +253,11 @@ class KeepEpochs(keras.callbacks.Callback):
         """Stops at the batch that makes the loss infinite or NaN; the epoch leaves no trace."""
         self.batches += 1
         if not math.isfinite(logs["loss"]):
+            # The step before may have broken the weights without its own loss showing it.
+            last = {*self.choose(max(self.batches - 2, 0)), *self.choose(self.batches - 1)}
             raise ValueError(
-                f"the loss became NaN or infinite in epoch {len(self.history) + 1}, in the batch "
-                f"of {', '.join(self.choose(self.batches - 1))}; {self.out} keeps the epochs "
+                f"the loss became NaN or infinite in epoch {len(self.history) + 1}, in the batches "
+                f"of {', '.join(sorted(last))}; {self.out} keeps the epochs "
                 "before it; look at these images, or train with a smaller --learning-rate"
             )
 
@@ -505,6 +507,8 @@ def train(
     with use_all_gpus():
         model = compile_unet(depth, base_filters, learning_rate, steps * epochs)
     history = resume(model, out, record, steps) if go_on else []
+    if process == 0 and not go_on:
+        (out / "last.weights.h5").unlink(missing_ok=True)  # of another training
     batches = Crops(
         [grays[i] for i in training],
         [labels[i] for i in training],
@@ -523,7 +527,7 @@ def train(
         record,
         history,
         whole,
-        lambda i: sorted(set(names[batches.choose(i)[0]])),
+        lambda i: names[batches.choose(i)[0]],
         process == 0,
     )
     if len(history) < epochs:

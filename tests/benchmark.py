@@ -224,7 +224,8 @@ def time_prediction(images: str, weights: str) -> list[float]:
         def predict_plainly():
             for sample in samples:
                 with sample.image.open("rb") as stream:
-                    labels = segment_plainly(plain, imread(stream)[..., :3])
+                    image = imread(stream)
+                labels = segment_plainly(plain, image[..., :3] if image.ndim == 3 else image)
                 Image.fromarray((255 * (labels > 0)).astype(np.uint8)).save(f"{out}/mask.png")
 
         return time_in_turns(

@@ -24,6 +24,7 @@ import Preprocessed_data
 import Train
 
 NOBODY = 65534
+IMAGES = 120
 LIMIT = 20_000  # bytes of a file, in a process whose disk is to be full
 
 
@@ -32,7 +33,7 @@ def place():
     """A folder that every user may enter, with images and the weights of a tiny network."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
-    draw_source(folder / "source", 60, shapes=((64, 64), (70, 60)))
+    draw_source(folder / "source", IMAGES, shapes=((64, 64), (70, 60)))
     (folder / "images").mkdir()
     for sample in Preprocessed_data.open_source(folder / "source"):
         shutil.copy(sample.image, folder / "images")
@@ -73,21 +74,20 @@ def test_killed_while_predicting(place, tmp_path, kills):
     assert Predict_masks.main(predict_command(place, undisturbed)) == 0
     expected = read_files(undisturbed)
     rng, done = np.random.default_rng(0), 0
-    for wanted in np.linspace(1, 55, kills).astype(int):
+    for wanted in np.linspace(1, 0.7 * IMAGES, kills).astype(int):
         process = start("Predict_masks.py", *predict_command(place, out))
-        while process.poll() is None and len(list(out.glob("labels/[!p]*"))) < wanted:
+        while process.poll() is None and len(list(out.glob("labels/[!.]*"))) < wanted:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.01))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        whole = {
-            name: content for name, content in read_files(out).items() if "part-" not in str(name)
-        }
+        assert process.returncode == -signal.SIGKILL  # it was not at its end
+        whole = {n: x for n, x in read_files(out).items() if ".unfinished-" not in str(n)}
         assert whole.items() <= expected.items()  # each is complete, or not there
         assert len(whole) >= done  # and stays there
         done = len(whole)
     assert 0 < done < len(expected)
-    before = {file: file.stat().st_mtime_ns for file in out.glob("labels/*.tif")}
+    before = {file: file.stat().st_mtime_ns for file in out.glob("labels/[!.]*")}
     assert Predict_masks.main(predict_command(place, out)) == 0
     assert read_files(out) == expected
     assert sum(file.stat().st_mtime_ns == time for file, time in before.items()) >= done // 3
@@ -108,7 +108,7 @@ def test_killed_while_evaluating(place, tmp_path):
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate()
-        found = {n: x for n, x in read_files(out).items() if "part-" not in str(n)}
+        found = {n: x for n, x in read_files(out).items() if ".unfinished-" not in str(n)}
         assert found.items() <= expected.items()
 
 
@@ -141,7 +141,7 @@ def test_no_room_is_one_line_and_leaves_what_was_there(place, tmp_path, script):
     assert process.returncode == 2 and str(out) in line and "File too large after" in line
     after = read_files(out)
     assert all(after[name] == content for name, content in before.items())
-    assert not any("part-" in str(name) for name in after)
+    assert not any(".unfinished-" in str(name) for name in after)
     if script == "Train.py":
         assert after == before  # nor a history of an epoch without weights
 
@@ -159,7 +159,7 @@ def test_a_full_disk_is_named_with_what_is_free(place, tmp_path):
         assert answer.returncode == 2 and str(disk) in line
         assert "No space left on device" in line
         found = read_files(disk)
-        assert found and not any("part-" in str(name) for name in found)
+        assert found and not any(".unfinished-" in str(name) for name in found)
         Predict_masks.main(predict_command(place, tmp_path / "out"))
         assert (
             found.items() <= {"out" / n: x for n, x in read_files(tmp_path / "out").items()}.items()
@@ -205,7 +205,7 @@ def test_a_folder_that_may_not_be_written(place, capsys, request):
 
 def test_an_image_that_vanishes_on_the_way_is_named(place, tmp_path, capsys):
     shutil.copytree(place / "images", tmp_path / "images")
-    gone, out = tmp_path / "images/image_59.png", tmp_path / "out"
+    gone, out = tmp_path / f"images/image_{IMAGES - 21}.png", tmp_path / "out"
 
     def remove():
         while not list(out.glob("labels/*.tif")):
@@ -218,8 +218,8 @@ def test_an_image_that_vanishes_on_the_way_is_named(place, tmp_path, capsys):
     assert Predict_masks.main([*command, "--out", str(out)]) == 1
     remover.join()
     error = capsys.readouterr().err
-    assert "image_59.png" in error and "Traceback" not in error
-    assert len(list(out.glob("labels/*.tif"))) == 59
+    assert gone.name in error and "Traceback" not in error
+    assert len(list(out.glob("labels/*.tif"))) == IMAGES - 1
 
 
 def test_a_mask_that_vanishes_before_training_is_named(place, tmp_path, capsys):

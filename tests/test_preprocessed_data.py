@@ -753,6 +753,22 @@ def test_rows_of_a_tiff_are_those_of_the_image(tmp_path, shape, dtype, order, co
         np.testing.assert_array_equal(data.thin(rows, 400), image[::3, ::3])
 
 
+def test_tiles_left_out_of_a_tiff_are_background(tmp_path):
+    tiles = iter([GRAY[:1, :1].repeat(16, 0).repeat(16, 1), None, None, None])
+    tifffile.imwrite(tmp_path / "a.tif", tiles, shape=(32, 32), dtype=np.uint8, tile=(16, 16))
+    whole = data.read_image(tmp_path / "a.tif")
+    assert whole[0, 0] == GRAY[0, 0] and whole[20, 20] == 0
+    with data.open_rows(tmp_path / "a.tif") as rows:
+        np.testing.assert_array_equal(np.concatenate([rows[:7], rows[7:32]]), whole)
+
+
+@pytest.mark.parametrize("pixels", [1, 50, 5000, 10**6])
+def test_thinned_is_every_nth_row_and_column(pixels):
+    image = RNG.integers(0, 256, (700, 90), np.uint8)
+    step = next(n for n in range(1, 1000) if 700 * 90 / n**2 <= pixels)
+    np.testing.assert_array_equal(data.thin(image, pixels), image[::step, ::step])
+
+
 def test_other_files_have_rows_too_and_broken_ones_are_named(tmp_path):
     save(tmp_path / "a.png", RGB)
     with data.open_rows(tmp_path / "a.png") as rows:

@@ -497,7 +497,7 @@ def test_ctrl_c_says_how_to_go_on(source, tmp_path):
     (last,) = [line for line in errors.splitlines() if line.startswith("stopped by Ctrl-C")]
     words = ["--data", str(source), "--out", str(out), *options, "--resume"]
     assert last.endswith(f"python Train.py {shlex.join(words)}")
-    assert len(Train.read_history(out / "history.csv")) >= 1 and not list(out.glob("part-*"))
+    assert len(Train.read_history(out / "history.csv")) >= 1 and not list(out.glob(".unfinished-*"))
 
 
 @pytest.mark.slow
