@@ -78,7 +78,7 @@ MERGED = 2  # times as wide from afar: those are nuclei that ran together, not o
 CONNECT_SECONDS = 10  # to wait for a Dask scheduler
 SHOWN = 8  # images in predictions.png
 MAX_HOLE = 300  # pixels; a hole as large as a common nucleus is not a hole but background
-READ_AHEAD = 16  # images
+READ_AHEAD = 8  # images
 BATCH_PIXELS = 8 * 256 * 256  # in one batch: more is no faster
 LARGE_IMAGE = 2048 * 2048  # pixels; larger ones go through in strips and tiles
 STRIP = 512  # rows of a strip, a multiple of TIFF_TILE
@@ -128,17 +128,20 @@ def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
         MIN_AREA pixels.
     """
     mask = remove_small_holes(nucleus > NUCLEUS_THRESHOLD, max_size=MAX_HOLE)
-    inside = mask & (nucleus - border > SEED_THRESHOLD)
+    seeds = find_seeds(mask, mask & (nucleus - border > SEED_THRESHOLD))
+    # Water rises from the middle of each nucleus and meets on the border between two.
+    labels = watershed(border - nucleus, seeds, mask=mask)
+    return number_in_order(keep_large(labels, MIN_AREA))
+
+
+def find_seeds(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """One number for each nucleus, from (H, W) bool: of nuclei, and of them without borders."""
     seeds = keep_large(ndimage.label(inside)[0], MIN_SEED_AREA)
     # A piece of the mask that no seed fell into is one small nucleus: it is its own seed.
     pieces, count = ndimage.label(mask)
     seeded = np.zeros(count + 1, bool)
     seeded[pieces[seeds > 0]] = True
-    seeds = np.where(seeded[pieces], seeds, pieces + seeds.max())
-    seeds[~mask] = 0
-    # Water rises from the middle of each nucleus and meets on the border between two.
-    labels = watershed(border - nucleus, seeds, mask=mask)
-    return number_in_order(keep_large(labels, MIN_AREA))
+    return np.where(mask, np.where(seeded[pieces], seeds, pieces + seeds.max()), 0)
 
 
 def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, int]:
@@ -280,12 +283,14 @@ def predict_samples(
     written, skipped, unfinished = [], {}, deque()
     progress = tqdm(total=len(samples), desc="predicting", unit="image", disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
+        done = []
         for chunk in read_ahead(samples, pool):
-            done = predict_chunk(chunk, model, pool)
+            # While the network runs on these the pool makes the labels of those before.
+            before, done = done, predict_chunk(chunk, model, pool)
             for halvings, width in enumerate(HALVE_ABOVE, start=1):  # as `find_nuclei`
-                wide = [x for x in done if common_diameter(x.labels.result()) > width]
+                wide = [x for x in before if common_diameter(x.labels.result()) > width]
                 predict_chunk(wide, model, pool, halvings)
-            unfinished += [pool.submit(finish_image, out, picture, origin) for picture in done]
+            unfinished += [pool.submit(finish_image, out, picture, origin) for picture in before]
             for picture in chunk:
                 name, reason = picture.sample.id, picture.reason
                 if picture.large:
@@ -314,10 +319,13 @@ class Picture:
 
 
 def read_ahead(samples: list[Sample], pool: ThreadPoolExecutor):
-    """Yields lists of pictures while the pool reads the list after."""
+    """Yields lists of pictures while the pool reads the list after; at last an empty one."""
+    # The first list is short, so that the first files are soon there.
+    starts = range(1, len(samples), READ_AHEAD)
+    parts = [samples[:1], *(samples[start : start + READ_AHEAD] for start in starts)]
     ahead = []
-    for start in range(0, len(samples) + READ_AHEAD, READ_AHEAD):
-        now, ahead = ahead, [pool.submit(read, s) for s in samples[start : start + READ_AHEAD]]
+    for part in [*parts, [], []]:
+        now, ahead = ahead, [pool.submit(read, sample) for sample in part]
         yield [work.result() for work in now]
 
 
@@ -438,23 +446,41 @@ def label_strips(strips: Iterator[np.ndarray]):
         below = next(strips, None)
         start, stop = above.shape[1], above.shape[1] + here.shape[1]
         parts = [above, here] if below is None else [above, here, below[:, :MARGIN]]
-        window = np.concatenate(parts, axis=1)
-        found = separate_nuclei(*window)
-        labels = np.zeros_like(found)
-        labels[: len(known)] = known
-        fresh = np.where(labels == 0, found, 0)
-        fresh[:start] = 0
-        # What is fresh of a nucleus that is known goes on with it, however high it is.
-        numbers, same = match_known(found, known)
-        areas = np.bincount(fresh.ravel(), minlength=len(numbers))
-        ours = ~same & (areas > np.bincount(found.ravel()) / 2)
-        ours &= np.bincount(found[:stop].ravel(), minlength=len(ours)) > 0  # else it begins below
-        ours[0] = False
-        numbers[ours] = count + np.arange(1, ours.sum() + 1)
-        labels += numbers[fresh]
-        count = int(numbers.max(initial=count))
+        window, here = np.concatenate(parts, axis=1), below
+        labels, count = number_window(window, known, start, stop, count)
+        above, known = window[:, stop - MARGIN : stop].copy(), labels[stop - MARGIN :].copy()
+        del parts, window  # of a wide image they are large
         yield labels[start:stop]
-        known, above, here = labels[stop - MARGIN :], window[:, stop - MARGIN : stop], below
+        del labels
+
+
+def number_window(
+    window: np.ndarray, known: np.ndarray, start: int, stop: int, count: int
+) -> tuple[np.ndarray, int]:
+    """Numbers the nuclei of a strip and of what is in view above and below it.
+
+    Args:
+        window: (2, rows, W) float32, nucleus and border.
+        known: (fewer rows, W) int32, the first of these rows as they were numbered before.
+        start, stop: the rows of the strip.
+        count: nuclei until now.
+
+    Returns:
+        labels, (rows, W) int32, and the count with those that begin in the strip.
+    """
+    found = separate_nuclei(*window)
+    labels = np.zeros_like(found)
+    labels[: len(known)] = known
+    fresh = np.where(labels == 0, found, 0)
+    fresh[:start] = 0
+    # What is fresh of a nucleus that is known goes on with it, however high it is.
+    numbers, same = match_known(found, known)
+    areas = np.bincount(fresh.ravel(), minlength=len(numbers))
+    ours = ~same & (areas > np.bincount(found.ravel()) / 2)
+    ours &= np.bincount(found[:stop].ravel(), minlength=len(ours)) > 0  # else it begins below
+    ours[0] = False
+    numbers[ours] = count + np.arange(1, ours.sum() + 1)
+    return labels + numbers[fresh], int(numbers.max(initial=count))
 
 
 def match_known(found: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -119,7 +119,7 @@ def _list_zip(path: Path) -> list[tuple[tuple[str, ...], File]]:
             continue
         if reason := _refuse_entry(entry, files):
             raise ValueError(f"{path}: its entry {entry.filename!r} {reason}; make it anew without")
-        files[entry.filename] = root.joinpath(entry.filename)
+        files[entry.filename] = zipfile.Path(root.root, entry.filename)
     return [(tuple(name.split("/")), file) for name, file in files.items()]
 
 
@@ -142,7 +142,7 @@ def _group_files(files: list[tuple[tuple[str, ...], File]], source: Path) -> lis
     files = [
         (parts, file)
         for parts, file in files
-        if Path(parts[-1]).suffix.lower() in IMAGE_ENDINGS
+        if parts[-1].lower().endswith(IMAGE_ENDINGS)
         and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
     ]
     if {parts[:-1] for parts, _ in files} == {("images",), ("masks",)}:  # one ID/ itself
@@ -538,8 +538,13 @@ def image_kind(image: np.ndarray) -> str:
     """
     if not has_bright_background(image):
         return "fluorescence"
-    coloured = image.ndim == 3 and np.ptp(image / full_scale(image), axis=-1).mean()
-    return "stained tissue" if coloured > COLOUR_DIFFERENCE else "brightfield"
+    if image.ndim == 2:
+        return "brightfield"
+    red, green, blue = np.moveaxis(image, -1, 0)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    difference = brightness(image).mean(dtype=float) - darkest.mean(dtype=float)
+    coloured = difference > COLOUR_DIFFERENCE * full_scale(image)
+    return "stained tissue" if coloured else "brightfield"
 
 
 def halve(gray: np.ndarray) -> np.ndarray:
@@ -664,7 +669,12 @@ def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.
             labels = [arrays[f"labels{number}"].astype(np.int32) for number in range(count)]
     except Exception:  # of a damaged one numpy and zipfile raise a dozen kinds
         return None
-    return [i.repeat(3, axis=-1) if i.shape[2:] == (1,) else i for i in images], labels
+    gray = [image.shape[2:] == (1,) for image in images]
+    images = [
+        np.broadcast_to(image, (*image.shape[:2], 3)) if is_gray else image
+        for image, is_gray in zip(images, gray, strict=True)
+    ]
+    return images, labels
 
 
 def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -681,26 +691,29 @@ def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
     Returns:
         (N,) int, one number per picture.
     """
-    gray = [brightness(image).astype(np.float64) for image in images]
     shapes, firsts, pairs = {}, {}, []
-    for index, image in enumerate(gray):
-        shapes.setdefault(image.shape, []).append(index)
-        first = firsts.setdefault((image.shape, hashlib.sha256(image.tobytes()).digest()), index)
-        pairs.append((first, index))
+    for index, image in enumerate(images):
+        shapes.setdefault(image.shape[:2], []).append(index)
+        content = hashlib.sha256(brightness(image).tobytes()).digest()
+        pairs.append((firsts.setdefault((image.shape[:2], content), index), index))
     for members in shapes.values():
         index = np.array(members)
         for axis in (0, 1):
-            ends = np.stack([gray[i].take(-1, axis) for i in members])
-            starts = np.stack([gray[i].take(0, axis) for i in members])
+            ends, starts = (
+                np.stack([brightness(images[i].take([place], axis)).ravel() for i in members])
+                for place in (-1, 0)
+            )
             pairs += [(index[a], index[b]) for a, b in _matching_edges(ends, starts)]
     rows, columns = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(gray), len(gray)))
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(images), len(images)))
     return connected_components(graph, directed=False)[1]
 
 
 def _matching_edges(ends: np.ndarray, starts: np.ndarray) -> list[tuple[int, int]]:
     """Pairs (a, b) where end a and start b, both (N, L), are each other's best match."""
-    ends, starts = (gaussian_filter1d(edges, 1, axis=1) for edges in (ends, starts))  # less noise
+    ends, starts = (  # with less noise
+        gaussian_filter1d(edges.astype(np.float64), 1, axis=1) for edges in (ends, starts)
+    )
     squares = (ends**2).mean(axis=1)[:, None] + (starts**2).mean(axis=1)
     squared_difference = squares - 2 * ends @ starts.T / ends.shape[1]
     variance = np.outer(ends.std(axis=1), starts.std(axis=1))

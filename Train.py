@@ -23,6 +23,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -497,7 +498,8 @@ def train(
     ids = [sample.id for sample in samples]
     split = hold_out_kind(ids, images, hold_out) if hold_out else split_data(ids, images, seed=seed)
     validation_ids = split[1]
-    grays = [to_grayscale(image) for image in images]
+    with ThreadPoolExecutor() as pool:
+        grays = list(pool.map(to_grayscale, images))
     record = describe_run(options, ids, images, labels, validation_ids)
     held = np.isin(ids, validation_ids)
     training, validation = np.flatnonzero(~held), np.flatnonzero(held)

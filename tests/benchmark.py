@@ -19,6 +19,8 @@ and the medians are printed.
 """
 
 import argparse
+import contextlib
+import io
 import multiprocessing
 import resource
 import subprocess
@@ -257,7 +259,8 @@ def draw_large(side: int, file: str) -> None:
 def predict_file(file: str, weights: str, out: str) -> list[float]:
     """Seconds from loading the weights to the last file; and the number of nuclei."""
     started = time.perf_counter()
-    Predict_masks.main(["--data", file, "--weights", weights, "--out", out])
+    with contextlib.redirect_stdout(io.StringIO()):
+        Predict_masks.main(["--data", file, "--weights", weights, "--out", out])
     with tifffile.TiffFile(next(Path(out, "labels").iterdir())) as labels:
         nuclei = max(int(part[0].max()) for part in labels.pages[0].segments())
     return time.perf_counter() - started, nuclei
@@ -303,10 +306,8 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
                 )
                 show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
         begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
-        show(
-            "python Train.py, until the first epoch",
-            time_start("Train.py", ["--data", data], begun),
-        )
+        start = [time_start("Train.py", ["--data", data], begun) for _ in range(2)]
+        show("python Train.py, until the first epoch, cache warm", start[1])
     if images:
         begun = lambda out: any(out.glob("labels/*.tif"))  # noqa: E731
         options = ["--data", images, "--weights", weights]

@@ -197,7 +197,7 @@ def damage(content, count, rng):
     for _ in range(count):
         changed = bytearray(content)
         # Half of them in the first bytes, where the header is.
-        reach = len(content) if rng.random() < 0.5 else 200
+        reach = len(content) if rng.random() < 0.5 else min(200, len(content))
         for place in rng.integers(0, reach, rng.integers(1, 4)):
             changed[place] = rng.integers(256)
         yield bytes(changed)

@@ -462,7 +462,7 @@ def test_a_nan_loss_ends_the_training_with_an_error(source, tmp_path, monkeypatc
         return keras.ops.mean(probability, axis=(1, 2, 3)) * float("nan")
 
     monkeypatch.setattr(Model, "segmentation_loss", broken)
-    with pytest.raises(ValueError, match="NaN or infinite in epoch 1, in the batch of image_0"):
+    with pytest.raises(ValueError, match="NaN or infinite in epoch 1, in the batches of image_0"):
         Train.train(str(source), str(tmp_path / "out"), **TINY)
     assert not list((tmp_path / "out").iterdir())
 
