@@ -60,7 +60,7 @@ TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 UNFINISHED = ".unfinished-"  # begins the name of a file that is being written
 MASK_ENDINGS = (".png", ".tif")  # of masks/ID; the second of large images
-READER = 2  # of the cache: another number whenever reading gives other arrays
+READER = 3  # of the cache: another number whenever reading gives other arrays
 
 File = Path | zipfile.Path
 
@@ -646,11 +646,16 @@ def describe_files(samples: Sequence[Sample]) -> str:
 def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None:
     """Keeps decoded arrays for `load_cache`; without room for it work goes on without it."""
     # Where the three channels are equal, or numbers are small, a part of the bytes is enough.
-    arrays = {"fingerprint": np.array(fingerprint)}
-    for number, (image, nuclei) in enumerate(zip(images, labels, strict=True)):
-        gray = image.ndim == 3 and (image == image[..., :1]).all()
-        arrays[f"image{number}"] = image[..., :1] if gray else image
-        arrays[f"labels{number}"] = nuclei.astype(np.min_scalar_type(nuclei.max()))
+    gray = [image.ndim == 3 and (image == image[..., :1]).all() for image in images]
+    images = [x[..., :1] if is_gray else x for x, is_gray in zip(images, gray, strict=True)]
+    numbers = np.concatenate([x.ravel() for x in labels])
+    arrays = {  # a few long ones are loaded in half the time of many
+        "fingerprint": np.array(fingerprint),
+        "shapes": np.array([(*image.shape, 0)[:3] for image in images]),
+        "types": np.array([image.dtype.str for image in images]),
+        "pixels": np.concatenate([np.frombuffer(image.tobytes(), np.uint8) for image in images]),
+        "labels": numbers.astype(np.min_scalar_type(numbers.max())),
+    }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda part: np.savez(part, **arrays))
@@ -660,20 +665,21 @@ def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None
 
 def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
     """The arrays of `save_cache`; None if they are not there, of other files, or damaged."""
+    images, labels, byte, number = [], [], 0, 0
     try:
         with np.load(file, allow_pickle=False) as arrays:  # its checksums are those of a .zip
             if str(arrays["fingerprint"]) != fingerprint:
                 return None
-            count = (len(arrays.files) - 1) // 2
-            images = [arrays[f"image{number}"] for number in range(count)]
-            labels = [arrays[f"labels{number}"].astype(np.int32) for number in range(count)]
+            pixels, numbers = arrays["pixels"], arrays["labels"].astype(np.int32)
+            described = zip(arrays["shapes"].tolist(), arrays["types"], strict=True)
     except Exception:  # of a damaged one numpy and zipfile raise a dozen kinds
         return None
-    gray = [image.shape[2:] == (1,) for image in images]
-    images = [
-        np.broadcast_to(image, (*image.shape[:2], 3)) if is_gray else image
-        for image, is_gray in zip(images, gray, strict=True)
-    ]
+    for (height, width, channels), kind in described:
+        shape = (height, width, channels) if channels else (height, width)
+        image = np.frombuffer(pixels, kind, math.prod(shape), byte).reshape(shape)
+        images.append(np.broadcast_to(image, (height, width, 3)) if channels == 1 else image)
+        labels.append(numbers[number : number + height * width].reshape(height, width))
+        byte, number = byte + image.nbytes, number + height * width
     return images, labels
 
 
@@ -699,8 +705,9 @@ def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
     for members in shapes.values():
         index = np.array(members)
         for axis in (0, 1):
+            turned = [np.moveaxis(images[i], axis, 0) for i in members]
             ends, starts = (
-                np.stack([brightness(images[i].take([place], axis)).ravel() for i in members])
+                np.stack([brightness(image[[place]]).ravel() for image in turned])
                 for place in (-1, 0)
             )
             pairs += [(index[a], index[b]) for a, b in _matching_edges(ends, starts)]

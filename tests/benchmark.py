@@ -13,7 +13,7 @@ cross-entropy, a U-Net of 16 to 256 filters, masks resized back.
 With --speed: a table of reading, training, prediction and large images, beside the plain recipe
 (every mask by skimage.io.imread, resized to 128×128, their maximum; predict at 128×128). Every
 piece runs in a process of its own, which tells its peak memory; what is compared runs in turns,
-and the medians are printed.
+and the medians over the turns are printed, of the ratio too.
 
     python tests/benchmark.py --speed --data data/stage1_train.zip --images data/stage1_test.zip
 """
@@ -57,7 +57,7 @@ PLAIN_SIZE = 128  # pixels
 PEAK_DISTANCE = 7  # pixels; half the width of a common nucleus, so that each has one peak
 TURNS = 3  # runs of each of two things compared
 READ_BY_BOTH = 40  # images; the plain recipe needs minutes for all
-STEPS = 24  # training steps timed
+STEPS, EPOCHS = 16, 9  # of training, timed
 LARGE = 5_000, 10_000, 20_000  # pixels, sides of the drawn images
 
 
@@ -131,16 +131,15 @@ def _measured(work, *arguments) -> tuple:
     return answer, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
 
 
-def time_in_turns(*works) -> list[float]:
-    """Median seconds of each, after a first run of each that does not count."""
-    seconds = [[] for _ in works]
+def time_in_turns(*works) -> np.ndarray:
+    """Seconds, (works, TURNS), after a first run of each that does not count."""
+    seconds = np.zeros((len(works), TURNS + 1))
     for turn in range(TURNS + 1):
-        for work, taken in zip(works, seconds, strict=True):
+        for number, work in enumerate(works):
             started = time.perf_counter()
             work()
-            if turn:
-                taken.append(time.perf_counter() - started)
-    return [float(np.median(taken)) for taken in seconds]
+            seconds[number, turn] = time.perf_counter() - started
+    return seconds[:, 1:]
 
 
 def read_plainly(sample: Preprocessed_data.Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +158,7 @@ def decode_only(file: Preprocessed_data.File) -> None:
         picture.load()
 
 
-def time_reading(data: str) -> list[float]:
+def time_reading(data: str) -> np.ndarray:
     """Seconds for some images: plain recipe, this project, decoding alone in as many threads."""
     samples = Preprocessed_data.open_source(data)
     rng = np.random.default_rng(Preprocessed_data.SEED)
@@ -184,8 +183,8 @@ def read_all(data: str, cache: str) -> float:
     return time.perf_counter() - started
 
 
-def time_training(data: str, cache: str, precision: str) -> list[float]:
-    """Milliseconds a crop: of an epoch, and of the training step on one batch over and over."""
+def time_training(data: str, cache: str, precision: str) -> np.ndarray:
+    """Milliseconds a crop: of epochs, and of epochs of one batch over and over, in turns."""
     keras.config.set_dtype_policy(precision)
     images, labels = Preprocessed_data.load_samples(Preprocessed_data.open_source(data), cache)
     grays = [Preprocessed_data.to_grayscale(image) for image in images]
@@ -193,10 +192,11 @@ def time_training(data: str, cache: str, precision: str) -> list[float]:
     weights, numbers = Train.sampling_weights(images), range(STEPS)
     batches = Train.Crops(grays, labels, weights, **options, numbers=numbers)
     model = Train.compile_unet(Model.DEPTH, Model.BASE_FILTERS, Train.LEARNING_RATE, STEPS)
-    same = Same(batches[0], STEPS)
-    quiet = {"epochs": 1, "shuffle": False, "verbose": 0}
-    seconds = time_in_turns(lambda: model.fit(batches, **quiet), lambda: model.fit(same, **quiet))
-    return [1000 * taken / STEPS / Train.BATCH_SIZE for taken in seconds]
+    same, clock = Same(batches[0], STEPS), Clock()
+    for _ in range(EPOCHS + 1):  # the first does not count
+        for source in batches, same:
+            model.fit(source, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
+    return 1000 * np.reshape(clock.seconds, (-1, 2))[1:].T / STEPS / Train.BATCH_SIZE
 
 
 class Same(keras.utils.PyDataset):
@@ -213,7 +213,21 @@ class Same(keras.utils.PyDataset):
         return self.batch
 
 
-def time_prediction(images: str, weights: str) -> list[float]:
+class Clock(keras.callbacks.Callback):
+    """Seconds of every epoch; after the last, `fit` waits for seconds for a thread of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def time_prediction(images: str, weights: str) -> np.ndarray:
     """Seconds for a folder of images, files to files: this project; its network alone; plainly."""
     samples, model = Preprocessed_data.open_source(images), Model.load_unet(weights)
     seen, predict = [], model.predict_on_batch
@@ -237,7 +251,7 @@ def time_prediction(images: str, weights: str) -> list[float]:
         )
 
 
-def time_batch(weights: str) -> float:
+def time_batch(weights: str) -> np.ndarray:
     """Milliseconds of the network for an image of 256×256, in batches of 8."""
     model, batch = Model.load_unet(weights), np.random.default_rng(0).random((8, 256, 256, 1))
     (seconds,) = time_in_turns(lambda: model.predict_on_batch(batch.astype(np.float32)))
@@ -288,8 +302,10 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
     print(row(*["---"] * 5))
 
     def show(what, ours, other=None, memory=None, unit="s", digits=2):
-        texts = [f"{value:.{digits}f} {unit}" if value else "" for value in (ours, other)]
-        ratio, peak = f"{other / ours:.2f}" if other else "", f"{memory:.1f} GB" if memory else ""
+        medians = [value if value is None else np.median(value) for value in (ours, other)]
+        texts = [f"{value:.{digits}f} {unit}" if value else "" for value in medians]
+        ratio = "" if other is None else f"{np.median(other / ours):.2f}"
+        peak = f"{memory:.1f} GB" if memory else ""
         print(row(what, *texts, ratio, peak), flush=True)
 
     if data:

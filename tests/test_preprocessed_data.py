@@ -284,6 +284,17 @@ def test_the_second_reading_comes_from_the_cache(cached):
     assert len(cached.readings) == 2
 
 
+def test_the_cache_keeps_types_shapes_and_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {(3, 5): np.uint8, (4, 2): np.uint16, (3, 3, 3): np.uint8, (2, 7): np.float32}
+    images = [rng.integers(0, 250, shape).astype(kind) for shape, kind in shapes.items()]
+    images.append(np.repeat(images[0][..., None], 3, axis=-1))
+    labels = [rng.integers(0, 300, image.shape[:2]).astype(np.int32) for image in images]
+    data.save_cache(tmp_path / "kept.npz", "these files", images, labels)
+    assert_same_arrays(data.load_cache(tmp_path / "kept.npz", "these files"), (images, labels))
+    assert data.load_cache(tmp_path / "kept.npz", "other files") is None
+
+
 def test_few_files_are_not_worth_a_cache(cached, monkeypatch):
     monkeypatch.setattr(data, "CACHED_MASKS", 1000)
     cached()
@@ -327,7 +338,7 @@ def test_nothing_is_unpickled_from_a_cache(cached):
     cached.cache.parent.mkdir()
     fingerprint = data.describe_files(data.open_source(cached.folder))
     trap = np.array([Trap()], object)
-    np.savez(cached.cache, fingerprint=np.array(fingerprint), image0=trap, labels0=trap)
+    np.savez(cached.cache, fingerprint=np.array(fingerprint), pixels=trap, labels=trap)
     cached(cached.folder)
     assert len(cached.readings) == 1
 

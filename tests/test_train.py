@@ -169,8 +169,8 @@ class OneCoin:
     def poisson(self, mean):
         return np.random.default_rng(0).poisson(mean)
 
-    def normal(self, mean, deviation, size):
-        return np.random.default_rng(0).normal(mean, deviation, size)
+    def standard_normal(self, size, dtype):
+        return np.random.default_rng(0).standard_normal(size, dtype)
 
 
 PIECES = ("nuclei", "illumination", "blur", "photons", "contrast", "noise")
