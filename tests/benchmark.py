@@ -57,7 +57,7 @@ PLAIN_SIZE = 128  # pixels
 PEAK_DISTANCE = 7  # pixels; half the width of a common nucleus, so that each has one peak
 TURNS = 3  # runs of each of two things compared
 READ_BY_BOTH = 40  # images; the plain recipe needs minutes for all
-STEPS, EPOCHS = 16, 9  # of training, timed
+STEPS, EPOCHS = 16, 5  # of training, timed
 LARGE = 5_000, 10_000, 20_000  # pixels, sides of the drawn images
 
 

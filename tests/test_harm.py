@@ -128,7 +128,8 @@ def test_no_room_is_one_line_and_leaves_what_was_there(place, tmp_path, script):
         (out / name).write_bytes(content)
     options = {
         "Predict_masks.py": ["--data", ROOT / "data/sample", "--weights", place / "unet.keras"],
-        "Train.py": ["--data", place / "source", "--epochs", 1, "--crops", 8, "--image-size", 64],
+        "Train.py": ["--data", place / "source", "--epochs", 1, "--crops", 8, "--image-size", 64]
+        + ["--depth", 2, "--base-filters", 8],
         "Model.py": [],
         "Preprocessed_data.py": ["--data", place / "source"],
     }[script]
