@@ -470,10 +470,10 @@ def to_grayscale(image: np.ndarray, levels: tuple[bool, float, float] | None = N
 def find_levels(image: np.ndarray) -> tuple[bool, float, float]:
     """Whether the background is bright; and the values between which the channel is stretched."""
     bright = has_bright_background(image)
-    percentiles = LOW_PERCENTILE, HIGH_PERCENTILE
+    shares = LOW_PERCENTILE, HIGH_PERCENTILE
     if bright:
-        percentiles = 100 - HIGH_PERCENTILE, 100 - LOW_PERCENTILE
-    return bright, *find_range(nuclear_channel(image, bright), *percentiles)
+        shares = 100 - HIGH_PERCENTILE, 100 - LOW_PERCENTILE
+    return bright, *find_range(nuclear_channel(image, bright), *shares)
 
 
 def nuclear_channel(image: np.ndarray, bright: bool) -> np.ndarray:
@@ -494,10 +494,24 @@ def find_range(
     channel: np.ndarray, low: float = LOW_PERCENTILE, high: float = HIGH_PERCENTILE
 ) -> tuple[float, float]:
     """Values at two percentiles, [0, 100]; the extremes where the percentiles are one value."""
-    low, high = np.percentile(channel, (low, high))
+    low, high = percentiles(channel, (low, high))
     if high <= low:  # fewer bright pixels than the percentile lets through, or a constant image
         low, high = channel.min(), channel.max()
     return float(low), float(high)
+
+
+def percentiles(channel: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """`np.percentile`; of 8 bits by counting, in a fraction of the time.
+
+    >>> percentiles(np.array([[7, 0], [200, 100]], np.uint8), (0, 50, 90)).tolist()
+    [0.0, 53.5, 170.0]
+    """
+    if channel.dtype != np.uint8:
+        return np.percentile(channel, shares)
+    ends = np.cumsum(np.bincount(channel.ravel()))
+    places = np.array(shares) / 100 * (channel.size - 1)
+    below, above = (np.searchsorted(ends, f(places), "right") for f in (np.floor, np.ceil))
+    return below + places % 1 * (above - below)
 
 
 def stretch(channel: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -523,8 +537,7 @@ def has_bright_background(image: np.ndarray) -> bool:
     In stage1_train and stage1_test the median lies below 0.32 on dark backgrounds, above 0.47 on
     bright ones. It is relative to the image, for 12 bits often come in files of 16.
     """
-    percentiles = LOW_PERCENTILE, 50, HIGH_PERCENTILE
-    low, median, high = np.percentile(brightness(image), percentiles)
+    low, median, high = percentiles(brightness(image), (LOW_PERCENTILE, 50, HIGH_PERCENTILE))
     return bool(median - low > BRIGHT_BACKGROUND * (high - low))
 
 
@@ -625,6 +638,8 @@ def read_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.n
 def read_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W) or (H, W, 3) and labels (H, W) int32 of one sample with masks."""
     image = read_image(sample.image)
+    if image.ndim == 3 and (image == image[..., :1]).all():  # most are gray in three equal channels
+        image = np.broadcast_to(image[..., :1].copy(), image.shape)  # of which memory holds one
     return image, read_labels(sample, image.shape[:2])
 
 
@@ -645,16 +660,16 @@ def describe_files(samples: Sequence[Sample]) -> str:
 
 def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None:
     """Keeps decoded arrays for `load_cache`; without room for it work goes on without it."""
-    # Where the three channels are equal, or numbers are small, a part of the bytes is enough.
-    gray = [image.ndim == 3 and (image == image[..., :1]).all() for image in images]
-    images = [x[..., :1] if is_gray else x for x, is_gray in zip(images, gray, strict=True)]
-    numbers = np.concatenate([x.ravel() for x in labels])
-    arrays = {  # a few long ones are loaded in half the time of many
+    # Of equal channels, as of `read_sample`, one is enough; and of numbers the bytes they need.
+    images = [x[..., :1] if x.ndim == 3 and x.strides[2] == 0 else x for x in images]
+    numbers = np.empty(sum(x.size for x in labels), np.min_scalar_type(max(map(np.max, labels))))
+    np.concatenate([x.ravel() for x in labels], out=numbers, casting="unsafe")
+    arrays = {  # a few long ones are loaded sooner than many
         "fingerprint": np.array(fingerprint),
         "shapes": np.array([(*image.shape, 0)[:3] for image in images]),
         "types": np.array([image.dtype.str for image in images]),
         "pixels": np.concatenate([np.frombuffer(image.tobytes(), np.uint8) for image in images]),
-        "labels": numbers.astype(np.min_scalar_type(numbers.max())),
+        "labels": numbers,
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

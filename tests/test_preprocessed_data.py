@@ -248,6 +248,15 @@ def test_an_image_without_masks_is_named(tmp_path):
         data.load_samples(data.open_source(tmp_path))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_percentiles_are_those_of_numpy(kind):
+    rng = np.random.default_rng(0)
+    for shape in (1, 1), (1, 2), (7, 5), (40, 60):
+        channel = rng.integers(0, 255, shape).astype(kind)
+        expected = np.percentile(channel, (0, 0.5, 50, 99.8, 100))
+        np.testing.assert_allclose(data.percentiles(channel, (0, 0.5, 50, 99.8, 100)), expected)
+
+
 # The cache of decoded arrays.
 
 
@@ -288,7 +297,7 @@ def test_the_cache_keeps_types_shapes_and_numbers(tmp_path):
     rng = np.random.default_rng(0)
     shapes = {(3, 5): np.uint8, (4, 2): np.uint16, (3, 3, 3): np.uint8, (2, 7): np.float32}
     images = [rng.integers(0, 250, shape).astype(kind) for shape, kind in shapes.items()]
-    images.append(np.repeat(images[0][..., None], 3, axis=-1))
+    images.append(np.broadcast_to(images[0][..., None], (3, 5, 3)))
     labels = [rng.integers(0, 300, image.shape[:2]).astype(np.int32) for image in images]
     data.save_cache(tmp_path / "kept.npz", "these files", images, labels)
     assert_same_arrays(data.load_cache(tmp_path / "kept.npz", "these files"), (images, labels))
