@@ -687,14 +687,14 @@ def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.
                 return None
             pixels, numbers = arrays["pixels"], arrays["labels"].astype(np.int32)
             described = zip(arrays["shapes"].tolist(), arrays["types"], strict=True)
+        for (height, width, channels), kind in described:
+            shape = (height, width, channels) if channels else (height, width)
+            image = np.frombuffer(pixels, kind, math.prod(shape), byte).reshape(shape)
+            images.append(np.broadcast_to(image, (height, width, 3)) if channels == 1 else image)
+            labels.append(numbers[number : number + height * width].reshape(height, width))
+            byte, number = byte + image.nbytes, number + height * width
     except Exception:  # of a damaged one numpy and zipfile raise a dozen kinds
         return None
-    for (height, width, channels), kind in described:
-        shape = (height, width, channels) if channels else (height, width)
-        image = np.frombuffer(pixels, kind, math.prod(shape), byte).reshape(shape)
-        images.append(np.broadcast_to(image, (height, width, 3)) if channels == 1 else image)
-        labels.append(numbers[number : number + height * width].reshape(height, width))
-        byte, number = byte + image.nbytes, number + height * width
     return images, labels
 
 
