@@ -503,6 +503,13 @@ def find_range(
 def percentiles(channel: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """`np.percentile`; of 8 bits by counting, in a fraction of the time.
 
+    Args:
+        channel: (H, W), any real dtype.
+        shares: N percentiles, each in [0, 100].
+
+    Returns:
+        (N,) float.
+
     >>> percentiles(np.array([[7, 0], [200, 100]], np.uint8), (0, 50, 90)).tolist()
     [0.0, 53.5, 170.0]
     """
