@@ -28,13 +28,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from scipy.ndimage import (
-    affine_transform,
-    gaussian_filter,
-    maximum_filter,
-    minimum_filter,
-    uniform_filter,
-)
+from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter, uniform_filter
 from skimage import transform
 
 import Model
@@ -129,7 +123,9 @@ def make_truth(labels: np.ndarray) -> np.ndarray:
     highest = maximum_filter(labels, BORDER_WIDTH)
     lowest = minimum_filter(np.where(labels, labels, np.iinfo(np.int32).max), BORDER_WIDTH)
     border = (highest > 0) & (lowest < highest)
-    return np.stack([labels > 0, border, np.ones(labels.shape, bool)], axis=-1).astype(np.float32)
+    truth = np.ones((*labels.shape, 3), np.float32)
+    truth[..., 0], truth[..., 1] = labels > 0, border
+    return truth
 
 
 def augment(
@@ -169,13 +165,25 @@ def warp(gray, labels, size, rng, wide=False):
             break
     offset = centre - matrix @ np.full(2, (size - 1) / 2)
     shape = size, size
-    labels = affine_transform(labels, matrix, offset, shape, order=0, mode="mirror")
+    labels = look_up(labels, matrix, offset, size)
     if scale < 2**-0.5:  # seen from afar, the noise of neighbouring pixels is averaged
         # Pixel i of the halved image lies at 2 i + 0.5 of the image.
         gray, matrix, offset = halve(gray), matrix / 2, (offset - 0.5) / 2
     place = np.eye(3)  # of (column, row, 1): for order 1 scikit-image takes half of scipy's time
     place[:2] = np.column_stack([matrix[::-1, ::-1], offset[::-1]])
     return transform.warp(gray, place, output_shape=shape, mode="reflect", clip=False), labels
+
+
+def look_up(labels, matrix, offset, size):
+    """`scipy.ndimage.affine_transform` of order 0, mode "mirror", in half of its time."""
+    steps, places = np.arange(size, dtype=np.float32), []
+    for side, (down, across), start in zip(labels.shape, matrix, offset, strict=True):
+        down, across, start = np.float32(down), np.float32(across), np.float32(start)
+        place = np.rint(down * steps[:, None] + (across * steps + start)).astype(np.int32)
+        period = max(2 * side - 2, 1)  # there and back
+        place %= period
+        places.append(np.minimum(place, period - place))
+    return labels[*places]
 
 
 def change_intensity(gray, labels, rng):
@@ -190,8 +198,10 @@ def change_intensity(gray, labels, rng):
         gray = gaussian_filter(gray, rng.uniform(0.3, 1.5))
     gray = np.clip(gray, 0, 1) ** np.float32(np.exp(rng.uniform(*np.log(GAMMAS))))
     if rng.random() < 0.5:
-        photons = np.exp(rng.uniform(*np.log(PHOTONS)))
-        gray = (rng.poisson(gray * photons) / photons).astype(np.float32)
+        # Counts scatter by their root; the normal distribution takes a quarter of poisson's time.
+        photons = np.float32(np.exp(rng.uniform(*np.log(PHOTONS))))
+        noise = rng.standard_normal(gray.shape, np.float32)
+        gray = np.maximum(gray + np.sqrt(gray / photons) * noise, 0)
     if rng.random() < 0.5:
         # Nothing is cut off at black or white: the dim rim of a nucleus belongs to it.
         contrast = rng.uniform(*CONTRASTS)
