@@ -23,6 +23,7 @@ import stat
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 UNFINISHED = ".unfinished-"  # begins the name of a file that is being written
 MASK_ENDINGS = (".png", ".tif")  # of masks/ID; the second of large images
-READER = 3  # of the cache: another number whenever reading gives other arrays
+READER = 4  # of the cache: another number whenever reading gives other arrays
 
 File = Path | zipfile.Path
 
@@ -667,40 +668,54 @@ def describe_files(samples: Sequence[Sample]) -> str:
 
 def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None:
     """Keeps decoded arrays for `load_cache`; without room for it work goes on without it."""
-    # Of equal channels, as of `read_sample`, one is enough; and of numbers the bytes they need.
+    # Of equal channels, as of `read_sample`, one is enough.
     images = [x[..., :1] if x.ndim == 3 and x.strides[2] == 0 else x for x in images]
-    numbers = np.empty(sum(x.size for x in labels), np.min_scalar_type(max(map(np.max, labels))))
-    np.concatenate([x.ravel() for x in labels], out=numbers, casting="unsafe")
-    arrays = {  # a few long ones are loaded sooner than many
-        "fingerprint": np.array(fingerprint),
-        "shapes": np.array([(*image.shape, 0)[:3] for image in images]),
-        "types": np.array([image.dtype.str for image in images]),
-        "pixels": np.concatenate([np.frombuffer(image.tobytes(), np.uint8) for image in images]),
-        "labels": numbers,
-    }
+    fields = [  # of one record, which is mapped into memory as it lies in the file
+        ("labels", np.int32, sum(numbers.size for numbers in labels)),
+        ("shapes", np.int64, (len(images), 3)),
+        ("types", "U8", len(images)),
+        ("fingerprint", "U64"),
+        ("pixels", np.uint8, sum(image.nbytes for image in images)),
+        ("checksum", np.uint32),
+    ]
+    record = np.zeros(1, fields)
+    kept = record[0]
+    np.concatenate([numbers.ravel() for numbers in labels], out=kept["labels"])
+    kept["shapes"] = [(*image.shape, 0)[:3] for image in images]
+    kept["types"] = [image.dtype.str for image in images]
+    kept["fingerprint"] = fingerprint
+    np.concatenate([image.ravel().view(np.uint8) for image in images], out=kept["pixels"])
+    kept["checksum"] = _checksum(record)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda part: np.savez(part, **arrays))
+        write_whole(file, lambda part: np.save(part, record))
     except OSError as error:
         print(f"{file}: no cache kept, {error.strerror or error}", file=sys.stderr)
+
+
+def _checksum(record: np.ndarray) -> int:
+    """CRC-32 of all but the last field, which is to hold it."""
+    return zlib.crc32(record.view(np.uint8)[:-4])
 
 
 def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
     """The arrays of `save_cache`; None if they are not there, of other files, or damaged."""
     images, labels, byte, number = [], [], 0, 0
     try:
-        with np.load(file, allow_pickle=False) as arrays:  # its checksums are those of a .zip
-            if str(arrays["fingerprint"]) != fingerprint:
-                return None
-            pixels, numbers = arrays["pixels"], arrays["labels"].astype(np.int32)
-            described = zip(arrays["shapes"].tolist(), arrays["types"], strict=True)
-        for (height, width, channels), kind in described:
+        record = np.asarray(np.load(file, mmap_mode="c"))  # what is written to stays in memory
+        kept = record[0]
+        if kept["fingerprint"] != fingerprint or kept["checksum"] != _checksum(record):
+            return None
+        for (height, width, channels), kind in zip(
+            kept["shapes"].tolist(), kept["types"], strict=True
+        ):
             shape = (height, width, channels) if channels else (height, width)
-            image = np.frombuffer(pixels, kind, math.prod(shape), byte).reshape(shape)
+            size = math.prod(shape) * np.dtype(kind).itemsize
+            image = kept["pixels"][byte : byte + size].view(kind).reshape(shape)
             images.append(np.broadcast_to(image, (height, width, 3)) if channels == 1 else image)
-            labels.append(numbers[number : number + height * width].reshape(height, width))
-            byte, number = byte + image.nbytes, number + height * width
-    except Exception:  # of a damaged one numpy and zipfile raise a dozen kinds
+            labels.append(kept["labels"][number : number + height * width].reshape(height, width))
+            byte, number = byte + size, number + height * width
+    except Exception:  # of a damaged one numpy raises half a dozen kinds
         return None
     return images, labels
 

@@ -507,7 +507,7 @@ def train(
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
 
-    images, labels = load_samples(samples, Path(CACHE, f"{Path(data).resolve().stem}.npz"))
+    images, labels = load_samples(samples, Path(CACHE, f"{Path(data).resolve().stem}.npy"))
     ids = [sample.id for sample in samples]
     split = hold_out_kind(ids, images, hold_out) if hold_out else split_data(ids, images, seed=seed)
     validation_ids = split[1]

@@ -314,11 +314,11 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
         show(f"read {READ_BY_BOTH} images; decoding alone", ours, decoding)
         with tempfile.TemporaryDirectory() as folder:
             for what in "read all images the first time", "read all images again":
-                seconds, memory = measure(read_all, data, f"{folder}/cache.npz")
+                seconds, memory = measure(read_all, data, f"{folder}/cache.npy")
                 show(what, seconds, memory=memory)
             for precision in "float32", "mixed_bfloat16":
                 (epoch, step), memory = measure(
-                    time_training, data, f"{folder}/cache.npz", precision
+                    time_training, data, f"{folder}/cache.npy", precision
                 )
                 show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
         begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
