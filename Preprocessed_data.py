@@ -686,9 +686,17 @@ def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None
     kept["fingerprint"] = fingerprint
     np.concatenate([image.ravel().view(np.uint8) for image in images], out=kept["pixels"])
     kept["checksum"] = _checksum(record)
+
+    def write(part: Path) -> None:
+        """As `np.save`, which does not tell a full disk from other errors."""
+        with open(part, "wb") as stream:
+            header = np.lib.format.header_data_from_array_1_0(record)
+            np.lib.format.write_array_header_1_0(stream, header)
+            stream.write(record.view(np.uint8))
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda part: np.save(part, record))
+        write_whole(file, write)
     except OSError as error:
         print(f"{file}: no cache kept, {error.strerror or error}", file=sys.stderr)
 
@@ -706,9 +714,8 @@ def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.
         kept = record[0]
         if kept["fingerprint"] != fingerprint or kept["checksum"] != _checksum(record):
             return None
-        for (height, width, channels), kind in zip(
-            kept["shapes"].tolist(), kept["types"], strict=True
-        ):
+        described = zip(kept["shapes"].tolist(), kept["types"], strict=True)
+        for (height, width, channels), kind in described:
             shape = (height, width, channels) if channels else (height, width)
             size = math.prod(shape) * np.dtype(kind).itemsize
             image = kept["pixels"][byte : byte + size].view(kind).reshape(shape)

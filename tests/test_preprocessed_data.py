@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import zipfile
 
 import numpy as np
@@ -352,20 +353,17 @@ def test_nothing_is_unpickled_from_a_cache(cached):
     assert len(cached.readings) == 1
 
 
-def test_no_room_for_the_cache_is_said_in_a_line(cached, monkeypatch, capsys):
-    def save(part, record):
-        part.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", save)
-    images, _ = cached()
+def test_no_room_for_the_cache_is_said_in_a_line(cached, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # as a full disk
+    try:
+        images, _ = cached()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(images) == 8
     assert not list(cached.cache.parent.iterdir())
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith(f"{cached.cache}: no cache kept, No space left on device after 4 bytes, ")
-    )
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"{cached.cache}: no cache kept, File too large after 4,096 bytes, ")
 
 
 # Gray.
