@@ -85,6 +85,7 @@ STRIP = 512  # rows of a strip, a multiple of TIFF_TILE
 TILE = 1024  # columns of a strip that go through the network at once
 MARGIN = 128  # rows above and below a strip that are in view when its nuclei are parted
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
+TIFF_BUFFER = 32 * 2**20  # bytes of tiles that wait to be compressed; tifffile's default is 512 MB
 SHOWN_PIXELS = 2048 * 2048  # of the overlay of a large image
 LEVEL_PIXELS = 4_000_000  # of a large image, to find its levels from
 WINDOW = 384  # pixels, side of the nine parts of a large image that its nuclei are measured in
@@ -446,10 +447,12 @@ def label_strips(strips: Iterator[np.ndarray]):
         below = next(strips, None)
         start, stop = above.shape[1], above.shape[1] + here.shape[1]
         parts = [above, here] if below is None else [above, here, below[:, :MARGIN]]
-        window, here = np.concatenate(parts, axis=1), below
+        window = np.concatenate(parts, axis=1)
+        del parts, above, here  # of a wide image they are large
         labels, count = number_window(window, known, start, stop, count)
         above, known = window[:, stop - MARGIN : stop].copy(), labels[stop - MARGIN :].copy()
-        del parts, window  # of a wide image they are large
+        here = below
+        del window
         yield labels[start:stop]
         del labels
 
@@ -516,7 +519,7 @@ def save_tiles(file: Path, strips: Iterable[np.ndarray], shape, dtype, origin: s
                     yield tile
 
     options = {"tile": (TIFF_TILE, TIFF_TILE), "compression": "zlib", "bigtiff": True}
-    options |= {"description": origin, "metadata": None}
+    options |= {"description": origin, "metadata": None, "buffersize": TIFF_BUFFER}
     tifffile.imwrite(file, tiles(), shape=shape, dtype=dtype, **options)
 
 
