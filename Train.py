@@ -497,11 +497,10 @@ def train(
         raise ValueError(f"--image-size must be a multiple of {2**depth}, not {image_size}")
     if min(epochs, crops, batch_size, image_size) < 1 or learning_rate <= 0:
         raise ValueError("epochs, crops, batch size, image size and learning rate must be above 0")
-    samples = open_source(data)
+    samples, out = open_source(data), Path(out)
     process, processes = join_processes()
     if batch_size % processes:
         raise ValueError(f"--batch-size must be a multiple of {processes}, the processes")
-    out = Path(out)
     if process == 0:
         out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
@@ -510,12 +509,10 @@ def train(
     images, labels = load_samples(samples, Path(CACHE, f"{Path(data).resolve().stem}.npy"))
     ids = [sample.id for sample in samples]
     split = hold_out_kind(ids, images, hold_out) if hold_out else split_data(ids, images, seed=seed)
-    validation_ids = split[1]
+    training, validation = (np.flatnonzero(np.isin(ids, side)) for side in split)
+    record = describe_run(options, ids, images, labels, split[1])
     with ThreadPoolExecutor() as pool:
         grays = list(pool.map(to_grayscale, images))
-    record = describe_run(options, ids, images, labels, validation_ids)
-    held = np.isin(ids, validation_ids)
-    training, validation = np.flatnonzero(~held), np.flatnonzero(held)
     print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")
 
     steps = math.ceil(crops / batch_size)
@@ -531,19 +528,12 @@ def train(
         size=image_size,
         batch_size=batch_size // processes,
         seed=seed,
-        numbers=range(
-            len(history) * steps * processes + process, epochs * steps * processes, processes
-        ),
+        # Each of n processes draws every n-th batch; those of epochs that are done are left out.
+        numbers=range(process, epochs * steps * processes, processes)[len(history) * steps :],
     )
-    whole = [(grays[i], labels[i]) for i in validation]
-    names = np.array(ids)[training]
+    whole, names = [(grays[i], labels[i]) for i in validation], np.array(ids)[training]
     keeper = KeepEpochs(
-        out,
-        record,
-        history,
-        whole,
-        lambda i: names[batches.choose(i)[0]],
-        process == 0,
+        out, record, history, whole, lambda i: names[batches.choose(i)[0]], process == 0
     )
     if len(history) < epochs:
         model.fit(
