@@ -248,7 +248,7 @@ def test_wide_nuclei_are_predicted_from_afar(tmp_path):
     for name in images:
         image = np.asarray(Image.open(tmp_path / f"{name}.png"))
         mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
-        assert mask.shape == image.shape and np.mean(mask == image) > 0.99
+        assert mask.shape == image.shape and np.mean(mask == image) > 0.98
 
 
 def test_where_nuclei_run_together_from_afar_they_are_seen_from_near(tmp_path):
