@@ -61,7 +61,7 @@ TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 UNFINISHED = ".unfinished-"  # begins the name of a file that is being written
 MASK_ENDINGS = (".png", ".tif")  # of masks/ID; the second of large images
-READER = 4  # of the cache: another number whenever reading gives other arrays
+READER = 5  # of the cache: another number whenever reading gives other arrays
 
 File = Path | zipfile.Path
 
@@ -670,29 +670,32 @@ def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None
     """Keeps decoded arrays for `load_cache`; without room for it work goes on without it."""
     # Of equal channels, as of `read_sample`, one is enough.
     images = [x[..., :1] if x.ndim == 3 and x.strides[2] == 0 else x for x in images]
+    shapes = np.array([(*image.shape, 0)[:3] for image in images])
+    kinds = np.array([image.dtype.str for image in images])
     fields = [  # of one record, which is mapped into memory as it lies in the file
         ("labels", np.int32, sum(numbers.size for numbers in labels)),
-        ("shapes", np.int64, (len(images), 3)),
-        ("types", "U8", len(images)),
+        ("shapes", shapes.dtype, shapes.shape),
+        ("kinds", kinds.dtype, kinds.shape),
         ("fingerprint", "U64"),
         ("pixels", np.uint8, sum(image.nbytes for image in images)),
         ("checksum", np.uint32),
     ]
-    record = np.zeros(1, fields)
-    kept = record[0]
-    np.concatenate([numbers.ravel() for numbers in labels], out=kept["labels"])
-    kept["shapes"] = [(*image.shape, 0)[:3] for image in images]
-    kept["types"] = [image.dtype.str for image in images]
-    kept["fingerprint"] = fingerprint
-    np.concatenate([image.ravel().view(np.uint8) for image in images], out=kept["pixels"])
-    kept["checksum"] = _checksum(record)
 
     def write(part: Path) -> None:
-        """As `np.save`, which does not tell a full disk from other errors."""
+        """As `np.save`, but piece by piece; and a full disk is told from other errors."""
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(fields)),
+            "fortran_order": False,
+            "shape": (1,),
+        }
+        checksum = 0
         with open(part, "wb") as stream:
-            header = np.lib.format.header_data_from_array_1_0(record)
             np.lib.format.write_array_header_1_0(stream, header)
-            stream.write(record.view(np.uint8))
+            for piece in *labels, shapes, kinds, np.array(fingerprint, "U64"), *images:
+                content = np.ascontiguousarray(piece)
+                checksum = zlib.crc32(content, checksum)
+                stream.write(content)
+            stream.write(np.uint32(checksum))
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -701,20 +704,16 @@ def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None
         print(f"{file}: no cache kept, {error.strerror or error}", file=sys.stderr)
 
 
-def _checksum(record: np.ndarray) -> int:
-    """CRC-32 of all but the last field, which is to hold it."""
-    return zlib.crc32(record.view(np.uint8)[:-4])
-
-
 def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
     """The arrays of `save_cache`; None if they are not there, of other files, or damaged."""
     images, labels, byte, number = [], [], 0, 0
     try:
         record = np.asarray(np.load(file, mmap_mode="c"))  # what is written to stays in memory
         kept = record[0]
-        if kept["fingerprint"] != fingerprint or kept["checksum"] != _checksum(record):
+        checksum = zlib.crc32(record.view(np.uint8)[:-4])  # of all before it
+        if kept["fingerprint"] != fingerprint or kept["checksum"] != checksum:
             return None
-        described = zip(kept["shapes"].tolist(), kept["types"], strict=True)
+        described = zip(kept["shapes"].tolist(), kept["kinds"], strict=True)
         for (height, width, channels), kind in described:
             shape = (height, width, channels) if channels else (height, width)
             size = math.prod(shape) * np.dtype(kind).itemsize
