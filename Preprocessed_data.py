@@ -327,7 +327,7 @@ def _drop_alpha(image: np.ndarray, file: File) -> np.ndarray:
         raise ValueError(f"{file}: expected one gray or RGB image, this has shape {image.shape}")
     if image.dtype.kind not in "buif":
         raise ValueError(f"{file}: expected real numbers, these are {image.dtype}; remake it")
-    if image.dtype.kind == "f" and not (np.abs(image) < MAX_VALUE).all():
+    if image.dtype.kind == "f" and not float(np.abs(image).max()) < MAX_VALUE:
         raise ValueError(f"{file}: some of its values are NaN or too large; replace or remove it")
     return image
 
@@ -670,28 +670,19 @@ def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None
     """Keeps decoded arrays for `load_cache`; without room for it work goes on without it."""
     # Of equal channels, as of `read_sample`, one is enough.
     images = [x[..., :1] if x.ndim == 3 and x.strides[2] == 0 else x for x in images]
-    shapes = np.array([(*image.shape, 0)[:3] for image in images])
-    kinds = np.array([image.dtype.str for image in images])
-    fields = [  # of one record, which is mapped into memory as it lies in the file
-        ("labels", np.int32, sum(numbers.size for numbers in labels)),
-        ("shapes", shapes.dtype, shapes.shape),
-        ("kinds", kinds.dtype, kinds.shape),
-        ("fingerprint", "U64"),
-        ("pixels", np.uint8, sum(image.nbytes for image in images)),
-        ("checksum", np.uint32),
-    ]
+    arrays = [*labels, *images]
+    described = [fingerprint, [(array.shape, array.dtype.str) for array in arrays]]
+    description = np.frombuffer(json.dumps(described).encode(), np.uint8)
+    pieces = [*arrays, description, np.uint64(len(description))]
 
     def write(part: Path) -> None:
-        """As `np.save`, but piece by piece; and a full disk is told from other errors."""
-        header = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(fields)),
-            "fortran_order": False,
-            "shape": (1,),
-        }
+        """As `np.save` of one array of bytes, the last four of them a checksum."""
+        size = sum(piece.nbytes for piece in pieces) + 4
         checksum = 0
         with open(part, "wb") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
             np.lib.format.write_array_header_1_0(stream, header)
-            for piece in *labels, shapes, kinds, np.array(fingerprint, "U64"), *images:
+            for piece in pieces:
                 content = np.ascontiguousarray(piece)
                 checksum = zlib.crc32(content, checksum)
                 stream.write(content)
@@ -706,24 +697,22 @@ def save_cache(file: Path, fingerprint: str, images: list, labels: list) -> None
 
 def load_cache(file: Path, fingerprint: str) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
     """The arrays of `save_cache`; None if they are not there, of other files, or damaged."""
-    images, labels, byte, number = [], [], 0, 0
+    arrays, place = [], 0
     try:
-        record = np.asarray(np.load(file, mmap_mode="c"))  # what is written to stays in memory
-        kept = record[0]
-        checksum = zlib.crc32(record.view(np.uint8)[:-4])  # of all before it
-        if kept["fingerprint"] != fingerprint or kept["checksum"] != checksum:
+        content = np.asarray(np.load(file, mmap_mode="c"))  # what is written to stays in memory
+        length = int(content[-12:-4].view(np.uint64)[0])
+        found, described = json.loads(content[-12 - length : -12].tobytes())
+        if found != fingerprint or content[-4:].view(np.uint32) != zlib.crc32(content[:-4]):
             return None
-        described = zip(kept["shapes"].tolist(), kept["kinds"], strict=True)
-        for (height, width, channels), kind in described:
-            shape = (height, width, channels) if channels else (height, width)
-            size = math.prod(shape) * np.dtype(kind).itemsize
-            image = kept["pixels"][byte : byte + size].view(kind).reshape(shape)
-            images.append(np.broadcast_to(image, (height, width, 3)) if channels == 1 else image)
-            labels.append(kept["labels"][number : number + height * width].reshape(height, width))
-            byte, number = byte + size, number + height * width
+        for shape, kind in described:
+            start, place = place, place + math.prod(shape) * np.dtype(kind).itemsize
+            array = content[start:place].view(kind).reshape(shape)
+            one = array.ndim == 3 and shape[2] == 1
+            arrays.append(np.broadcast_to(array, (*shape[:2], 3)) if one else array)
     except Exception:  # of a damaged one numpy raises half a dozen kinds
         return None
-    return images, labels
+    half = len(arrays) // 2
+    return arrays[half:], arrays[:half]
 
 
 def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -941,7 +930,7 @@ def outline_nuclei(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         (H, W, 3) uint8.
     """
     if image.ndim == 3 and image_kind(image) == "stained tissue":
-        picture = (255 * (image / full_scale(image))).astype(np.uint8)
+        picture = (255 * np.clip(image / full_scale(image), 0, 1)).astype(np.uint8)
     else:
         bright = brightness(image)
         gray = (255 * stretch(bright, *find_range(bright))).astype(np.uint8)
