@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.sparse import coo_array
 from tqdm import tqdm
 
 import Preprocessed_data as data
@@ -199,28 +200,29 @@ def iou_score(truth: np.ndarray, predicted: np.ndarray) -> float:
     return ratio(both, true + guessed - both)
 
 
-def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> np.ndarray:
+def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> coo_array:
     """Counts the pixels of every pair of a true and a predicted nucleus, background included.
 
     Args:
         truth_labels, predicted_labels: (H, W) integers, 0 background, K and P nuclei in any order.
 
     Returns:
-        (K + 1, P + 1) integers, pixels; row 0 and column 0 are the background.
+        (K + 1, P + 1) sparse integers, pixels; row 0 and column 0 are the background.
 
-    >>> overlap_table(np.array([0, 1, 1, 7]), np.array([0, 0, 3, 3])).tolist()
+    >>> overlap_table(np.array([0, 1, 1, 7]), np.array([0, 0, 3, 3])).toarray().tolist()
     [[1, 0], [1, 1], [0, 1]]
     """
     check_same_shape(truth_labels, predicted_labels)
     # The 0 in front makes the background the first also where no pixel is background.
     true_numbers, rows = np.unique(np.append(0, truth_labels), return_inverse=True)
     predicted_numbers, columns = np.unique(np.append(0, predicted_labels), return_inverse=True)
-    shape = len(true_numbers), len(predicted_numbers)
-    pairs = rows[1:] * shape[1] + columns[1:]
-    return np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+    pixels = np.ones(truth_labels.size, int), (rows[1:], columns[1:])
+    table = coo_array(pixels, shape=(len(true_numbers), len(predicted_numbers)))
+    table.sum_duplicates()  # most pairs of a large image share no pixel and take no memory
+    return table
 
 
-def count_matches(table: np.ndarray, threshold: float) -> tuple[int, int, int]:
+def count_matches(table: np.ndarray | coo_array, threshold: float) -> tuple[int, int, int]:
     """Returns TP, FP, FN: nuclei found, invented and missed, from an `overlap_table`.
 
     A pair matches if its IoU is greater than the threshold (Kaggle's rule: exactly 0.5 is no match
@@ -231,13 +233,17 @@ def count_matches(table: np.ndarray, threshold: float) -> tuple[int, int, int]:
     """
     if threshold < 0.5:
         raise ValueError(f"expected an IoU threshold of at least 0.5, got {threshold}")
-    overlap = table[1:, 1:]
-    union = table.sum(axis=1)[1:, None] + table.sum(axis=0)[None, 1:] - overlap
-    matches = int((overlap / union > threshold).sum())
-    return matches, overlap.shape[1] - matches, overlap.shape[0] - matches
+    table = coo_array(table)
+    rows, columns = table.coords
+    union = table.sum(axis=1)[rows] + table.sum(axis=0)[columns] - table.data
+    nuclei = (rows > 0) & (columns > 0)
+    matches = int((nuclei & (table.data / union > threshold)).sum())
+    return matches, table.shape[1] - 1 - matches, table.shape[0] - 1 - matches
 
 
-def average_precision(table: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> float:
+def average_precision(
+    table: np.ndarray | coo_array, thresholds: Sequence[float] = THRESHOLDS
+) -> float:
     """AP of one image: the mean over IoU thresholds of `TP / (TP + FP + FN)`; 1 without nuclei.
 
     >>> average_precision(np.array([[0, 0], [3, 7]]))  # IoU 0.7: found at 0.50, 0.55, 0.60, 0.65
@@ -247,7 +253,7 @@ def average_precision(table: np.ndarray, thresholds: Sequence[float] = THRESHOLD
     return float(np.mean([ratio(tp, tp + fp + fn) for tp, fp, fn in counts]))
 
 
-def f1_score(table: np.ndarray, threshold: float) -> float:
+def f1_score(table: np.ndarray | coo_array, threshold: float) -> float:
     """F1 of the nuclei of one image, `2 * TP / (2 * TP + FP + FN)`; 1 without any nuclei.
 
     >>> round(f1_score(np.array([[0, 0], [1, 9], [5, 0]]), 0.5), 3)  # one found, one missed
@@ -277,21 +283,16 @@ def ratio(part: int, whole: int) -> float:
 
 
 def summarise(rows: Sequence[dict]) -> dict[str, float]:
-    """Sums up the rows of `evaluate`, under names that say how.
-
-    Dice and IoU as `_mean`, `_low`, `_high` (its 95 % interval), `_median`, `_pooled`; else means.
-    """
+    """Sums up the rows of `evaluate`: means over images, and of Dice as its names say."""
     if not rows:
         raise ValueError("no images to score: the mean over no images is not a score")
     both, true, guessed = np.sum([row["pixels"] for row in rows], axis=0).tolist()
-    stats = {"images": len(rows), "dice_pooled": ratio(2 * both, true + guessed)}
-    stats["iou_pooled"] = ratio(both, true + guessed - both)
-    for name in ("dice", "iou"):
-        values = np.array([row[name] for row in rows])
-        stats[f"{name}_mean"], stats[f"{name}_median"] = values.mean(), np.median(values)
-        stats[f"{name}_low"], stats[f"{name}_high"] = bootstrap_interval(values)
-    stats |= {s: np.mean([row[s] for row in rows]) for s in ("ap", "ap50", "f1_50", "f1_70")}
-    return stats
+    dice = np.array([row["dice"] for row in rows])
+    stats = {"dice_mean": dice.mean(), "dice_median": np.median(dice)}
+    stats["dice_low"], stats["dice_high"] = bootstrap_interval(dice)
+    stats["dice_pooled"] = ratio(2 * both, true + guessed)
+    means = ("iou", "ap", "ap50", "f1_50", "f1_70")
+    return stats | {score: np.mean([row[score] for row in rows]) for score in means}
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
@@ -311,7 +312,7 @@ def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
 def format_table(rows: Sequence[dict]) -> str:
     """Returns the table to print: one line for all images and one for every kind of image."""
     line = "{:<15}{:>7}{:>27}{:>13}{:>13}{:>10}{:>7}{:>7}{:>8}{:>8}"
-    scores = ("dice_median", "dice_pooled", "iou_mean", "ap", "ap50", "f1_50", "f1_70")
+    scores = ("dice_median", "dice_pooled", "iou", "ap", "ap50", "f1_50", "f1_70")
     titles = ("median Dice", "pooled Dice", "mean IoU", "AP", "AP50", "F1@0.5", "F1@0.7")
     lines = [line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
     for kind, group in group_by_kind(rows).items():

@@ -23,13 +23,14 @@ COMPARED = 5  # images in comparison.png
 
 
 def choose_samples(data: str, weights: str) -> list[Preprocessed_data.Sample]:
-    """The images of a source that these weights were not trained on."""
+    """The images of a source that these weights were validated on, or else not trained on."""
     samples = Preprocessed_data.open_source(data)
-    trained_on = Train.training_record(weights).get("training_ids")
-    chosen = [sample for sample in samples if sample.id not in set(trained_on or ())]
+    record = Train.training_record(weights)
+    held, seen = (set(record.get(f"{side}_ids", ())) for side in ("validation", "training"))
+    chosen = [s for s in samples if s.id in held] or [s for s in samples if s.id not in seen]
     if not chosen:
         raise ValueError(f"{data}: {weights} was trained on all of it; score other images")
-    known = "unknown which were" if trained_on is None else "none of them"
+    known = "none of them" if record else "unknown which were"
     print(f"{data}: {len(chosen)} of {len(samples)} images, {known} trained on")
     return chosen
 

@@ -50,7 +50,7 @@ SEED = 2018
 CORNERS = [0, 0, -1, -1], [0, -1, 0, -1]  # rows and columns
 VALIDATION_FRACTION = 0.15
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.8  # gray 0 and 1; nuclei may fill only 1 % of an image
-COLOUR_DIFFERENCE = 0.02  # mean largest difference of channels, of full scale, above which: stained
+COLOUR_DIFFERENCE = 0.02  # mean largest difference of channels, of white, above which: stained
 BRIGHT_BACKGROUND = 0.4  # between low and high; a median above it is a bright background
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are seen at half size, their grain averaged
 TILE_DIFFERENCE = 0.5  # facing edges of neighbouring tiles differ by less, in their own std
@@ -278,8 +278,8 @@ def _is_tiff(stream) -> bool:
 def _check_size(size: tuple[int, int]) -> None:
     if math.prod(size) > MAX_PIXELS:
         raise ValueError(
-            f"its {size[0]}×{size[1]} pixels are too many to read at once; a TIFF without "
-            "compression or with zlib's is read in parts"
+            f"its {size[0]}×{size[1]} pixels are too many to read at once; Predict_masks.py "
+            "reads a TIFF without compression or with zlib's in parts"
         )
 
 
@@ -341,6 +341,10 @@ def _open_picture(stream) -> Image.Image:
 def _decode(content: bytes) -> np.ndarray:
     with _open_picture(io.BytesIO(content)) as picture:
         _check_size(picture.size[::-1])
+        if ";16" in str(picture.tile[:1]) and not picture.mode.startswith("I"):
+            raise ValueError(
+                "of the 16 bits of its colours 8 would be lost; save it as a TIFF, not compressed"
+            )
         if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):  # colours, not numbers
             picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
         return np.asarray(picture)
@@ -368,8 +372,10 @@ def _decode_tiff(content: bytes) -> np.ndarray:
             return _decode(content)  # Pillow has its own LZW and JPEG, but fewer types of numbers
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and image.ndim == 3:
         image = np.moveaxis(image, 0, -1)
-    if image.ndim == 3 and image.shape[-1] == 2 and page.extrasamples[:1] not in ((1,), (2,)):
-        raise ValueError("it holds two channels; save that of the nuclei as a file of its own")
+    channels = image.shape[-1] if image.ndim == 3 else 1
+    alpha = kind == tifffile.PHOTOMETRIC.RGB or page.extrasamples[-1:] in ((1,), (2,))
+    if channels in (2, 4) and not alpha:
+        raise ValueError(f"it holds {channels} channels; save that of the nuclei as its own file")
     if kind == tifffile.PHOTOMETRIC.MINISWHITE:
         image = ~image if image.dtype.kind in "bu" else -image
     return image
@@ -437,12 +443,6 @@ def _decode_box(content: bytes):
         left, top, right, bottom = picture.getbbox() or (0, 0, 0, 0)
         values = np.asarray(picture.crop((left, top, right, bottom)).convert("L"))
         return picture.size[::-1], np.s_[top:bottom, left:right], values
-
-
-def full_scale(image: np.ndarray) -> float:
-    """The largest value an image of this dtype can have (1.0 for bool and float)."""
-    integer = np.issubdtype(image.dtype, np.integer)
-    return float(np.iinfo(image.dtype).max) if integer else 1.0
 
 
 def to_grayscale(image: np.ndarray, levels: tuple[bool, float, float] | None = None) -> np.ndarray:
@@ -564,7 +564,7 @@ def image_kind(image: np.ndarray) -> str:
     red, green, blue = np.moveaxis(image, -1, 0)
     darkest = np.minimum(np.minimum(red, green), blue)
     difference = brightness(image).mean(dtype=float) - darkest.mean(dtype=float)
-    coloured = difference > COLOUR_DIFFERENCE * full_scale(image)
+    coloured = difference > COLOUR_DIFFERENCE * find_range(brightness(image))[1]
     return "stained tissue" if coloured else "brightfield"
 
 
@@ -929,11 +929,12 @@ def outline_nuclei(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8.
     """
+    bright = brightness(image)
+    low, high = find_range(bright)
     if image.ndim == 3 and image_kind(image) == "stained tissue":
-        picture = (255 * np.clip(image / full_scale(image), 0, 1)).astype(np.uint8)
+        picture = (255 * stretch(image, 0, high)).astype(np.uint8)
     else:
-        bright = brightness(image)
-        gray = (255 * stretch(bright, *find_range(bright))).astype(np.uint8)
+        gray = (255 * stretch(bright, low, high)).astype(np.uint8)
         picture = np.repeat(gray[..., None], 3, axis=-1)
     picture[find_boundaries(labels, mode="inner")] = (255, 220, 0)
     return picture
@@ -1000,6 +1001,8 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         write(part)
         os.replace(part, file)
     except OSError as error:
+        if error.filename and UNFINISHED not in str(error.filename):  # it is of another file
+            raise
         reason = error.strerror or str(error)
         if error.errno in NO_ROOM:
             written = part.stat().st_size if part.exists() else 0

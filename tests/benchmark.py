@@ -42,6 +42,7 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.io import imread
 from skimage.segmentation import watershed
 from skimage.transform import resize
+from skimage.util import img_as_float
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from anywhere
 
@@ -109,7 +110,7 @@ def train_plain(samples: list[Preprocessed_data.Sample]) -> keras.Model:
 
 def shrink(image: np.ndarray) -> np.ndarray:
     """Luminance at 128×128, float in [0, 1] of the full scale."""
-    luminance = rgb2gray(image) if image.ndim == 3 else image / Preprocessed_data.full_scale(image)
+    luminance = rgb2gray(image) if image.ndim == 3 else img_as_float(image)
     return resize(luminance, (PLAIN_SIZE, PLAIN_SIZE))
 
 

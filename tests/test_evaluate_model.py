@@ -153,12 +153,16 @@ def random_labels(seed, count, shape=(30, 40)):
 def test_overlap_table_equals_a_double_loop():
     truth, predicted = random_labels(1, 7), random_labels(2, 5)
     expected = [[((truth == i) & (predicted == j)).sum() for j in range(5)] for i in range(7)]
-    assert ev.overlap_table(truth, predicted).tolist() == np.array(expected).tolist()
+    assert ev.overlap_table(truth, predicted).toarray().tolist() == np.array(expected).tolist()
 
 
 def test_overlap_table_without_background_or_with_gaps():
     truth, predicted = np.array([[4, 4, 900]]), np.array([[70000, 2, 2]], np.uint32)
-    assert ev.overlap_table(truth, predicted).tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 0]]
+    assert ev.overlap_table(truth, predicted).toarray().tolist() == [
+        [0, 0, 0],
+        [0, 1, 1],
+        [0, 1, 0],
+    ]
 
 
 def test_label_numbers_and_order_do_not_matter():
@@ -226,11 +230,9 @@ def test_mean_median_and_pooled_are_three_things():
     small = rows_of(1.0, 1.0, pixels=(10, 10, 10))
     large = rows_of(0.1, pixels=(100, 1000, 1000))
     stats = ev.summarise(small + large)
-    assert stats["images"] == 3
     assert stats["dice_mean"] == pytest.approx(0.7)
     assert stats["dice_median"] == 1.0
     assert stats["dice_pooled"] == pytest.approx(2 * 120 / 2040)
-    assert stats["iou_pooled"] == pytest.approx(120 / 1920)
     assert (stats["ap"], stats["ap50"], stats["f1_50"], stats["f1_70"]) == (0.5, 0.5, 0.75, 0.625)
 
 

@@ -53,14 +53,14 @@ def interlace(gray):
     return make_png(*gray.shape, lines, interlaced=1)
 
 
-def make_png(height, width, lines, interlaced=0):
-    """An 8-bit gray PNG with this header and these lines, whatever they are."""
+def make_png(height, width, lines, interlaced=0, bits=8, colour=0):
+    """A PNG with this header and these lines, whatever they are; gray unless it has a colour."""
 
     def chunk(name, content):
         checked = name + content
         return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
     pieces = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + pieces
 
@@ -139,8 +139,13 @@ WRONG = {  # name -> the file's bytes and what its error says
     ),
     "channels.tif": (
         encode_tiff(np.dstack([GRAY] * 2), photometric="minisblack", planarconfig="contig"),
-        "two channels",
+        "2 channels",
     ),
+    "four.tif": (
+        encode_tiff(np.dstack([GRAY] * 4), photometric="minisblack", planarconfig="contig"),
+        "4 channels",
+    ),
+    "rgb16.png": (make_png(4, 5, (b"\0" + b"ab" * 3 * 5) * 4, bits=16, colour=2), "16 bits"),
     "five.tif": (
         encode_tiff(np.dstack([GRAY] * 5), photometric="minisblack", planarconfig="contig"),
         r"\(13, 17, 5\)",

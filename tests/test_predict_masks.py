@@ -275,6 +275,18 @@ def test_a_full_disk_ends_the_prediction(tmp_path, monkeypatch):
         Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out")
 
 
+def test_what_cannot_be_written_of_a_large_image_is_named_once(tmp_path, small_strips, monkeypatch):
+    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
+    Image.fromarray(np.zeros((90, 70), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "out/masks/a.tif").mkdir(parents=True)  # where the mask is to be
+    with pytest.raises(OSError) as error:
+        samples = Preprocessed_data.open_source(tmp_path / "a.png")
+        Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out")
+    assert error.value.filename == str(tmp_path / "out/masks/a.tif")
+    assert error.value.strerror.count("make room there") == 1
+    assert not list(tmp_path.glob("out/labels/*"))
+
+
 def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, capsys):
     source, out = tmp_path / "images", tmp_path / "out"
     source.mkdir()

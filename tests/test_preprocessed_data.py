@@ -441,7 +441,20 @@ def test_kinds():
     assert data.image_kind(np.dstack([gray] * 3)) == "fluorescence"
     assert data.image_kind(gray.astype(np.uint16) * 257) == "fluorescence"
     assert data.image_kind(255 - gray) == "brightfield"
-    assert data.image_kind(stained) == "stained tissue"
+    for kind, factor in (np.uint8, 1), (np.uint16, 16), (np.float32, 1), (np.float32, 1 / 255):
+        assert data.image_kind((stained * float(factor)).astype(kind)) == "stained tissue"
+        bright = np.dstack([(255 - gray) * float(factor)] * 3).astype(kind)
+        assert data.image_kind(bright) == "brightfield"
+
+
+def test_stained_tissue_is_shown_alike_whatever_its_numbers():
+    stained, labels = draw_nuclei(stained=True)
+    picture = data.outline_nuclei(stained, labels)
+    inside = labels == 0
+    assert abs(picture[inside].astype(int) - stained[inside]).max() < 10
+    for kind, factor in (np.uint16, 16), (np.float32, 1), (np.float32, 1 / 255):
+        other = data.outline_nuclei((stained * float(factor)).astype(kind), labels)
+        assert abs(picture.astype(int) - other).max() <= 1
 
 
 # Tiles and the split.

@@ -115,7 +115,7 @@ def test_run_lengths_there_and_back(mask):
 )
 def test_scores_stay_between_0_and_1_and_a_truth_scores_1(pair):
     truth, other = pair
-    for labels in pair:
+    for labels in truth, other:
         scores = Evaluate_model.score_image(truth, labels > 0, labels)
         for name in ("dice", "iou", "ap", "ap50", "f1_50", "f1_70"):
             assert 0 <= scores[name] <= 1
