@@ -41,8 +41,7 @@ def save_comparison(samples, rows: list[dict], out: Path) -> Path:
     rows = sorted(rows, key=lambda row: row["dice"])
     places = {i * (len(rows) - 1) // (COMPARED - 1) for i in range(COMPARED)}
     for row in map(rows.__getitem__, sorted(places)):
-        image = Preprocessed_data.read_image(files[row["id"]].image)
-        truth = Preprocessed_data.read_labels(files[row["id"]], image.shape[:2])
+        image, truth = Preprocessed_data.read_sample(files[row["id"]])
         found = Preprocessed_data.read_image(out / "labels" / f"{row['id']}.tif")
         pictures += [Preprocessed_data.outline_nuclei(image, x) for x in (0 * truth, truth, found)]
         titles += [row["id"][:24], f"truth, {row['nuclei_true']} nuclei"]

@@ -434,6 +434,11 @@ def join_processes() -> tuple[int, int]:
     if keras.backend.backend() != "jax":
         raise ValueError("training in several processes needs KERAS_BACKEND=jax in each of them")
     keras.distribution.initialize()
+    if (devices := len(keras.distribution.list_devices())) != count:
+        raise ValueError(
+            f"{count} processes see {devices} devices; each needs one: name it in "
+            "CUDA_VISIBLE_DEVICES, or start a process for each"
+        )
     # Each process draws its own crops, so there is nothing to share out.
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     return process_number(), count

@@ -195,3 +195,12 @@ def test_several_processes_need_jax(source, mistake, monkeypatch):
     monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     assert "KERAS_BACKEND=jax" in mistake("Train.py", "--data", source)
+
+
+def test_each_of_several_processes_needs_one_device(monkeypatch):
+    monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.distribution, "initialize", lambda: None)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0"] * 4)
+    with pytest.raises(ValueError, match="2 processes see 4 devices.*CUDA_VISIBLE_DEVICES"):
+        Train.join_processes()
