@@ -5,7 +5,7 @@ Out, in --out (default data/<source name>_predicted), at each image's own size:
      masks/ID.png     8-bit, 255 nucleus, 0 background
      labels/ID.tif    one number per nucleus, 0 background; uint16, uint32 past 65,535 nuclei
      overlays/ID.png  the image with each nucleus outlined
-     predictions.png  some of them side by side
+     predictions.png  with --show: some of them side by side
 An image of more than 4 million pixels goes through in pieces: its mask is masks/ID.tif, mask and
 labels are tiled TIFFs, its overlay is reduced. A rerun does what is missing or out of date.
 Exit code 1: some images could not be read; they were named and skipped.

@@ -266,7 +266,8 @@ def thin(image, pixels: int) -> np.ndarray:
     step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / pixels))
     rows = max(256 // step, 1) * step  # read at once
     starts = range(0, image.shape[0], rows)
-    return np.concatenate([image[start : start + rows][::step, ::step] for start in starts])
+    # Copies, for a view would keep all that was read.
+    return np.concatenate([image[start : start + rows][::step, ::step].copy() for start in starts])
 
 
 def _is_tiff(stream) -> bool:

@@ -129,7 +129,7 @@ def measure(work, *arguments) -> tuple:
 
 def _measured(work, *arguments) -> tuple:
     answer = work(*arguments)
-    return answer, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+    return answer, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # KiB on Linux
 
 
 def time_in_turns(*works) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -798,6 +799,21 @@ def test_thinned_is_every_nth_row_and_column(pixels):
     image = RNG.integers(0, 256, (700, 90), np.uint8)
     step = next(n for n in range(1, 1000) if 700 * 90 / n**2 <= pixels)
     np.testing.assert_array_equal(data.thin(image, pixels), image[::step, ::step])
+
+
+def test_thinning_keeps_no_more_than_the_rows_at_hand():
+    class Rows:
+        shape = 20_000, 1000
+
+        def __getitem__(self, rows):
+            return np.zeros((len(range(*rows.indices(20_000))), 1000), np.uint8)
+
+    tracemalloc.start()
+    try:
+        data.thin(Rows(), 40_000)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # of 20,000,000
+    finally:
+        tracemalloc.stop()
 
 
 def test_other_files_have_rows_too_and_broken_ones_are_named(tmp_path):
