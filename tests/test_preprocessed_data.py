@@ -42,37 +42,11 @@ def only(source):
 
 # One image file.
 
-EXACT = {
-    "gray.png": (GRAY, GRAY),
-    "gray_alpha.png": (np.dstack([GRAY, ALPHA]), GRAY),
-    "rgb.png": (RGB, RGB),
-    "rgba.png": (np.dstack([RGB, ALPHA // 2]), RGB),
-    "one_bit.png": (GRAY > 99, GRAY > 99),
-    "sixteen_bit.png": (GRAY.astype(np.uint16) * 201, GRAY.astype(np.uint16) * 201),
-    "gray.tif": (GRAY, GRAY),
-    "rgb.tiff": (RGB, RGB),
-    "sixteen_bit.tif": (GRAY.astype(np.uint16) * 201, GRAY.astype(np.uint16) * 201),
-    "rgb.bmp": (RGB, RGB),
-    "UPPER.PNG": (RGB, RGB),
-    "UPPER.TIF": (GRAY, GRAY),
-}
 
-
-@pytest.mark.parametrize("name", EXACT)
-def test_lossless_formats_give_back_the_pixels(tmp_path, name):
-    written, expected = EXACT[name]
-    image = data.read_image(only(save(tmp_path / name, written)).image)
-    assert image.dtype == expected.dtype
-    np.testing.assert_array_equal(image, expected)
-
-
-@pytest.mark.parametrize("transparent", [False, True])
-def test_palette_gives_colours_not_numbers(tmp_path, transparent):
-    picture = Image.fromarray(RGB).quantize(8)
-    options = {"transparency": 3} if transparent else {}
-    picture.save(tmp_path / "palette.png", **options)
-    image = data.read_image(tmp_path / "palette.png")
-    np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
+@pytest.mark.parametrize("name", ["UPPER.PNG", "UPPER.TIF"])
+def test_endings_in_capitals_count_too(tmp_path, name):
+    image = data.read_image(only(save(tmp_path / name, GRAY)).image)
+    np.testing.assert_array_equal(image, GRAY)
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.JPEG"])
@@ -82,43 +56,6 @@ def test_jpeg_is_about_the_picture(tmp_path, name):
         image = data.read_image(save(tmp_path / name, pixels, quality=95))
         assert image.shape == pixels.shape and image.dtype == np.uint8
         assert np.abs(image.astype(int) - pixels).max() <= 4
-
-
-@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits"])
-def test_compressed_tiff(tmp_path, compression):
-    file = save(tmp_path / "small.tif", RGB, compression=compression)
-    np.testing.assert_array_equal(data.read_image(file), RGB)
-
-
-def test_colour_tiff_keeps_its_16_bits(tmp_path):
-    deep = RGB.astype(np.uint16) * 201
-    for name in ("deep.tif", "DEEP.TIFF"):
-        tifffile.imwrite(tmp_path / name, deep, photometric="rgb")
-        np.testing.assert_array_equal(data.read_image(tmp_path / name), deep)
-
-
-def write_truncated(file):
-    save(file, np.dstack([RNG.integers(0, 256, (50, 70), dtype=np.uint8)] * 3))
-    file.write_bytes(file.read_bytes()[:3000])
-
-
-BROKEN = {
-    "truncated.png": write_truncated,
-    "text.png": lambda file: file.write_text("no picture"),
-    "empty.png": lambda file: file.write_bytes(b""),
-    "text.tif": lambda file: file.write_text("no picture"),
-    "stack.tif": lambda file: tifffile.imwrite(file, np.zeros((4, 5, 7)), photometric="minisblack"),
-    "nan.tif": lambda file: tifffile.imwrite(file, np.full((5, 7), np.nan, np.float32)),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_image_is_named(tmp_path, name):
-    BROKEN[name](tmp_path / name)
-    with pytest.raises(ValueError, match=re.escape(name)) as caught:
-        data.read_image(tmp_path / name)
-    assert "0x" not in str(caught.value)  # no address in memory
-    assert "\n" not in str(caught.value)
 
 
 def test_an_image_that_is_gone_is_named(tmp_path):
