@@ -149,13 +149,14 @@ def load_unet(file: str | Path) -> keras.Model:
         raise FileNotFoundError(f"{file}: no such weights; python Train.py trains some")
     try:
         model = keras.models.load_model(file, compile=False, safe_mode=True)
+        shapes = model.input_shape, model.output_shape
     except Exception as error:  # Keras raises a dozen kinds for a damaged or foreign file
         reason = str(error).strip().split("\n")[0][:200]
         raise ValueError(f"{file}: not a Keras model that can be loaded ({reason})") from error
-    if model.input_shape != (None, None, None, 1) or model.output_shape != (None, None, None, 2):
+    if shapes != ((None, None, None, 1), (None, None, None, 2)):
         raise ValueError(
-            f"{file}: expected a model (H, W, 1) -> (H, W, 2), this one is "
-            f"{model.input_shape[1:]} -> {model.output_shape[1:]}; name weights of Train.py"
+            f"{file}: expected a model (None, None, None, 1) -> (None, None, None, 2), this one is "
+            f"{shapes[0]} -> {shapes[1]}; name weights of Train.py"
         )
     return model
 
@@ -178,23 +179,17 @@ def flops_per_pixel(model: keras.Model) -> float:
     return flops
 
 
-def draw_unet(model: keras.Model, file: str | Path, size: int = 256) -> None:
+def draw_unet(model: keras.Model, file: str | Path) -> None:
     """Draws the U from the model's own layers: feature maps as boxes, layers as arrows.
 
     Args:
         model: a built U-Net, of `Unet.build` or `load_unet`.
         file: picture to write; the suffix (.png, .svg, .pdf) chooses the format.
-        size: height and width of the example image, in pixels.
-
-    Raises:
-        ValueError: the size is not a multiple of 2 ** depth.
     """
     from matplotlib.figure import Figure  # here, as only the figure needs it
 
     depth = depth_of(model)
-    if size < 1 or size % 2**depth:
-        raise ValueError(f"size must be a multiple of {2**depth} (2 ** depth), this one is {size}")
-    maps = _feature_maps(model, size)
+    maps = _feature_maps(model, 2 ** (depth + 4))  # the deepest of 16×16 pixels
     # One unit of the axes is one inch, so boxes and texts keep their scale at every depth.
     left, right, bottom, top = -1.5, maps[-1].right + 1.5, min(m.low for m in maps) - 1.1, 1.4
     figure = Figure(figsize=(right - left, top - bottom), facecolor="white")

@@ -27,7 +27,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,11 +128,13 @@ def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
         labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least
         MIN_AREA pixels.
     """
-    mask = remove_small_holes(nucleus > NUCLEUS_THRESHOLD, max_size=MAX_HOLE)
+    mask = nucleus > NUCLEUS_THRESHOLD
+    # Background that reaches the edge of the image is no hole.
+    mask = remove_small_holes(mask, max_size=MAX_HOLE) & ndimage.binary_fill_holes(mask)
     seeds = find_seeds(mask, mask & (nucleus - border > SEED_THRESHOLD))
     # Water rises from the middle of each nucleus and meets on the border between two.
     labels = watershed(border - nucleus, seeds, mask=mask)
-    return number_in_order(keep_large(labels, MIN_AREA))
+    return keep_large(labels, MIN_AREA)
 
 
 def find_seeds(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -173,21 +175,14 @@ def look_again(before: np.ndarray, nucleus: np.ndarray, border: np.ndarray) -> n
 
 
 def keep_large(labels: np.ndarray, area: int) -> np.ndarray:
-    """Sets to 0 what has fewer than `area` pixels."""
+    """Sets to 0 what has fewer than `area` pixels; the rest becomes 1…K without gaps, int32.
+
+    >>> keep_large(np.array([0, 7, 3, 7, 2, 3]), 2).tolist()
+    [0, 2, 1, 2, 0, 1]
+    """
     large = np.bincount(labels.ravel()) >= area
     large[0] = False
-    return np.where(large[labels], labels, 0)
-
-
-def number_in_order(labels: np.ndarray) -> np.ndarray:
-    """Renumbers to 1…K without gaps, int32.
-
-    >>> number_in_order(np.array([0, 7, 3, 7])).tolist()
-    [0, 2, 1, 2]
-    """
-    used = np.bincount(labels.ravel()) > 0
-    used[0] = False
-    return np.cumsum(used, dtype=np.int32)[labels]
+    return np.where(large, np.cumsum(large), 0).astype(np.int32)[labels]
 
 
 def make_folders(out: Path) -> None:
@@ -389,7 +384,9 @@ def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) ->
         with open_rows(sample.image) as image:
             write_whole(out / f"labels/{name}.tif", save)
             (out / f"masks/{name}.png").unlink(missing_ok=True)  # of a smaller image of this name
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename != str(sample.image):
+            raise  # it is of a file that is written
         return str(error)
     return ""
 
@@ -497,12 +494,14 @@ def match_known(found: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.nd
         (K + 1,) int32, the known number that most of it has, 0 for none; and (K + 1,) bool, whether
         most of that one also lies on it: then the two are the same nucleus.
     """
-    numbers, same = np.zeros((2, found.max() + 1), np.int32)
+    numbers = np.zeros(found.max() + 1, np.int32)
+    same = np.zeros(len(numbers), bool)
     if len(known):
-        shared = contingency_table(found[: len(known)], known, ignore_labels=(0,))
-        numbers[: shared.shape[0]] = np.asarray(shared.argmax(axis=1)).ravel()
-        same[:] = np.asarray(shared.argmax(axis=0)).ravel()[numbers] == np.arange(len(same))
-    return numbers, (numbers > 0) & same.astype(bool)
+        options = {"ignore_labels": (0,), "sparse_type": "array"}
+        shared = contingency_table(found[: len(known)], known, **options)
+        numbers[: shared.shape[0]] = shared.argmax(axis=1)
+        same = shared.argmax(axis=0)[numbers] == np.arange(len(numbers))
+    return numbers, (numbers > 0) & same
 
 
 def save_tiles(file: Path, strips: Iterable[np.ndarray], shape, dtype, origin: str) -> None:
@@ -562,8 +561,9 @@ def predict_on_cluster(
             for future in as_completed(futures):
                 try:
                     done, reasons = future.result()
-                except KilledWorker as error:
-                    raise ValueError(f"{address}: workers die again and again ({error})") from error
+                except (KilledWorker, CancelledError) as error:
+                    what = f"the scheduler or workers die again and again ({error})"
+                    raise ValueError(f"{address}: {what}") from error
                 except (ImportError, OSError, ValueError) as error:
                     needs = f"it needs requirements.txt installed and, as here, {', '.join(paths)}"
                     needs = "" if getattr(error, "errno", None) in NO_ROOM else f"; {needs}"

@@ -264,9 +264,13 @@ class KeepEpochs(keras.callbacks.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        """Stops at the batch that makes the loss infinite or NaN; the epoch leaves no trace."""
+        """Counts the batch and checks its loss."""
         self.batches += 1
-        if not math.isfinite(logs["loss"]):
+        self.check(logs["loss"])
+
+    def check(self, loss: float) -> None:
+        """Stops where the loss is infinite or NaN; the epoch leaves no trace."""
+        if not math.isfinite(loss):
             # The step before may have broken the weights without its own loss showing it.
             last = {*self.choose(max(self.batches - 2, 0)), *self.choose(self.batches - 1)}
             raise ValueError(
@@ -278,6 +282,7 @@ class KeepEpochs(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Validates and writes."""
         logs |= self.validate()  # Keras prints what is in logs
+        self.check(logs["val_loss"])  # the last batch may have broken the weights
         row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
         row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
@@ -297,10 +302,11 @@ class KeepEpochs(keras.callbacks.Callback):
     def validate(self) -> dict[str, float]:
         """Means over whole images, one at a time: fit() takes no batches of changing shape."""
         multiple = 2 ** Model.depth_of(self.model)
-        scores = [
-            self.model.test_on_batch(*whole_image(gray, labels, multiple), return_dict=True)
-            for gray, labels in self.validation
-        ]
+        scores = []
+        for gray, labels in self.validation:
+            self.model.reset_metrics()  # before 2026 test_on_batch went on from the image before
+            batch = whole_image(gray, labels, multiple)
+            scores.append(self.model.test_on_batch(*batch, return_dict=True))
         return {f"val_{name}": float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
 
@@ -342,12 +348,11 @@ def plain_copy(model: keras.Model) -> keras.Model:
     return copy
 
 
-def save_curves(history: list[dict], out: Path) -> list[Path]:
+def save_curves(history: list[dict], out: Path) -> None:
     """Draws accuracy.png (accuracy and Dice) and loss.png, training beside validation."""
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
-    files = []
     for name, panels in {"accuracy": ("accuracy", "dice"), "loss": ("loss",)}.items():
         figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
         for axes, panel in zip(
@@ -359,9 +364,7 @@ def save_curves(history: list[dict], out: Path) -> list[Path]:
             axes.set(xlabel="epoch", title={"dice": "Sørensen–Dice"}.get(panel, panel))
             axes.grid(alpha=0.3)
             axes.legend()
-        files.append(out / f"{name}.png")
-        write_whole(files[-1], lambda file, figure=figure: figure.savefig(file, dpi=110))
-    return files
+        write_whole(out / f"{name}.png", lambda file, figure=figure: figure.savefig(file, dpi=110))
 
 
 def describe_run(options: dict, ids: Sequence[str], images, labels, validation_ids) -> dict:
@@ -400,7 +403,7 @@ def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict
     record["best"] = before["best"]
     model.optimizer.build(model.trainable_variables)
     model.load_weights(out / "last.weights.h5")
-    done = int(model.optimizer.iterations) // steps
+    done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
     return read_history(out / "history.csv")[:done]
 
 
@@ -523,7 +526,7 @@ def train(
     steps = math.ceil(crops / batch_size)
     with use_all_gpus():
         model = compile_unet(depth, base_filters, learning_rate, steps * epochs)
-    history = resume(model, out, record, steps) if go_on else []
+        history = resume(model, out, record, steps) if go_on else []
     if process == 0 and not go_on:
         (out / "last.weights.h5").unlink(missing_ok=True)  # of another training
     batches = Crops(
@@ -551,6 +554,7 @@ def train(
             verbose=2 if process == 0 else 0,
         )
     if process == 0:
+        save_curves(history, out)
         (out / "last.weights.h5").unlink(missing_ok=True)
     return history
 
@@ -571,7 +575,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--base-filters", type=int, default=Model.BASE_FILTERS, help=f"default {Model.BASE_FILTERS}"
     )
     add("--depth", type=int, default=Model.DEPTH, help=f"poolings (default {Model.DEPTH})")
-    add("--precision", choices=("float32", "mixed_bfloat16"), default=PRECISION)
+    precisions = "float32", "mixed_bfloat16"
+    add("--precision", choices=precisions, default=PRECISION, help=f"default {PRECISION}")
     add("--seed", type=int, default=SEED, help=f"default {SEED}")
     add("--hold-out", metavar="KIND", help="validate on all images of this kind, train on the rest")
     add("--resume", action="store_true", help="go on with an interrupted training in --out")
@@ -594,7 +599,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ) from None
     if process_number():
         return
-    files = save_curves(history, out)
+    files = out / "accuracy.png", out / "loss.png"
     best = max(history, key=lambda row: row["val_dice"])
     print(f"best epoch {best['epoch']}: validation Dice {best['val_dice']:.4f}")
     print(f"saved the weights to {out / 'unet.keras'}, curves to {', '.join(map(str, files))}")

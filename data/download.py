@@ -86,6 +86,10 @@ def fetch(name: str, out: Path = DATA_FOLDER, base_url: str = BASE_URL) -> None:
 
 def transfer(url: str, part: Path) -> None:
     """Writes what `part` still lacks of the file at `url`, after what it already holds."""
+    if kept := bytes_kept(part):
+        announced, *_ = part.with_suffix(".info").read_text(encoding="utf-8").split(" ")
+        if announced == str(kept):  # it was whole, but not yet checked
+            return
     response, start = ask_for_the_rest(url, part)
     with response, part.open("ab" if start else "wb") as file:
         # Written once `part` is empty, so that no new record stands beside old bytes.
@@ -189,7 +193,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all three")
-    parser.add_argument("--out", type=Path, default=DATA_FOLDER, help="folder to write to")
+    parser.add_argument("--out", type=Path, default=DATA_FOLDER, help="default: %(default)s")
     parser.add_argument("--base-url", default=BASE_URL, help="a mirror (default: %(default)s)")
     return parser.parse_args(argv)
 

@@ -138,10 +138,10 @@ print("digest", hashlib.sha256(weights).hexdigest())
 OPTIONS = "--epochs 1 --crops 16 --batch-size 4 --image-size 32 --depth 1 --base-filters 2".split()
 
 
-def start_training(source, out, before="", **environment):
+def start_training(source, out, before="", more=(), **environment):
     """Starts a small training that ends with a line on its weights."""
     command = [sys.executable, "-c", TRAIN_AND_TELL.format(before=before)]
-    command += ["--data", str(source), "--out", str(out), "--precision", "float32", *OPTIONS]
+    command += ["--data", str(source), "--out", str(out), "--precision", "float32", *OPTIONS, *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=source.parent, env=environment, **pipes)
@@ -174,7 +174,7 @@ def test_two_processes_train_in_step_and_one_writes(source, tmp_path):
     assert {file.name for file in outs[0].iterdir()} == written and not outs[1].exists()
 
 
-def test_several_gpus_train_copies_of_the_network(source, tmp_path):
+def test_several_gpus_train_copies_of_the_network_and_go_on(source, tmp_path):
     before = """
 import tensorflow as tf
 parts = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -183,8 +183,10 @@ seen = tf.config.list_logical_devices
 tf.config.list_logical_devices = lambda kind=None: seen("CPU" if kind == "GPU" else kind)
 """
     out = tmp_path / "out"
-    _, printed = finish(start_training(source, out, before))
-    assert "training on 2 GPUs" in printed
+    cut = start_training(source, out, before + "Train.save_curves = None")  # stops after the epoch
+    assert "'NoneType' object is not callable" in cut.communicate()[1]
+    _, printed = finish(start_training(source, out, before, ["--resume"]))
+    assert "training on 2 GPUs" in printed and "best epoch 1" in printed
     assert len(Train.read_history(out / "history.csv")) == 1
     gray = np.zeros((32, 32), np.float32)
     nucleus, _ = Predict_masks.predict_probability(Model.load_unet(out / "unet.keras"), gray)

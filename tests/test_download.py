@@ -169,6 +169,16 @@ def test_cut_transfer_goes_on_from_its_last_byte(run, server, tmp_path):
     assert names_in(tmp_path) == [TRAIN]
 
 
+def test_what_was_whole_but_not_yet_checked_is_not_fetched_again(run, server, tmp_path):
+    server.cut = CUT
+    run(TRAIN)
+    server.cut = None
+    (tmp_path / f"{TRAIN}.part").write_bytes(server.files[TRAIN])  # then it was killed
+    assert run(TRAIN).code == 0
+    assert len(server.requests) == 1
+    assert (tmp_path / TRAIN).read_bytes() == server.files[TRAIN] and names_in(tmp_path) == [TRAIN]
+
+
 def test_transfer_cut_twice_goes_on_twice(run, server, tmp_path):
     sizes = []
     server.cut = 100_000

@@ -61,10 +61,3 @@ def test_mistakes_of_the_command(mistake):
     assert "missing.keras" in mistake("Main.py", "--data", SAMPLE, "--weights", "missing.keras")
     with pytest.raises(FileNotFoundError, match="no_such_folder"):
         Main.main(["--weights", str(ROOT / "weights/unet.keras"), "--data", "no_such_folder"])
-
-
-def test_help_names_every_option(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        Main.main(["--help"])
-    shown = capsys.readouterr().out
-    assert all(option in shown for option in ("--data", "--weights", "--out"))

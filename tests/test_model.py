@@ -133,10 +133,6 @@ def test_saved_and_loaded_it_predicts_the_same(tmp_path, small):
     np.testing.assert_array_equal(before, after)
 
 
-def test_it_holds_no_lambda_layer(small):
-    assert not [x.name for x in small.layers if isinstance(x, keras.layers.Lambda)]
-
-
 def make_model(channels_in=1, channels_out=2, first=None):
     image = keras.Input((None, None, channels_in))
     x = first(image) if first else image
@@ -180,6 +176,7 @@ FOREIGN = {
     "something to run": save_running,
     "three channels in": make_model(channels_in=3).save,
     "one channel out": make_model(channels_out=1).save,
+    "not built": keras.Sequential([keras.layers.Conv2D(2, 1)]).save,
     "lambda layer": make_model(first=keras.layers.Lambda(lambda x: x + 1)).save,
     "text": lambda file: file.write_text("no weights"),
     "empty": lambda file: file.write_bytes(b""),
@@ -212,13 +209,6 @@ def test_command_draws_the_network(tmp_path, run):
 
 def test_mistake_of_the_command(mistake):
     assert "depth" in mistake("Model.py", "--depth", 0)
-
-
-def test_help(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        Model.main(["--help"])
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("--depth", "--base-filters", "--out"))
 
 
 def test_operations_of_a_pixel_are_those_counted_by_hand():

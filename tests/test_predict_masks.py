@@ -90,6 +90,12 @@ def test_holes_are_filled_and_specks_removed():
     assert labels.max() == 1 and labels[30, 30] == 1 and labels[3, 3] == 0
 
 
+def test_background_at_the_edge_of_the_image_is_no_hole():
+    nucleus = draw_disks((60, 60), [(24, 24)], 30)  # cuts off a corner of 100 pixels
+    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    np.testing.assert_array_equal(labels, nucleus)
+
+
 def test_each_number_is_one_connected_piece():
     rng = np.random.default_rng(3)
     nucleus = ndimage.gaussian_filter(rng.random((128, 128)), 3)
@@ -264,17 +270,6 @@ def test_where_nuclei_run_together_from_afar_they_are_seen_from_near(tmp_path):
     assert halvings == 0 and labels.max() == 2
 
 
-def test_a_full_disk_ends_the_prediction(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device", "labels/a.tif")
-
-    monkeypatch.setattr(Predict_masks, "write_prediction", fail)
-    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png")
-    samples = Preprocessed_data.open_source(tmp_path / "a.png")
-    with pytest.raises(OSError, match="No space left"):
-        Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out")
-
-
 def test_what_cannot_be_written_of_a_large_image_is_named_once(tmp_path, small_strips, monkeypatch):
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
     Image.fromarray(np.zeros((90, 70), np.uint8)).save(tmp_path / "a.png")
@@ -325,10 +320,3 @@ def test_mistakes_of_the_command(mistake, source, tiny_weights, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):
         Predict_masks.main(["--data", str(tmp_path / "empty")])
-
-
-def test_help(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        Predict_masks.main(["--help"])
-    shown = capsys.readouterr().out
-    assert all(option in shown for option in ("--data", "--weights", "--out", "--show"))

@@ -655,9 +655,7 @@ def test_command_names_a_broken_image_and_goes_on(run, source):
     assert "image_03.png" in answer.stderr and "7 images" in answer.stdout
 
 
-def test_help_and_mistakes_of_the_command(run, mistake):
-    answer = run("Preprocessed_data.py", "--help")
-    assert answer.returncode == 0 and "--data" in answer.stdout
+def test_mistakes_of_the_command(mistake):
     assert "nowhere" in mistake("Preprocessed_data.py", "--data", "nowhere")
 
 
