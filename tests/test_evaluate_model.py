@@ -5,21 +5,18 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.io
 import tifffile
+from conftest import write_source
 from skimage.draw import disk
 from sklearn import metrics
 
 import Evaluate_model as ev
 import Preprocessed_data
 
-ROOT = Path(__file__).resolve().parents[1]
 # Centres between pixels, so that a disk has two halves of exactly the same area.
 CENTRES = ((15.5, 15.5), (15.5, 60.5), (40.5, 40.5), (65.5, 15.5), (65.5, 60.5))
 SHAPE = (80, 90)
@@ -37,17 +34,13 @@ def score(truth, predicted):
     return ev.score_image(truth, predicted > 0, predicted)
 
 
-def write_source(folder, truths):
+def write_truths(folder, truths):
     """Writes id -> labels as a folder in Kaggle's layout; the image is the mask, dim on black."""
-    for image_id, labels in truths.items():
-        (folder / image_id / "images").mkdir(parents=True)
-        (folder / image_id / "masks").mkdir()
-        image = np.where(labels > 0, 90, 8).astype(np.uint8)
-        save(folder / image_id / "images" / f"{image_id}.png", np.dstack([image] * 3))
-        for number in range(1, labels.max() + 1):
-            mask = np.where(labels == number, 255, 0).astype(np.uint8)
-            save(folder / image_id / "masks" / f"{number}.png", mask)
-    return folder
+    images = {
+        name: (np.dstack([np.where(labels > 0, 90, 8).astype(np.uint8)] * 3), labels)
+        for name, labels in truths.items()
+    }
+    return write_source(folder, images)
 
 
 def write_predictions(folder, predictions):
@@ -75,7 +68,7 @@ def case(tmp_path):
     truths = {name: truth for name in ("good", "missed", "nothing")}
     predicted = {"good": truth, "missed": without(truth, 3), "nothing": np.zeros_like(truth)}
     return (
-        write_source(tmp_path / "truth", truths),
+        write_truths(tmp_path / "truth", truths),
         write_predictions(tmp_path / "predicted", predicted),
     )
 
@@ -383,7 +376,7 @@ def test_a_broken_prediction_is_named_and_skipped(case, capsys, name, content):
 
 
 def test_images_without_any_truth_are_refused(tmp_path):
-    source = write_source(tmp_path / "truth", {"a": np.zeros(SHAPE, np.int32)})
+    source = write_truths(tmp_path / "truth", {"a": np.zeros(SHAPE, np.int32)})
     predicted = write_predictions(tmp_path / "predicted", {"a": draw()})
     with pytest.raises(ValueError, match="no truth"):
         ev.evaluate(source, predicted)
@@ -397,7 +390,6 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
         writer.writerow(["ImageId", "EncodedPixels", "Height", "Width", "Usage"])
         for number in range(1, 6):
             runs = Preprocessed_data.rle_encode(truth == number)
-            runs = runs if isinstance(runs, str) else " ".join(map(str, np.ravel(runs)))
             writer.writerow(["a", runs, *SHAPE, "Public"])
     predicted = write_predictions(tmp_path / "predicted", {"a": without(truth, 2)})
     rows, skipped = ev.evaluate(solution, predicted)
@@ -412,11 +404,6 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
 
 
 # The command line.
-
-
-def run(*arguments):
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def describe(predicted, digest):
@@ -448,22 +435,12 @@ def test_predictions_of_other_weights_than_those_named_are_refused(case, tmp_pat
         ev.evaluate(*case, weights=weights)
 
 
-def test_help_comes_without_loading_keras():
-    answer = run("-X", "importtime", "Evaluate_model.py", "--help")
-    assert answer.returncode == 0
-    assert all(name in answer.stdout for name in ("--truth", "--predicted", "--out", "--ids"))
-    assert "numpy" in answer.stderr  # the list of imports
-    assert "keras" not in answer.stderr and "tensorflow" not in answer.stderr
+def test_mistakes_of_the_command(mistake, tmp_path):
+    arguments = "--truth", tmp_path / "none", "--predicted", tmp_path
+    assert "none" in mistake("Evaluate_model.py", *arguments)
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    answer = run("Evaluate_model.py", "--truth", tmp_path / "none", "--predicted", tmp_path)
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
-    assert run("Evaluate_model.py", "--truth").returncode == 2
-
-
-def test_a_broken_image_is_exit_code_1_and_the_rest_is_scored(case, tmp_path):
+def test_a_broken_image_is_exit_code_1_and_the_rest_is_scored(case, tmp_path, run):
     (case[1] / "masks" / "good.png").write_bytes(b"no picture")
     folders = ("--truth", case[0], "--predicted", case[1], "--out", tmp_path / "out")
     answer = run("Evaluate_model.py", *folders)
