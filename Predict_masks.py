@@ -74,7 +74,9 @@ SEED_THRESHOLD = 0.5  # of nucleus minus border probability: above it two nuclei
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels; a disk 5 pixels across: smaller pieces are taken for noise
 HALVE_ABOVE = (WIDE_NUCLEI, 80)  # pixels; nuclei wider than these are seen at a half, a quarter
+FAR_SHARE = 2 / 3  # of what is seen from afar; the rest, from near, keeps outlines sharp
 MERGED = 2  # times as wide from afar: those are nuclei that ran together, not one seen better
+GIANT = 10  # times the area of a common nucleus: a vessel or a fibre, no nucleus of stage1_train is
 CONNECT_SECONDS = 10  # to wait for a Dask scheduler
 SHOWN = 8  # images in predictions.png
 MAX_HOLE = 300  # pixels; a hole as large as a common nucleus is not a hole but background
@@ -118,11 +120,17 @@ def predict_probability(
     return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
 
 
-def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
+def blend(near: Sequence[np.ndarray], far: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Means of probabilities seen from near and from afar, of nucleus and of border."""
+    return [n + np.float32(FAR_SHARE) * (f - n) for n, f in zip(near, far, strict=True)]
+
+
+def separate_nuclei(nucleus: np.ndarray, border: np.ndarray, largest: float = 0) -> np.ndarray:
     """Numbers the nuclei; touching ones are parted by a watershed from seeds inside the borders.
 
     Args:
         nucleus, border: (H, W) float in [0, 1], from `predict_probability`.
+        largest: pixels of a nucleus at most; 0: GIANT times the common nucleus of these.
 
     Returns:
         labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least
@@ -134,12 +142,17 @@ def separate_nuclei(nucleus: np.ndarray, border: np.ndarray) -> np.ndarray:
     seeds = find_seeds(mask, mask & (nucleus - border > SEED_THRESHOLD))
     # Water rises from the middle of each nucleus and meets on the border between two.
     labels = watershed(border - nucleus, seeds, mask=mask)
-    return keep_large(labels, MIN_AREA)
+    return keep_sizes(labels, MIN_AREA, largest or giant_area(labels))
+
+
+def giant_area(labels: np.ndarray) -> float:
+    """Pixels that a nucleus among these, (H, W) int, may have at most."""
+    return GIANT * math.pi / 4 * common_diameter(labels) ** 2
 
 
 def find_seeds(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """One number for each nucleus, from (H, W) bool: of nuclei, and of them without borders."""
-    seeds = keep_large(ndimage.label(inside)[0], MIN_SEED_AREA)
+    seeds = keep_sizes(ndimage.label(inside)[0], MIN_SEED_AREA)
     # A piece of the mask that no seed fell into is one small nucleus: it is its own seed.
     pieces, count = ndimage.label(mask)
     seeded = np.zeros(count + 1, bool)
@@ -159,11 +172,12 @@ def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, int]:
     Returns:
         labels, (H, W) int32, and how often height and width were halved for them.
     """
-    labels, found = separate_nuclei(*predict_probability(model, gray)), 0
+    seen = predict_probability(model, gray)
+    labels, found = separate_nuclei(*seen), 0
     for halvings, width in enumerate(HALVE_ABOVE, start=1):
         if common_diameter(labels) > width:
-            before = labels
-            labels = look_again(before, *predict_probability(model, gray, halvings))
+            before, seen = labels, blend(seen, predict_probability(model, gray, halvings))
+            labels = look_again(before, *seen)
             found = found if labels is before else halvings
     return labels, found
 
@@ -174,15 +188,16 @@ def look_again(before: np.ndarray, nucleus: np.ndarray, border: np.ndarray) -> n
     return before if common_diameter(labels) > MERGED * common_diameter(before) else labels
 
 
-def keep_large(labels: np.ndarray, area: int) -> np.ndarray:
-    """Sets to 0 what has fewer than `area` pixels; the rest becomes 1…K without gaps, int32.
+def keep_sizes(labels: np.ndarray, smallest: int, largest: float = math.inf) -> np.ndarray:
+    """Sets to 0 what has fewer or more pixels; the rest becomes 1…K without gaps, int32.
 
-    >>> keep_large(np.array([0, 7, 3, 7, 2, 3]), 2).tolist()
-    [0, 2, 1, 2, 0, 1]
+    >>> keep_sizes(np.array([0, 7, 3, 7, 2, 3, 5, 5, 5]), 2, 2).tolist()
+    [0, 2, 1, 2, 0, 1, 0, 0, 0]
     """
-    large = np.bincount(labels.ravel()) >= area
-    large[0] = False
-    return np.where(large, np.cumsum(large), 0).astype(np.int32)[labels]
+    areas = np.bincount(labels.ravel())
+    kept = (areas >= smallest) & (areas <= largest)
+    kept[0] = False
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
 
 
 def make_folders(out: Path) -> None:
@@ -202,7 +217,7 @@ def clean_folders(out: Path) -> None:
 def describe_origin(weights: str | Path) -> str:
     """What labels/ID.tif says of its origin: the weights' SHA-256 and the settings, as JSON."""
     settings = NUCLEUS_THRESHOLD, SEED_THRESHOLD, MIN_SEED_AREA, MIN_AREA, MAX_HOLE
-    settings += *HALVE_ABOVE, MERGED
+    settings += *HALVE_ABOVE, FAR_SHARE, MERGED, GIANT
     digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     return json.dumps({"weights_sha256": digest, "settings": settings})
 
@@ -286,7 +301,9 @@ def predict_samples(
             for halvings, width in enumerate(HALVE_ABOVE, start=1):  # as `find_nuclei`
                 wide = [x for x in before if common_diameter(x.labels.result()) > width]
                 predict_chunk(wide, model, pool, halvings)
-            unfinished += [pool.submit(finish_image, out, picture, origin) for picture in before]
+            for picture in before:
+                picture.seen = ()  # what waits for its turn takes memory
+                unfinished.append(pool.submit(finish_image, out, picture, origin))
             for picture in chunk:
                 name, reason = picture.sample.id, picture.reason
                 if picture.large:
@@ -296,7 +313,7 @@ def predict_samples(
                     tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
                     skipped[name] = reason
             bar.update(len(chunk))
-            while len(unfinished) > READ_AHEAD:  # what waits for its turn takes memory
+            while len(unfinished) > READ_AHEAD:
                 written.append(unfinished.popleft().result())
         written += [work.result() for work in unfinished]
     return sorted(written), skipped
@@ -311,6 +328,7 @@ class Picture:
     reason: str = ""  # why it cannot be read
     image: np.ndarray | None = None
     gray: np.ndarray | None = None
+    seen: Sequence[np.ndarray] = ()  # probabilities, while nobody has looked from afar
     labels: Future | None = None
 
 
@@ -352,8 +370,9 @@ def predict_chunk(chunk: list[Picture], model, pool, halvings: int = 0) -> list[
             batch = group[start : start + count]
             answers = predict_probability(model, np.stack([x.gray for x in batch]), halvings)
             for picture, *answer in zip(batch, *answers, strict=True):
+                picture.seen = blend(picture.seen, answer) if halvings else answer
                 work = (look_again, picture.labels.result()) if halvings else (separate_nuclei,)
-                picture.labels = pool.submit(*work, *answer)
+                picture.labels = pool.submit(*work, *picture.seen)
     return [picture for group in groups.values() for picture in group]
 
 
@@ -370,7 +389,10 @@ def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) ->
 
     def save(file: Path) -> None:
         """The labels; from them, before they have their name, the others."""
-        strips = label_strips(probability_strips(model, image, name[:20]))
+        levels = find_levels(thin(image, LEVEL_PIXELS))
+        common, halvings = find_nuclei(model, take_windows(image, levels))
+        strips = probability_strips(model, image, levels, halvings, name[:20])
+        strips = label_strips(strips, giant_area(common))
         save_tiles(file, strips, image.shape[:2], np.uint32, origin)
         with open_rows(file) as labels:
             overlay = outline_nuclei(thin(image, SHOWN_PIXELS), thin(labels, SHOWN_PIXELS))
@@ -391,15 +413,14 @@ def predict_large(sample: Sample, model: keras.Model, out: Path, origin: str) ->
     return ""
 
 
-def probability_strips(model: keras.Model, image, name: str):
+def probability_strips(model: keras.Model, image, levels, halvings: int, name: str):
     """Yields (2, rows, W) float32 of STRIP rows each, nucleus and border, as of the whole image.
 
     What goes through the network is larger than what is kept of its answer, by as much as an answer
     depends on its surroundings, and starts where the poolings of the whole image have an edge: so
     nothing tells where a tile ended.
     """
-    (height, width), levels = image.shape[:2], find_levels(thin(image, LEVEL_PIXELS))
-    _, halvings = find_nuclei(model, take_windows(image, levels))
+    height, width = image.shape[:2]
     halo = 6 * 2 ** (depth_of(model) + halvings)  # pixels; 4 convolutions a level, 2 at the bottom
     tiles = [(row, column) for row in range(0, height, STRIP) for column in range(0, width, TILE)]
     for row, column in tqdm(tiles, desc=name, unit="tile", disable=None, leave=False):
@@ -408,7 +429,9 @@ def probability_strips(model: keras.Model, image, name: str):
             gray = to_grayscale(image[top:bottom], levels)
             strip = np.empty((2, min(STRIP, height - row), width), np.float32)
         left, right = max(column - halo, 0), min(column + TILE + halo, width)
-        answers = predict_probability(model, gray[:, left:right], halvings)
+        answers = predict_probability(model, gray[:, left:right])
+        for farther in range(1, halvings + 1):
+            answers = blend(answers, predict_probability(model, gray[:, left:right], farther))
         for kept, answer in zip(strip, answers, strict=True):
             answer = answer[row - top :][: len(kept), column - left :][:, :TILE]
             kept[:, column : column + TILE] = answer
@@ -426,7 +449,7 @@ def take_windows(image, levels) -> np.ndarray:
     return np.vstack(windows)
 
 
-def label_strips(strips: Iterator[np.ndarray]):
+def label_strips(strips: Iterator[np.ndarray], largest: float = 0):
     """Numbers the nuclei of a whole image, strip by strip.
 
     A nucleus is found in the strip where it begins, with MARGIN rows of the strips above and below
@@ -434,6 +457,7 @@ def label_strips(strips: Iterator[np.ndarray]):
 
     Args:
         strips: of `probability_strips`.
+        largest: of `separate_nuclei`.
 
     Yields:
         (rows, W) int32, for each strip.
@@ -446,7 +470,7 @@ def label_strips(strips: Iterator[np.ndarray]):
         parts = [above, here] if below is None else [above, here, below[:, :MARGIN]]
         window = np.concatenate(parts, axis=1)
         del parts, above, here  # of a wide image they are large
-        labels, count = number_window(window, known, start, stop, count)
+        labels, count = number_window(window, known, start, stop, count, largest)
         above, known = window[:, stop - MARGIN : stop].copy(), labels[stop - MARGIN :].copy()
         here = below
         del window
@@ -455,7 +479,7 @@ def label_strips(strips: Iterator[np.ndarray]):
 
 
 def number_window(
-    window: np.ndarray, known: np.ndarray, start: int, stop: int, count: int
+    window: np.ndarray, known: np.ndarray, start: int, stop: int, count: int, largest: float = 0
 ) -> tuple[np.ndarray, int]:
     """Numbers the nuclei of a strip and of what is in view above and below it.
 
@@ -464,11 +488,12 @@ def number_window(
         known: (fewer rows, W) int32, the first of these rows as they were numbered before.
         start, stop: the rows of the strip.
         count: nuclei until now.
+        largest: of `separate_nuclei`.
 
     Returns:
         labels, (rows, W) int32, and the count with those that begin in the strip.
     """
-    found = separate_nuclei(*window)
+    found = separate_nuclei(*window, largest)
     labels = np.zeros_like(found)
     labels[: len(known)] = known
     fresh = np.where(labels == 0, found, 0)

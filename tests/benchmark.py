@@ -72,7 +72,7 @@ def segment_classically(image: np.ndarray) -> np.ndarray:
     seeds = np.zeros(smooth.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(-distance, seeds, mask=mask)
-    return Predict_masks.keep_large(labels, Predict_masks.MIN_AREA)
+    return Predict_masks.keep_sizes(labels, Predict_masks.MIN_AREA)
 
 
 def build_plain_unet() -> keras.Model:

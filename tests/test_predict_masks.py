@@ -96,6 +96,22 @@ def test_background_at_the_edge_of_the_image_is_no_hole():
     np.testing.assert_array_equal(labels, nucleus)
 
 
+@pytest.mark.parametrize(("width", "count"), [(9, 13), (11, 12)])
+def test_what_is_ten_times_as_large_as_a_common_nucleus_is_none(width, count):
+    nucleus = draw_disks((100, 120), [(50, column) for column in range(6, 120, 10)], 4)
+    area = nucleus.sum() / 12
+    nucleus[5 : 5 + width, 10 : 10 + int(area)] = 1  # 9 or 11 times as large
+    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    assert labels.max() == count and labels[5, 10] == count - 12
+
+
+def test_a_large_nucleus_among_few_small_ones_stays():
+    nucleus = draw_disks((100, 100), [(6, column) for column in range(6, 96, 10)], 4)
+    nucleus += draw_disks((100, 100), [(60, 50)], 30)
+    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    np.testing.assert_array_equal(labels > 0, nucleus > 0)
+
+
 def test_each_number_is_one_connected_piece():
     rng = np.random.default_rng(3)
     nucleus = ndimage.gaussian_filter(rng.random((128, 128)), 3)
@@ -202,6 +218,20 @@ def test_a_nucleus_higher_than_strip_and_margins_is_one_nucleus(small_strips):
     np.testing.assert_array_equal(labels, Predict_masks.separate_nuclei(*answer))
 
 
+def test_a_vessel_across_strips_is_no_nucleus(small_strips):
+    disks = [(row, column) for row in range(8, 380, 14) for column in range(8, 90, 14)]
+    nucleus = draw_disks((384, 120), disks, 5)
+    whole = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    nucleus[:, 100:112] = 1
+    answer = np.stack([nucleus, np.zeros_like(nucleus)])
+    np.testing.assert_array_equal(Predict_masks.separate_nuclei(*answer), whole)
+    strips = (answer[:, row : row + 64] for row in range(0, 384, 64))
+    largest = Predict_masks.giant_area(whole)
+    labels = np.concatenate(list(Predict_masks.label_strips(strips, largest)))
+    assert labels.max() == whole.max() == len(disks)
+    np.testing.assert_array_equal(labels > 0, whole > 0)
+
+
 @pytest.mark.parametrize("halvings", [0, 1, 2])
 def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkeypatch, halvings):
     model = Model.load_unet(Path(__file__).parent.parent / Predict_masks.WEIGHTS)
@@ -255,6 +285,14 @@ def test_wide_nuclei_are_predicted_from_afar(tmp_path):
         image = np.asarray(Image.open(tmp_path / f"{name}.png"))
         mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
         assert mask.shape == image.shape and np.mean(mask == image) > 0.98
+        labels, _ = Predict_masks.find_nuclei(Threshold(), np.float32(image / 255))
+        written = tifffile.imread(tmp_path / "out/labels" / f"{name}.tif")
+        np.testing.assert_array_equal(written, labels)
+
+
+def test_what_is_seen_from_afar_counts_two_thirds():
+    near, far = np.full((2, 3, 4), 0.3, np.float32), np.full((2, 3, 4), 0.9, np.float32)
+    np.testing.assert_allclose(Predict_masks.blend(near, far), 0.7, rtol=1e-6)
 
 
 def test_where_nuclei_run_together_from_afar_they_are_seen_from_near(tmp_path):
