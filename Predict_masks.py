@@ -161,9 +161,9 @@ def find_seeds(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers the nuclei of one image; where they are wide, as they are seen from afar.
+    """Numbers the nuclei of one image; where they are wide, as they are seen from afar too.
 
-    What is smooth from afar is grained from near.
+    What is smooth from afar is grained from near, but from near outlines are sharp.
 
     Args:
         model: from `load_unet`.
@@ -328,7 +328,7 @@ class Picture:
     reason: str = ""  # why it cannot be read
     image: np.ndarray | None = None
     gray: np.ndarray | None = None
-    seen: Sequence[np.ndarray] = ()  # probabilities, while nobody has looked from afar
+    seen: Sequence[np.ndarray] = ()  # probabilities, kept for a look from afar
     labels: Future | None = None
 
 
