@@ -69,7 +69,7 @@ from Preprocessed_data import (
 
 WEIGHTS = "weights/unet.keras"
 FOLDERS = ("masks", "labels", "overlays")  # of what is written
-NUCLEUS_THRESHOLD = 0.4  # probability from which a pixel is nucleus; best validation Dice
+NUCLEUS_THRESHOLD = 0.45  # probability from which a pixel is nucleus; chosen in weights/README.md
 SEED_THRESHOLD = 0.5  # of nucleus minus border probability: above it two nuclei do not touch
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels; a disk 5 pixels across: smaller pieces are taken for noise
