@@ -361,7 +361,9 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--truth", required=True, help="Kaggle folder or .zip, or solution .csv")
     parser.add_argument("--predicted", required=True, help="folder that Predict_masks.py wrote")
     parser.add_argument("--out", help="folder of scores.csv and scores.png (default: --predicted)")
