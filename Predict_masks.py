@@ -6,6 +6,7 @@ Out, in --out (default data/<source name>_predicted), at each image's own size:
      labels/ID.tif    one number per nucleus, 0 background; uint16, uint32 past 65,535 nuclei
      overlays/ID.png  the image with each nucleus outlined
      predictions.png  with --show: some of them side by side
+     submission.csv   with --submission: the nuclei in run lengths, the table that Kaggle takes
 An image of more than 4 million pixels goes through in pieces: its mask is masks/ID.tif, mask and
 labels are tiled TIFFs, its overlay is reduced. A rerun does what is missing or out of date.
 Exit code 1: some images could not be read; they were named and skipped.
@@ -17,6 +18,7 @@ Exit code 1: some images could not be read; they were named and skipped.
 """
 
 import argparse
+import csv
 import functools
 import hashlib
 import importlib
@@ -59,6 +61,7 @@ from Preprocessed_data import (
     outline_nuclei,
     read_image,
     read_origin,
+    rle_encode,
     run_script,
     save_contact_sheet,
     show_pictures,
@@ -652,6 +655,34 @@ def show_predictions(folder: str | Path) -> Path:
     return file
 
 
+def save_submission(folder: str | Path, ids: Iterable[str]) -> Path:
+    """Writes what Kaggle scores, ImageId,EncodedPixels, a row a nucleus, from the label files.
+
+    Source: https://www.kaggle.com/c/data-science-bowl-2018/overview/evaluation
+
+    Args:
+        folder: what `predict_samples` wrote to.
+        ids: of the images; one without nuclei has a row without pixels.
+
+    Returns:
+        submission.csv in the folder.
+    """
+
+    def write(part: Path) -> None:
+        """Reads one label file at a time."""
+        with open(part, "w", newline="", encoding="utf-8") as stream:
+            table = csv.writer(stream)
+            table.writerow(("ImageId", "EncodedPixels"))
+            for name in ids:
+                labels = read_image(folder / "labels" / f"{name}.tif")
+                runs = [rle_encode(labels == number) for number in range(1, labels.max() + 1)]
+                table.writerows((name, run) for run in runs or [""])
+
+    folder = Path(folder)
+    write_whole(folder / "submission.csv", write)
+    return folder / "submission.csv"
+
+
 def default_out(data: str | Path) -> Path:
     """data/<source name>_predicted."""
     return Path("data") / f"{Path(data).resolve().stem}_predicted"
@@ -665,6 +696,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", default=WEIGHTS, help=f"default {WEIGHTS}")
     parser.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     parser.add_argument("--show", action="store_true", help="show the files afterwards")
+    parser.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
     parser.add_argument("--overwrite", action="store_true", help="redo images that are done")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that predicts")
     return parser.parse_args(argv)
@@ -689,6 +721,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"{args.data}: none of its {len(samples)} images can be read")
     print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     print(f"saved masks, labels and overlays to {out}")
+    if args.submission:
+        ids = [sample.id for sample in samples if sample.id not in skipped]
+        print(f"saved Kaggle's table to {save_submission(out, ids)}")
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")
     return 1 if skipped else 0

@@ -1,5 +1,6 @@
 """Predict_masks: padding, separation of touching nuclei, the files written and shown."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -325,11 +326,22 @@ def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, c
     source.mkdir()
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(source / "good.png")
     (source / "broken.png").write_bytes(b"no image")
-    arguments = ["--data", source, "--weights", tiny_weights, "--out", out, "--show"]
+    arguments = [
+        "--data",
+        source,
+        "--weights",
+        tiny_weights,
+        "--out",
+        out,
+        "--show",
+        "--submission",
+    ]
     assert Predict_masks.main([str(a) for a in arguments]) == 1
     assert "broken.png" in capsys.readouterr().err
     assert [file.name for file in (out / "masks").iterdir()] == ["good.png"]
     assert (out / "predictions.png").is_file()
+    assert "good" in (out / "submission.csv").read_text()
+    assert "broken" not in (out / "submission.csv").read_text()
 
 
 def test_show_predictions_reads_only_the_files(tmp_path):
@@ -346,6 +358,22 @@ def test_show_predictions_reads_only_the_files(tmp_path):
 def test_show_predictions_of_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="Predict_masks.py"):
         Predict_masks.show_predictions(tmp_path)
+
+
+def test_the_submission_holds_the_nuclei_of_the_label_files(tmp_path):
+    Predict_masks.make_folders(tmp_path)
+    labels = ndimage.label(draw_disks((30, 40), [(8, 8), (20, 30)], 5))[0].astype(np.int32)
+    for name, numbers in ("a", labels), ("empty", 0 * labels):
+        Predict_masks.write_prediction(tmp_path, name, np.zeros((30, 40), np.uint8), numbers)
+    with open(Predict_masks.save_submission(tmp_path, ["a", "empty"]), newline="") as stream:
+        header, *rows = csv.reader(stream)
+    assert header == ["ImageId", "EncodedPixels"]
+    assert [name for name, _ in rows] == ["a", "a", "empty"] and rows[2][1] == ""
+    found = sum(
+        number * Preprocessed_data.rle_decode(run, labels.shape)
+        for number, (_, run) in enumerate(rows[:2], start=1)
+    )
+    np.testing.assert_array_equal(found, labels)
 
 
 def test_mistakes_of_the_command(mistake, source, tiny_weights, tmp_path):
