@@ -36,6 +36,7 @@ from Preprocessed_data import (
     CACHE,
     SEED,
     WIDE_NUCLEI,
+    Sample,
     common_diameter,
     find_data,
     halve,
@@ -62,6 +63,8 @@ SCALES = (0.5, 2.0)  # of the magnification
 GAMMAS = (0.5, 1.5)  # above 1 dim rims fade
 CONTRASTS = (0.6, 1.0)  # share of the range from black to white that is used
 SURROUNDINGS = 41  # pixels, side of the square around a pixel; twice the width of a common nucleus
+HAZE = (0.1, 0.7)  # share of the light that the thickest cloud takes
+CLOUDS = (6, 64)  # pixels from one to the next
 PHOTONS = (15, 500)  # counted in a pixel as bright as can be: few make large nuclei look grained
 BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
 NUCLEUS_SHARE = 0.5  # of the crops, centred on a nucleus: large images are mostly background
@@ -163,12 +166,13 @@ def warp(gray, labels, size, rng, wide=False):
         centre = rng.uniform(reach, np.array(gray.shape) - reach)
         if not on_nucleus or labels[tuple(centre.astype(int))]:
             break
-    offset = centre - matrix @ np.full(2, (size - 1) / 2)
+    # Places are counted from the corner of the image, pixels from the middle of the first.
+    offset = centre - 0.5 - matrix @ np.full(2, (size - 1) / 2)
     shape = size, size
     labels = look_up(labels, matrix, offset, size)
-    if scale < 2**-0.5:  # seen from afar, the noise of neighbouring pixels is averaged
+    while scale < 2**-0.5:  # seen from afar, the noise of neighbouring pixels is averaged
         # Pixel i of the halved image lies at 2 i + 0.5 of the image.
-        gray, matrix, offset = halve(gray), matrix / 2, (offset - 0.5) / 2
+        gray, matrix, offset, scale = halve(gray), matrix / 2, (offset - 0.5) / 2, 2 * scale
     place = np.eye(3)  # of (column, row, 1): for order 1 scikit-image takes half of scipy's time
     place[:2] = np.column_stack([matrix[::-1, ::-1], offset[::-1]])
     return transform.warp(gray, place, output_shape=shape, mode="reflect", clip=False), labels
@@ -187,9 +191,11 @@ def look_up(labels, matrix, offset, size):
 
 
 def change_intensity(gray, labels, rng):
-    """Brightness of single nuclei, illumination, blur, gamma, contrast and noise of two sorts."""
+    """Dimmed nuclei, haze, illumination, blur, gamma, contrast and noise of two sorts."""
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)
+    if rng.random() < 0.5:
+        gray = add_haze(gray, rng)
     if rng.random() < 0.3:  # light falls off from one side to the other
         rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in gray.shape)
         slope = np.float32(rng.uniform(-0.3, 0.3, 2))
@@ -225,6 +231,24 @@ def dim_nuclei(gray, labels, rng):
     factors[0] = 1
     factor = gaussian_filter(factors[labels].astype(np.float32), 1.5)  # no edge of its own
     return background + (gray - background) * factor
+
+
+def add_haze(gray, rng):
+    """Lays soft clouds over the crop, as of cytoplasm that takes stain or of what is out of focus.
+
+    They absorb (or glow, in fluorescence) before the nuclei, so that what is light stays apart
+    from what is dark by its edges, and not by one brightness for the whole crop.
+    """
+    size = np.exp(rng.uniform(*np.log(CLOUDS)))
+    count = int(max(gray.shape) / size) + 2
+    rows, columns = (
+        np.exp(-2 * (np.arange(side)[:, None] / size - np.arange(count)) ** 2, dtype=np.float32)
+        for side in gray.shape
+    )
+    cloud = rows @ rng.random((count, count), np.float32) @ columns.T
+    cloud -= cloud.min()
+    haze = np.float32(rng.uniform(*HAZE)) * cloud / cloud.max()
+    return 1 - (1 - np.clip(gray, 0, 1)) * (1 - haze)
 
 
 def sampling_weights(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -367,7 +391,7 @@ def save_curves(history: list[dict], out: Path) -> None:
         write_whole(out / f"{name}.png", lambda file, figure=figure: figure.savefig(file, dpi=110))
 
 
-def describe_run(options: dict, ids: Sequence[str], images, labels, validation_ids) -> dict:
+def describe_run(options: dict, ids: Sequence[str], images, labels, split) -> dict:
     """What training.json says before the first epoch."""
     digest = hashlib.sha256()
     for name, image, numbers in zip(ids, images, labels, strict=True):
@@ -382,9 +406,31 @@ def describe_run(options: dict, ids: Sequence[str], images, labels, validation_i
             "backend": keras.backend.backend(),
             "numpy": np.__version__,
         },
-        "training_ids": sorted(set(ids) - set(validation_ids)),
-        "validation_ids": list(validation_ids),
+        "training_ids": list(split[0]),
+        "validation_ids": list(split[1]),
     }
+
+
+def load_data(
+    samples: Sequence[Sample], cache: Path, options: dict
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray, dict]:
+    """Reads all images and splits them.
+
+    Returns:
+        id -> gray and labels; how often each of the training ids is drawn; what training.json says
+        before the first epoch, with the ids of both sides.
+    """
+    images, labels = load_samples(samples, cache)
+    ids, kind = [sample.id for sample in samples], options["hold_out"]
+    if kind:
+        split = hold_out_kind(ids, images, kind)
+    else:
+        split = split_data(ids, images, seed=options["seed"])
+    with ThreadPoolExecutor() as pool:
+        grays = pool.map(to_grayscale, images)
+        pairs = {name: (gray, x) for name, gray, x in zip(ids, grays, labels, strict=True)}
+    weights = sampling_weights([images[ids.index(name)] for name in split[0]])
+    return pairs, weights, describe_run(options, ids, images, labels, split)
 
 
 def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict]:
@@ -514,13 +560,9 @@ def train(
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
 
-    images, labels = load_samples(samples, Path(CACHE, f"{Path(data).resolve().stem}.npy"))
-    ids = [sample.id for sample in samples]
-    split = hold_out_kind(ids, images, hold_out) if hold_out else split_data(ids, images, seed=seed)
-    training, validation = (np.flatnonzero(np.isin(ids, side)) for side in split)
-    record = describe_run(options, ids, images, labels, split[1])
-    with ThreadPoolExecutor() as pool:
-        grays = list(pool.map(to_grayscale, images))
+    cache = Path(CACHE, f"{Path(data).resolve().stem}.npy")
+    pairs, weights, record = load_data(samples, cache, options)
+    training, validation = record["training_ids"], record["validation_ids"]
     print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")
 
     steps = math.ceil(crops / batch_size)
@@ -529,19 +571,24 @@ def train(
         history = resume(model, out, record, steps) if go_on else []
     if process == 0 and not go_on:
         (out / "last.weights.h5").unlink(missing_ok=True)  # of another training
+    grays, labels = zip(*(pairs[name] for name in training), strict=True)
     batches = Crops(
-        [grays[i] for i in training],
-        [labels[i] for i in training],
-        sampling_weights([images[i] for i in training]),
+        grays,
+        labels,
+        weights,
         size=image_size,
         batch_size=batch_size // processes,
         seed=seed,
         # Each of n processes draws every n-th batch; those of epochs that are done are left out.
         numbers=range(process, epochs * steps * processes, processes)[len(history) * steps :],
     )
-    whole, names = [(grays[i], labels[i]) for i in validation], np.array(ids)[training]
     keeper = KeepEpochs(
-        out, record, history, whole, lambda i: names[batches.choose(i)[0]], process == 0
+        out,
+        record,
+        history,
+        [pairs[name] for name in validation],
+        lambda number: [training[i] for i in batches.choose(number)[0]],
+        process == 0,
     )
     if len(history) < epochs:
         model.fit(
