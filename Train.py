@@ -242,10 +242,12 @@ def add_haze(gray, rng):
     size = np.exp(rng.uniform(*np.log(CLOUDS)))
     count = int(max(gray.shape) / size) + 2
     rows, columns = (
-        np.exp(-2 * (np.arange(side)[:, None] / size - np.arange(count)) ** 2, dtype=np.float32)
+        np.exp(-2 * (np.arange(side) / size - np.arange(count)[:, None]) ** 2, dtype=np.float32)
         for side in gray.shape
     )
-    cloud = rows @ rng.random((count, count), np.float32) @ columns.T
+    # Not by @, whose threads would go on spinning on the cores that the network trains on.
+    cloud = np.einsum("ar,ab->rb", rows, rng.random((count, count), np.float32))
+    cloud = np.einsum("rb,bc->rc", cloud, columns)
     cloud -= cloud.min()
     haze = np.float32(rng.uniform(*HAZE)) * cloud / cloud.max()
     return 1 - (1 - np.clip(gray, 0, 1)) * (1 - haze)
