@@ -36,7 +36,7 @@ def test_the_committed_weights_do_the_whole_tour(run, tmp_path):
     dice, ap = ([float(row[name]) for row in rows] for name in ("dice", "ap"))
     assert len(dice) == 12
     # Measured: 0.966 and 0.866, the worst image 0.940. Weights that fall below these are worse.
-    assert sum(dice) / 12 > 0.96 and sum(ap) / 12 > 0.855 and min(dice) > 0.93
+    assert sum(dice) / 12 > 0.962 and sum(ap) / 12 > 0.86 and min(dice) > 0.935
     for kind, ending in (("masks", "png"), ("labels", "tif"), ("overlays", "png")):
         assert len(list((tmp_path / kind).glob(f"*.{ending}"))) == 12
     assert (tmp_path / "predictions.png").is_file() and (tmp_path / "scores.png").is_file()
