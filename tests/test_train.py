@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT, draw_nuclei, draw_source
-from scipy.ndimage import affine_transform
+from scipy.ndimage import affine_transform, maximum_filter, minimum_filter
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
@@ -71,6 +71,15 @@ def test_border_only_where_nuclei_are_close(gap, columns):
     start = 10 - columns // 2 + gap // 2 + (gap % 2 if columns % 2 == 0 else 0)
     expected[:, start : start + columns] = 1
     np.testing.assert_array_equal(border, expected)
+
+
+def test_extremes_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    for shape in (60, 90), (3, 33), (1, 2):
+        labels = rng.integers(0, 99, shape).astype(np.int32)
+        for pick, expected in (np.maximum, maximum_filter), (np.minimum, minimum_filter):
+            found = Train.extremes(pick, labels)
+            np.testing.assert_array_equal(found, expected(labels, Train.BORDER_WIDTH))
 
 
 def test_no_border_without_neighbours():
