@@ -79,10 +79,10 @@ class Crops(keras.utils.PyDataset):
     has its own.
     """
 
-    def __init__(self, grays, labels, weights, *, size, batch_size, seed, numbers: range):
+    def __init__(self, pairs, weights, *, size, batch_size, seed, numbers: range):
         super().__init__()
-        self.grays, self.labels, self.weights = grays, labels, weights
-        self.wide = [common_diameter(numbers) > WIDE_NUCLEI for numbers in labels]
+        self.pairs, self.weights = pairs, weights  # gray and labels of each image; shares
+        self.wide = [common_diameter(labels) > WIDE_NUCLEI for _, labels in pairs]
         self.size, self.batch_size, self.seed, self.numbers = size, batch_size, seed, numbers
 
     def __len__(self):
@@ -91,13 +91,11 @@ class Crops(keras.utils.PyDataset):
     def choose(self, index):
         """The images of a batch, and the generator that goes on to augment them."""
         rng = np.random.default_rng([self.seed, self.numbers[index]])
-        return rng.choice(len(self.grays), self.batch_size, p=self.weights), rng
+        return rng.choice(len(self.pairs), self.batch_size, p=self.weights), rng
 
     def __getitem__(self, index):
         chosen, rng = self.choose(index)
-        crops = [
-            augment(self.grays[i], self.labels[i], self.size, rng, self.wide[i]) for i in chosen
-        ]
+        crops = [augment(*self.pairs[i], self.size, rng, self.wide[i]) for i in chosen]
         gray = np.stack([gray for gray, _ in crops])[..., None]
         return gray, np.stack([make_truth(labels) for _, labels in crops])
 
@@ -285,15 +283,13 @@ def sampling_weights(images: Sequence[np.ndarray]) -> np.ndarray:
 class KeepEpochs(keras.callbacks.Callback):
     """After every epoch validates, and writes history, best weights and what `--resume` needs."""
 
-    def __init__(
-        self, out, record: dict, history: list[dict], validation: list[tuple], choose, writes=True
-    ):
+    def __init__(self, out, record: dict, history: list[dict], batches, validation, writes=True):
         super().__init__()
         self.out, self.record, self.history = out, record, history
+        self.batches = batches  # that the model is fitted to
         self.validation = validation  # gray and labels of each image
-        self.choose = choose  # number of a batch in this run -> ids of its images
         self.writes = writes  # one of several processes does
-        self.batches = 0
+        self.count = 0  # batches in this run
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock of the epoch."""
@@ -301,14 +297,17 @@ class KeepEpochs(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Counts the batch and checks its loss."""
-        self.batches += 1
+        self.count += 1
         self.check(logs["loss"])
 
     def check(self, loss: float) -> None:
         """Stops where the loss is infinite or NaN; the epoch leaves no trace."""
         if not math.isfinite(loss):
             # The step before may have broken the weights without its own loss showing it.
-            last = {*self.choose(max(self.batches - 2, 0)), *self.choose(self.batches - 1)}
+            numbers = range(max(self.count - 2, 0), self.count)
+            last = {
+                self.record["training_ids"][i] for n in numbers for i in self.batches.choose(n)[0]
+            }
             raise ValueError(
                 f"the loss became NaN or infinite in epoch {len(self.history) + 1}, in the batches "
                 f"of {', '.join(sorted(last))}; {self.out} keeps the epochs "
@@ -534,6 +533,21 @@ def use_all_gpus():
     return tensorflow.distribute.MirroredStrategy(devices).scope()
 
 
+def check_options(options: dict, processes: int) -> None:
+    """Raises ValueError where the options of `train` do not fit."""
+    multiple = 2 ** options["depth"]
+    if options["image_size"] % multiple:
+        raise ValueError(
+            f"--image-size must be a multiple of {multiple}, not {options['image_size']}"
+        )
+    if min(options[name] for name in ("epochs", "crops", "batch_size", "image_size")) < 1:
+        raise ValueError("--epochs, --crops, --batch-size and --image-size must be above 0")
+    if options["learning_rate"] <= 0:
+        raise ValueError(f"--learning-rate must be above 0, not {options['learning_rate']}")
+    if options["batch_size"] % processes:
+        raise ValueError(f"--batch-size must be a multiple of {processes}, the processes")
+
+
 def train(
     data: str,
     out: str = OUT,
@@ -559,14 +573,9 @@ def train(
         FileNotFoundError, ValueError: data that cannot be trained on, or options that do not fit.
     """
     options = {k: v for k, v in locals().items() if k not in ("data", "out", "go_on")}
-    if image_size % 2**depth:
-        raise ValueError(f"--image-size must be a multiple of {2**depth}, not {image_size}")
-    if min(epochs, crops, batch_size, image_size) < 1 or learning_rate <= 0:
-        raise ValueError("epochs, crops, batch size, image size and learning rate must be above 0")
-    samples, out = open_source(data), Path(out)
     process, processes = join_processes()
-    if batch_size % processes:
-        raise ValueError(f"--batch-size must be a multiple of {processes}, the processes")
+    check_options(options, processes)
+    samples, out = open_source(data), Path(out)
     if process == 0:
         out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
@@ -574,7 +583,9 @@ def train(
 
     cache = Path(CACHE, f"{Path(data).resolve().stem}.npy")
     pairs, weights, record = load_data(samples, cache, options)
-    training, validation = record["training_ids"], record["validation_ids"]
+    training, validation = (
+        [pairs[name] for name in record[f"{side}_ids"]] for side in ("training", "validation")
+    )
     print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")
 
     steps = math.ceil(crops / batch_size)
@@ -583,25 +594,11 @@ def train(
         history = resume(model, out, record, steps) if go_on else []
     if process == 0 and not go_on:
         (out / "last.weights.h5").unlink(missing_ok=True)  # of another training
-    grays, labels = zip(*(pairs[name] for name in training), strict=True)
-    batches = Crops(
-        grays,
-        labels,
-        weights,
-        size=image_size,
-        batch_size=batch_size // processes,
-        seed=seed,
-        # Each of n processes draws every n-th batch; those of epochs that are done are left out.
-        numbers=range(process, epochs * steps * processes, processes)[len(history) * steps :],
-    )
-    keeper = KeepEpochs(
-        out,
-        record,
-        history,
-        [pairs[name] for name in validation],
-        lambda number: [training[i] for i in batches.choose(number)[0]],
-        process == 0,
-    )
+    # Each of n processes draws every n-th batch; those of epochs that are done are left out.
+    numbers = range(process, epochs * steps * processes, processes)[len(history) * steps :]
+    sizes = {"size": image_size, "batch_size": batch_size // processes}
+    batches = Crops(training, weights, **sizes, seed=seed, numbers=numbers)
+    keeper = KeepEpochs(out, record, history, batches, validation, process == 0)
     if len(history) < epochs:
         model.fit(
             batches,

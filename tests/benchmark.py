@@ -188,10 +188,10 @@ def time_training(data: str, cache: str, precision: str) -> np.ndarray:
     """Milliseconds a crop: of epochs, and of epochs of one batch over and over, in turns."""
     keras.config.set_dtype_policy(precision)
     images, labels = Preprocessed_data.load_samples(Preprocessed_data.open_source(data), cache)
-    grays = [Preprocessed_data.to_grayscale(image) for image in images]
+    pairs = list(zip(map(Preprocessed_data.to_grayscale, images), labels, strict=True))
     options = {"size": Train.IMAGE_SIZE, "batch_size": Train.BATCH_SIZE, "seed": 0}
     weights, numbers = Train.sampling_weights(images), range(STEPS)
-    batches = Train.Crops(grays, labels, weights, **options, numbers=numbers)
+    batches = Train.Crops(pairs, weights, **options, numbers=numbers)
     model = Train.compile_unet(Model.DEPTH, Model.BASE_FILTERS, Train.LEARNING_RATE, STEPS)
     same, clock = Same(batches[0], STEPS), Clock()
     for _ in range(EPOCHS + 1):  # the first does not count

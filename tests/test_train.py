@@ -296,12 +296,12 @@ def test_dimmed_nuclei_fade_into_their_own_surroundings():
 
 
 def test_batches_follow_from_seed_and_number():
-    grays, labels = zip(*(draw_crop((40, 40), seed) for seed in range(3)), strict=True)
+    pairs = [draw_crop((40, 40), seed) for seed in range(3)]
     options = {"size": 32, "batch_size": 2}
     weights = np.full(3, 1 / 3)
-    whole = Train.Crops(grays, labels, weights, seed=1, numbers=range(9), **options)
-    later = Train.Crops(grays, labels, weights, seed=1, numbers=range(4, 9), **options)
-    other = Train.Crops(grays, labels, weights, seed=2, numbers=range(9), **options)
+    whole = Train.Crops(pairs, weights, seed=1, numbers=range(9), **options)
+    later = Train.Crops(pairs, weights, seed=1, numbers=range(4, 9), **options)
+    other = Train.Crops(pairs, weights, seed=2, numbers=range(9), **options)
     assert (len(whole), len(later)) == (9, 5)
     assert whole[0][0].shape == (2, 32, 32, 1) and whole[0][1].shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(whole[4][0], later[0][0])
@@ -328,7 +328,7 @@ def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
     model = Model.Unet(2, 4).build()
     model.compile("adam", Model.segmentation_loss, metrics=[Model.accuracy, Model.dice])
     images = [draw_crop(shape, i) for i, shape in enumerate([(32, 32), (32, 32), (36, 44)])]
-    keeper = Train.KeepEpochs(tmp_path, {}, [], images, None)
+    keeper = Train.KeepEpochs(tmp_path, {}, [], None, images)
     keeper.set_model(model)
     pairs = []
     for gray, labels in images:
