@@ -18,6 +18,7 @@ Exit code 1: some images could not be read; they were named and skipped.
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import hashlib
@@ -562,7 +563,7 @@ def predict_on_cluster(
         ValueError: no distributed here, no scheduler there, or workers that cannot work.
     """
     try:
-        from distributed import Client, KilledWorker, as_completed
+        from distributed import Client, as_completed
     except ImportError as error:
         raise ValueError("--scheduler needs Dask; pip install distributed") from error
     paths = [str(Path(path).resolve()) for path in (Path(__file__).parent, data, weights, out)]
@@ -581,31 +582,36 @@ def predict_on_cluster(
             f"{address}: no Dask scheduler answers; dask scheduler starts one"
         ) from error
     written, skipped, ids = [], {}, [sample.id for sample in samples]
-    with client:
+    with client, tqdm(total=len(ids), desc="predicting", unit="image", disable=None) as bar:
         size = max(min(len(samples) // (4 * max(len(client.nthreads()), 1)), READ_AHEAD), 1)
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-        futures = client.map(work, parts, pure=False)
-        with tqdm(total=len(ids), desc="predicting", unit="image", disable=None) as bar:
-            for future in as_completed(futures):
-                try:
-                    done, reasons = future.result()
-                except (KilledWorker, CancelledError) as error:
-                    what = f"the scheduler or workers die again and again ({error})"
-                    raise ValueError(f"{address}: {what}") from error
-                except (ImportError, OSError, ValueError) as error:
-                    needs = f"it needs requirements.txt installed and, as here, {', '.join(paths)}"
-                    needs = "" if getattr(error, "errno", None) in NO_ROOM else f"; {needs}"
-                    kind = type(error).__name__
-                    raise ValueError(
-                        f"{address}: a worker failed ({kind}: {error}){needs}"
-                    ) from error
-                written += done
-                skipped |= reasons
-                for name, reason in reasons.items():
-                    tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
-                bar.update(len(done) + len(reasons))
+        for future in as_completed(client.map(work, parts, pure=False)):
+            with named_worker_errors(address, paths):
+                done, reasons = future.result()
+            written += done
+            skipped |= reasons
+            for name, reason in reasons.items():
+                tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
+            bar.update(len(done) + len(reasons))
     clean_folders(out)  # of workers that died
     return sorted(written), skipped
+
+
+@contextlib.contextmanager
+def named_worker_errors(address: str, paths: Iterable[str]):
+    """Errors of workers become a ValueError that says of which scheduler and what they need."""
+    from distributed import KilledWorker
+
+    try:
+        yield
+    except (KilledWorker, CancelledError) as error:
+        what = f"the scheduler or workers die again and again ({error})"
+        raise ValueError(f"{address}: {what}") from error
+    except (ImportError, OSError, ValueError) as error:
+        what = f"a worker failed ({type(error).__name__}: {error})"
+        if getattr(error, "errno", None) not in NO_ROOM:
+            what += f"; it needs requirements.txt installed and, as here, {', '.join(paths)}"
+        raise ValueError(f"{address}: {what}") from error
 
 
 def predict_on_worker(ids, run: int, data: str, weights: str, out):
