@@ -41,7 +41,7 @@ class Unet:
 
     Args:
         depth: number of 2×2 max poolings; image sides must be multiples of 2 ** depth.
-        base_filters: filters at full resolution, doubled after every pooling.
+        base_filters: filters at full resolution, see `filters`.
     """
 
     def __init__(self, depth: int = DEPTH, base_filters: int = BASE_FILTERS):
@@ -49,11 +49,18 @@ class Unet:
             raise ValueError(f"depth and base filters must be 1 or more: {depth}, {base_filters}")
         self.depth, self.base_filters = depth, base_filters
 
+    def filters(self, level: int) -> int:
+        """Filters after `level` poolings: 1, 3, 6, 12, 24 … times base_filters.
+
+        Few at full resolution, where a filter takes the most time and sees the least.
+        """
+        return self.base_filters * 3 * 2 ** (level - 1) if level else self.base_filters
+
     def build(self) -> keras.Model:
         """Returns the model, (batch, H, W, 1) -> (batch, H, W, 2) float32 in [0, 1]."""
         gray = keras.Input((None, None, 1), name="gray")
         x, skips = self.contracting_path(gray)
-        x = conv_block(x, self.base_filters * 2**self.depth, "bottom")
+        x = conv_block(x, self.filters(self.depth), "bottom")
         x = self.expansive_path(x, skips)
         # float32 also under mixed precision: probabilities near 0 and 1 need the digits.
         x = layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name="probability")(x)
@@ -63,7 +70,7 @@ class Unet:
         """At each level two convolutions, whose features are kept, then 2×2 max pooling."""
         skips = []
         for level in range(self.depth):
-            x = conv_block(x, self.base_filters * 2**level, f"down{level}")
+            x = conv_block(x, self.filters(level), f"down{level}")
             skips.append(x)
             x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
         return x, skips
@@ -71,7 +78,7 @@ class Unet:
     def expansive_path(self, x, skips):
         """At each level an up-convolution, joined with the features kept on the way down."""
         for level in reversed(range(self.depth)):
-            filters = self.base_filters * 2**level
+            filters = self.filters(level)
             x = layers.Conv2DTranspose(filters, 2, strides=2, name=f"up{level}_upconv")(x)
             x = layers.Concatenate(name=f"up{level}_skip")([skips[level], x])
             x = conv_block(x, filters, f"up{level}")

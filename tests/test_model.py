@@ -45,8 +45,9 @@ def test_depth_and_base_filters(depth, base_filters):
     model = Model.Unet(depth, base_filters).build()
     assert Model.depth_of(model) == depth
     convolutions = [layer for layer in model.layers if type(layer) is keras.layers.Conv2D]
-    down = [base_filters * 2**level for level in range(depth + 1) for _ in (1, 2)]
-    up = [base_filters * 2**level for level in reversed(range(depth)) for _ in (1, 2)]
+    widths = [base_filters * times for times in (1, 3, 6, 12)]
+    down = [filters for filters in widths[: depth + 1] for _ in (1, 2)]
+    up = [filters for filters in reversed(widths[:depth]) for _ in (1, 2)]
     assert [layer.filters for layer in convolutions] == [*down, *up, 2]
 
 
