@@ -57,7 +57,7 @@ def test_every_level_has_its_skip_connection(small):
         skip = small.get_layer(f"up{level}_skip")
         shapes[level] = [x.shape[-1] for x in skip.input]
         assert skip.input[0] is small.get_layer(f"down{level}_relu2").output
-    assert shapes == {0: [4, 4], 1: [8, 8]}
+    assert shapes == {0: [4, 4], 1: [12, 12]}
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"base_filters": 0}, {"depth": -1}])
@@ -216,6 +216,6 @@ def test_operations_of_a_pixel_are_those_counted_by_hand():
     model = Model.Unet(depth=1, base_filters=1).build()
     # Full size: 3×3 1->1, 1->1, then (after the copy) 2->1, 1->1, and 1×1 1->2.
     full = 9 + 9 + 18 + 9 + 2
-    # A quarter of the pixels: 3×3 1->2, 2->2, and the 2×2 up-convolution 2->1.
-    quarter = 18 + 36 + 8
+    # A quarter of the pixels: 3×3 1->3, 3->3, and the 2×2 up-convolution 3->1.
+    quarter = 27 + 81 + 12
     assert Model.flops_per_pixel(model) == 2 * (full + quarter / 4)
