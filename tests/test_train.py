@@ -246,6 +246,29 @@ def test_gamma_changes_pixels(monkeypatch):
     assert abs(results[1] - gray).mean() > 0.01
 
 
+def test_edges_as_seen_are_moved_by_neither_blur_nor_gamma():
+    gray = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    gray[:, 40:] = 1
+    nothing, blurred = OneCoin(), OneCoin(PIECES.index("blur"))
+    labels = (gray > 0.5).astype(np.int32)
+    kept = Train.change_intensity(gray, labels, nothing, as_seen=True)
+    np.testing.assert_array_equal(kept, gray)
+    assert nothing.tossed == len(PIECES) - 1  # none for the blur
+    assert abs(Train.change_intensity(gray, labels, blurred) - gray).max() > 0.01
+
+
+def test_the_last_batches_show_edges_as_they_are(monkeypatch):
+    pairs, shares = [draw_crop((40, 40))], np.ones(1)
+    options = {"size": 32, "batch_size": 1, "seed": 1, "as_seen_from": 3}
+    monkeypatch.setattr(
+        Train, "change_intensity", lambda gray, labels, rng, as_seen: gray + as_seen
+    )
+    first = Train.Crops(pairs, shares, numbers=range(5), **options)
+    assert [int(first[i][0].max() > 1) for i in range(5)] == [0, 0, 0, 1, 1]
+    resumed = Train.Crops(pairs, shares, numbers=range(5)[2:], **options)
+    assert [int(resumed[i][0].max() > 1) for i in range(3)] == [0, 1, 1]
+
+
 def test_contrast_keeps_dim_rims_from_the_background():
     gray = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
     for seed in range(100):
