@@ -212,8 +212,8 @@ def look_up(labels, matrix, offset, size):
 def change_intensity(gray, labels, rng, as_seen=False):
     """Dimmed nuclei, haze, illumination, blur, gamma, contrast and noise of two sorts.
 
-    The outline of a sharp nucleus lies at half of its brightness, also after a blur; soft nuclei
-    people outline wider. To learn where, the network sees edges as they are in the end.
+    A sharp nucleus that is blurred keeps its outline at half of its brightness, but soft nuclei
+    people outline wider. So that the network learns where, `as_seen` leaves out blur and gamma.
     """
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)

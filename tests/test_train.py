@@ -462,6 +462,15 @@ def test_two_runs_of_one_seed_are_the_same(trained, drawn, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_training_ends_with_edges_as_they_are(drawn, tmp_path, monkeypatch):
+    seen, change = [], Train.change_intensity
+    monkeypatch.setattr(Train, "change_intensity", lambda *a: seen.append(a[-1]) or change(*a))
+    Train.train(str(drawn), str(tmp_path), **TINY)
+    # Of 12 batches of 4 the last 2: the first whose number is at least 9.6 is number 10.
+    assert seen.count(True) == 8 and all(seen[-8:])
+    assert seen.count(False) >= 40  # Keras looks at some of the first ones before
+
+
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(trained, drawn, stopped):
     assert len(Train.read_history(stopped / "history.csv")) == 2
     assert (stopped / "last.weights.h5").is_file() and (stopped / "unet.keras").is_file()
