@@ -481,6 +481,43 @@ def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict
     return read_history(out / "history.csv")[:done]
 
 
+class FusedNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation by TensorFlow's one kernel for it, where training runs on TensorFlow.
+
+    Keras has no spelling of it, and takes several passes in float32: half as long a step again.
+    """
+
+    def call(self, x, training=None, mask=None):
+        if not training or keras.backend.backend() != "tensorflow":
+            return super().call(x, training=training, mask=mask)
+        from tensorflow import raw_ops
+
+        x, mean, variance, *_ = raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=keras.ops.cast(self.gamma, "float32"),
+            offset=keras.ops.cast(self.beta, "float32"),
+            mean=[],
+            variance=[],
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        for moving, batch in (self.moving_mean, mean), (self.moving_variance, variance):
+            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+        return x
+
+
+def fuse_normalisations(model: keras.Model) -> keras.Model:
+    """The same network for training; its weights fit the plain one, which is what is saved."""
+
+    def swap(layer):
+        plain = isinstance(layer, keras.layers.BatchNormalization)
+        return (FusedNormalization if plain else type(layer)).from_config(layer.get_config())
+
+    fused = keras.models.clone_model(model, clone_function=swap)
+    fused.set_weights(model.get_weights())
+    return fused
+
+
 def compile_unet(depth: int, base_filters: int, learning_rate: float, steps: int) -> keras.Model:
     """The network with its loss, and AdamW whose rate warms up, then falls along a cosine."""
     warm_up = max(steps // 30, 1)
@@ -491,7 +528,7 @@ def compile_unet(depth: int, base_filters: int, learning_rate: float, steps: int
         warmup_target=learning_rate,
         warmup_steps=warm_up,
     )
-    model = Model.Unet(depth, base_filters).build()
+    model = fuse_normalisations(Model.Unet(depth, base_filters).build())
     model.compile(
         keras.optimizers.AdamW(schedule, weight_decay=1e-4, clipnorm=1.0),
         Model.segmentation_loss,

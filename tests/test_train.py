@@ -346,6 +346,26 @@ def test_training_steps_lower_the_loss():
     assert loss[-1] < 0.9 * loss[0]
 
 
+def test_a_fused_normalisation_trains_as_the_plain_one():
+    keras.utils.set_random_seed(0)
+    plain = Model.Unet(1, 4).build()
+    fused = Train.fuse_normalisations(plain)
+    assert sum(isinstance(layer, Train.FusedNormalization) for layer in fused.layers) == 6
+    gray, labels = draw_crop((64, 64), 1)
+    batch = gray[None, ..., None], Train.make_truth(labels)[None]
+    before = plain.get_weights()
+    np.testing.assert_array_equal(
+        plain.predict_on_batch(batch[0]), fused.predict_on_batch(batch[0])
+    )
+    for model in plain, fused:
+        model.compile(keras.optimizers.SGD(0.1), Model.segmentation_loss)
+        model.train_on_batch(*batch)
+    for old, one, other in zip(before, plain.get_weights(), fused.get_weights(), strict=True):
+        assert not np.array_equal(old, one)
+        # The kernel divides the variance by n - 1 instead of n pixels, here 1024 or more.
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
     keras.utils.set_random_seed(1)
     model = Model.Unet(2, 4).build()
@@ -366,8 +386,9 @@ def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
 
 def test_the_kept_copy_is_float32_and_answers_the_same():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = Model.Unet(2, 4).build()
+    model = Train.fuse_normalisations(Model.Unet(2, 4).build())
     copy = Train.plain_copy(model)
+    assert {type(layer) for layer in copy.layers} == {type(x) for x in Model.Unet().build().layers}
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     assert {layer.compute_dtype for layer in copy.layers} == {"float32"}
     for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
