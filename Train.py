@@ -213,7 +213,7 @@ def change_intensity(gray, labels, rng, as_seen=False):
     """Dimmed nuclei, haze, illumination, blur, gamma, contrast and noise of two sorts.
 
     A sharp nucleus that is blurred keeps its outline at half of its brightness, but soft nuclei
-    people outline wider. So that the network learns where, `as_seen` leaves out blur and gamma.
+    people outline wider on the average. To learn where, `as_seen` leaves out blur and gamma.
     """
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)
