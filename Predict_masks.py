@@ -680,8 +680,7 @@ def save_submission(folder: str | Path, ids: Iterable[str]) -> Path:
             table = csv.writer(stream)
             table.writerow(("ImageId", "EncodedPixels"))
             for name in ids:
-                labels = read_image(folder / "labels" / f"{name}.tif")
-                runs = [rle_encode(labels == number) for number in range(1, labels.max() + 1)]
+                runs = rle_encode(read_image(folder / "labels" / f"{name}.tif"))
                 table.writerows((name, run) for run in runs or [""])
 
     folder = Path(folder)

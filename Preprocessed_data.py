@@ -841,25 +841,31 @@ def read_record(file: str | Path) -> dict:
     return record
 
 
-def rle_encode(mask: np.ndarray) -> str:
+def rle_encode(labels: np.ndarray) -> list[str]:
     """Run lengths as Kaggle writes them: "start length …", starts from 1, down the columns.
 
     Source: https://www.kaggle.com/c/data-science-bowl-2018/overview/evaluation
 
     Args:
-        mask: (H, W) bool.
+        labels: (H, W) int, 0 background, 1…K; or a mask, (H, W) bool.
 
-    >>> rle_encode(np.array([[0, 1], [1, 1]], bool))
-    '2 3'
+    Returns:
+        K texts, that of nucleus 1 first.
+
+    >>> rle_encode(np.array([[0, 2, 2], [1, 2, 0]]))
+    ['2 1', '3 3']
     """
-    padded = np.concatenate([[0], np.asarray(mask, bool).ravel(order="F"), [0]])
-    edges = np.flatnonzero(np.diff(padded)) + 1
-    edges[1::2] -= edges[::2]
-    return " ".join(map(str, edges))
+    flat = np.append(0, labels.ravel(order="F"))
+    starts = np.flatnonzero(flat[1:] != flat[:-1])
+    numbers, lengths = flat[starts + 1], np.diff(starts, append=labels.size)
+    order = np.argsort(numbers, kind="stable")
+    ends = np.searchsorted(numbers[order], np.arange(1, flat.max() + 2))
+    runs = np.split(np.column_stack([starts + 1, lengths])[order], ends)
+    return [" ".join(map(str, run.ravel())) for run in runs[1:-1]]
 
 
 def rle_decode(runs: str, shape: tuple[int, int]) -> np.ndarray:
-    """The mask (H, W) bool that `rle_encode` wrote.
+    """The mask (H, W) bool of one text of `rle_encode`.
 
     Raises:
         ValueError: an odd count, a number that is none, a run outside the image or on another.
