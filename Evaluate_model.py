@@ -94,7 +94,8 @@ def check_ids(ids: Iterable | None, truths: dict, source: str, predicted_dir: Pa
         raise FileNotFoundError(
             f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted_dir}, "
             f"first {missing[0]}; "
-            f"run: python Predict_masks.py --data {images} --out {predicted_dir}"
+            f"run: python Predict_masks.py --data {images} --out {predicted_dir} "
+            "(an image that it cannot read must leave the truth too)"
         )
     if ignored := (masks | labels) - set(truths):
         print(f"ignored {len(ignored)} predictions in {predicted_dir} without truth in {source}")
@@ -140,10 +141,11 @@ def read_truth(truth: data.Sample | np.ndarray) -> tuple[np.ndarray, str]:
 def read_prediction(folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns mask, (H, W) bool, and labels, (H, W) integers; ValueError if a file holds others."""
     masks = [folder / "masks" / f"{image_id}{ending}" for ending in data.MASK_ENDINGS]
-    mask = data.read_image(next(file for file in masks if file.exists()))
+    file = next(file for file in masks if file.exists())
+    mask = data.read_image(file)
     labels = data.read_image(folder / "labels" / f"{image_id}.tif")
     if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0/1 would look black elsewhere
-        raise ValueError(f"masks/{image_id}.png should be one channel of 0 and 255 only")
+        raise ValueError(f"masks/{file.name} should be one channel of 0 and 255 only")
     if labels.ndim != 2 or labels.dtype.kind not in "ui":
         raise ValueError(f"labels/{image_id}.tif should be one channel of whole numbers")
     return mask == 255, labels
