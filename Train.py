@@ -699,10 +699,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(parse_args(argv))
     out = Path(options["out"])
     options["data"] = options["data"] or find_data()
+    go_on, started, last = options.pop("resume"), time.time(), out / "last.weights.h5"
     try:
-        history = train(go_on=options.pop("resume"), **options)
+        history = train(go_on=go_on, **options)
     except KeyboardInterrupt:
-        if not (out / "last.weights.h5").is_file():
+        # Before the first epoch ends the file, if there is one, is of another training.
+        if not last.is_file() or not go_on and last.stat().st_mtime < started:
             raise
         words = list(sys.argv[1:] if argv is None else argv)
         words += [] if "--resume" in words else ["--resume"]

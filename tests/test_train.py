@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -246,7 +247,7 @@ def test_gamma_changes_pixels(monkeypatch):
     assert abs(results[1] - gray).mean() > 0.01
 
 
-def test_edges_as_seen_are_moved_by_neither_blur_nor_gamma():
+def test_edges_as_seen_are_moved_by_neither_blur_nor_gamma(monkeypatch):
     gray = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
     gray[:, 40:] = 1
     nothing, blurred = OneCoin(), OneCoin(PIECES.index("blur"))
@@ -254,6 +255,7 @@ def test_edges_as_seen_are_moved_by_neither_blur_nor_gamma():
     kept = Train.change_intensity(gray, labels, nothing, as_seen=True)
     np.testing.assert_array_equal(kept, gray)
     assert nothing.tossed == len(PIECES) - 1  # none for the blur
+    monkeypatch.setattr(Train, "GAMMAS", (1, 1))  # so that what moves them is the blur
     assert abs(Train.change_intensity(gray, labels, blurred) - gray).max() > 0.01
 
 
@@ -430,6 +432,19 @@ def interrupted(drawn, tmp_path_factory):
 @pytest.fixture
 def stopped(interrupted, tmp_path):
     return shutil.copytree(interrupted, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_stopped_at_once_only_a_resumed_training_may_go_on(stopped, drawn, monkeypatch, options):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    os.utime(stopped / "last.weights.h5", (0, 0))  # written long ago
+    monkeypatch.setattr(Train, "load_data", stop)
+    command = ["--data", str(drawn), "--out", str(stopped), *as_arguments(TINY), *options]
+    with pytest.raises(KeyboardInterrupt) as told:
+        Train.main(command)
+    assert ("go on with" in str(told.value)) == bool(options)
 
 
 def test_training_leaves_these_files_and_no_others(trained):
