@@ -54,7 +54,7 @@ from Preprocessed_data import (
 )
 
 EPOCHS = 30
-CROPS = 2048  # crops an epoch
+CROPS = 2560  # crops an epoch
 BATCH_SIZE = 8
 IMAGE_SIZE = 256  # pixels, side of a crop
 LEARNING_RATE = 2e-3
