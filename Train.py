@@ -1,9 +1,10 @@
 """Trains the U-Net on augmented crops and keeps the epoch that is best on whole validation images.
 
 In:  images with masks (Kaggle folder or .zip). Out, in --out (default weights/):
-     unet.keras     the best epoch by mean validation Dice at native size; one file, enough alone
+     unet.keras     the best epoch by mean validation Dice at native size (with --hold-out the
+                    last epoch); one file, enough alone
      history.csv    a row an epoch; accuracy.png and loss.png draw it
-     training.json  options, ids on both sides of the split, versions, data fingerprint, best epoch
+     training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch
      last.weights.h5  the last epoch with optimizer, for --resume; removed when training ends
 
     python Train.py
@@ -298,7 +299,7 @@ def sampling_weights(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class KeepEpochs(keras.callbacks.Callback):
-    """After every epoch validates, and writes history, best weights and what `--resume` needs."""
+    """After every epoch validates, and writes history, weights and what `--resume` needs."""
 
     def __init__(self, out, record: dict, history: list[dict], batches, validation, writes=True):
         super().__init__()
@@ -343,9 +344,10 @@ class KeepEpochs(keras.callbacks.Callback):
         if not self.writes:
             return
         with alone():
-            if row["val_dice"] > best:
+            # A kind held out is there to be scored on, so it chooses nothing.
+            if row["val_dice"] > best or self.record["options"]["hold_out"]:
                 write_whole(self.out / "unet.keras", plain_copy(self.model).save)
-                self.record["best"] = row
+                self.record["kept"] = row
             write_whole(self.out / "history.csv", lambda file: save_history(self.history, file))
             write_whole(self.out / "training.json", lambda file: save_json(self.record, file))
             # Last, so that what it says is done is done.
@@ -474,7 +476,7 @@ def resume(model: keras.Model, out: Path, record: dict, steps: int) -> list[dict
     for key in ("options", "data_sha256", "validation_ids"):
         if before[key] != record[key]:
             raise ValueError(f"{out}: that training had other {key}: {before[key]}; give the same")
-    record["best"] = before["best"]
+    record["kept"] = before["kept"]
     model.optimizer.build(model.trainable_variables)
     model.load_weights(out / "last.weights.h5")
     done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
@@ -690,7 +692,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     precisions = "float32", "mixed_bfloat16"
     add("--precision", choices=precisions, default=PRECISION, help=f"default {PRECISION}")
     add("--seed", type=int, default=SEED, help=f"default {SEED}")
-    add("--hold-out", metavar="KIND", help="validate on all images of this kind, train on the rest")
+    add("--hold-out", metavar="KIND", help="score on all images of this kind, train on the rest")
     add("--resume", action="store_true", help="go on with an interrupted training in --out")
     return parser.parse_args(argv)
 
@@ -701,7 +703,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options["data"] = options["data"] or find_data()
     go_on, started, last = options.pop("resume"), time.time(), out / "last.weights.h5"
     try:
-        history = train(go_on=go_on, **options)
+        train(go_on=go_on, **options)
     except KeyboardInterrupt:
         # Before the first epoch ends the file, if there is one, is of another training.
         if not last.is_file() or not go_on and last.stat().st_mtime < started:
@@ -714,8 +716,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if process_number():
         return
     files = out / "accuracy.png", out / "loss.png"
-    best = max(history, key=lambda row: row["val_dice"])
-    print(f"best epoch {best['epoch']}: validation Dice {best['val_dice']:.4f}")
+    kept = read_record(out / "training.json")["kept"]
+    print(f"kept epoch {kept['epoch']}: validation Dice {kept['val_dice']:.4f}")
     print(f"saved the weights to {out / 'unet.keras'}, curves to {', '.join(map(str, files))}")
     show_pictures(*files)
 

@@ -169,7 +169,7 @@ def test_two_processes_train_in_step_and_one_writes(source, tmp_path):
         processes.append(start_training(source, out, KERAS_BACKEND="jax", **environment))
     (first, printed), (second, silence) = map(finish, processes)
     assert first == second
-    assert "best epoch" in printed and "best epoch" not in silence
+    assert "kept epoch" in printed and "kept epoch" not in silence
     written = {"unet.keras", "history.csv", "training.json", "accuracy.png", "loss.png"}
     assert {file.name for file in outs[0].iterdir()} == written and not outs[1].exists()
 
@@ -186,7 +186,7 @@ tf.config.list_logical_devices = lambda kind=None: seen("CPU" if kind == "GPU" e
     cut = start_training(source, out, before + "Train.save_curves = None")  # stops after the epoch
     assert "'NoneType' object is not callable" in cut.communicate()[1]
     _, printed = finish(start_training(source, out, before, ["--resume"]))
-    assert "training on 2 GPUs" in printed and "best epoch 1" in printed
+    assert "training on 2 GPUs" in printed and "kept epoch 1" in printed
     assert len(Train.read_history(out / "history.csv")) == 1
     gray = np.zeros((32, 32), np.float32)
     nucleus, _ = Predict_masks.predict_probability(Model.load_unet(out / "unet.keras"), gray)

@@ -472,7 +472,7 @@ def test_training_json_says_what_was_trained_on(trained, drawn):
     assert sorted(record["training_ids"] + record["validation_ids"]) == IDS
     assert record == Train.training_record(trained / "unet.keras")
     history = Train.read_history(trained / "history.csv")
-    assert record["best"] == max(history, key=lambda row: row["val_dice"])
+    assert record["kept"] == max(history, key=lambda row: row["val_dice"])
 
 
 def test_the_weights_are_those_of_the_best_epoch(trained, drawn):
@@ -487,7 +487,16 @@ def test_the_weights_are_those_of_the_best_epoch(trained, drawn):
             padded, truth = Train.whole_image(gray, labels, 4)
             score = Model.dice(truth, model.predict(padded, verbose=0))
             scores.append(float(score[0]))
-    assert np.mean(scores) == pytest.approx(record["best"]["val_dice"], abs=1e-4)
+    assert np.mean(scores) == pytest.approx(record["kept"]["val_dice"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(None, 2), ("stained tissue", 3)])
+def test_a_kind_held_out_does_not_choose_the_epoch(drawn, tmp_path, monkeypatch, kind, kept):
+    dice = iter([0.5, 0.9, 0.7])
+    scores = {"val_loss": 1.0, "val_accuracy": 1.0}
+    monkeypatch.setattr(Train.KeepEpochs, "validate", lambda _: scores | {"val_dice": next(dice)})
+    Train.train(str(drawn), str(tmp_path), **TINY | {"hold_out": kind})
+    assert Train.training_record(tmp_path / "unet.keras")["kept"]["epoch"] == kept
 
 
 def test_two_runs_of_one_seed_are_the_same(trained, drawn, tmp_path):
