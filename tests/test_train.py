@@ -620,7 +620,7 @@ def test_ctrl_c_says_how_to_go_on(source, tmp_path):
 
 @pytest.mark.slow
 def test_ten_kills_lose_nothing(source, tmp_path):
-    out, rng, epochs, kills = tmp_path / "out", np.random.default_rng(0), 150, 0
+    out, rng, epochs, kills = tmp_path / "out", np.random.default_rng(0), 400, 0
     options = as_arguments(TINY | {"epochs": epochs})
     while kills < 10:
         go_on = ["--resume"] if (out / "last.weights.h5").is_file() else []
