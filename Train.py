@@ -490,6 +490,7 @@ class FusedNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, x, training=None, mask=None):
+        """Normalises x, (batch, H, W, C), by its own statistics while training, as Keras does."""
         if not training or keras.backend.backend() != "tensorflow":
             return super().call(x, training=training, mask=mask)
         from tensorflow import raw_ops
@@ -512,6 +513,7 @@ def fuse_normalisations(model: keras.Model) -> keras.Model:
     """The same network for training; its weights fit the plain one, which is what is saved."""
 
     def swap(layer):
+        """The same layer anew, a normalisation as a fused one."""
         plain = isinstance(layer, keras.layers.BatchNormalization)
         return (FusedNormalization if plain else type(layer)).from_config(layer.get_config())
 
@@ -701,12 +703,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(parse_args(argv))
     out = Path(options["out"])
     options["data"] = options["data"] or find_data()
-    go_on, started, last = options.pop("resume"), time.time(), out / "last.weights.h5"
+    go_on, last = options.pop("resume"), out / "last.weights.h5"
+    # What lies there before is of another training, until the first epoch of this one ends.
+    other = None if go_on or not last.is_file() else last.stat().st_mtime_ns
     try:
         train(go_on=go_on, **options)
     except KeyboardInterrupt:
-        # Before the first epoch ends the file, if there is one, is of another training.
-        if not last.is_file() or not go_on and last.stat().st_mtime < started:
+        if not last.is_file() or last.stat().st_mtime_ns == other:
             raise
         words = list(sys.argv[1:] if argv is None else argv)
         words += [] if "--resume" in words else ["--resume"]
