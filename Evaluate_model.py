@@ -13,8 +13,6 @@ F1 are means over images. Exit code 1: broken images were named and skipped.
 
 import argparse
 import csv
-import hashlib
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,9 +20,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.sparse import coo_array
+from skimage.metrics import contingency_table
+from skimage.segmentation import relabel_sequential
 from tqdm import tqdm
 
-import Preprocessed_data as data
+from data.files import Sample, UserError, find_samples, hash_file, run_script, write_whole
+from data.images import read_image
+from data.outputs import find_predictions, prediction_files, read_provenance
+from data.truth import read_labels, read_solution
+from Preprocessed_data import image_kind, read_training_record
 
 # Kaggle's 0.50, 0.55, ... 0.95. n / 100 is the double nearest to the decimal, as is an IoU of that
 # value, so the two are equal; np.linspace(0.5, 0.95, 10) would hold 0.8999999999999999 for 0.9.
@@ -32,8 +36,9 @@ THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 RESAMPLES = 2000  # bootstrap resamples of the images
 SEED = 2018  # of the bootstrap and of the jitter in the figure: same scores, same interval
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
-COLUMNS = "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70".split()
+SCORE_COLUMNS = "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70".split()
 COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
+MIN_BOX = 5  # images; fewer have no quartiles worth the name
 
 
 def evaluate(
@@ -44,121 +49,122 @@ def evaluate(
 ) -> tuple[list[dict], list[str]]:
     """Scores every image of the truth, or those named in `ids`.
 
-    Raises:
-        FileNotFoundError, ValueError: truth and predictions that do not belong together, or
-            predictions not of `weights`, where a file is named.
-
     Returns:
-        `(rows, skipped)`: for every scored image a dict of `id`, `kind` and what `score_image`
-        returns; and the ids of images with a broken file, each named on stderr.
+        rows: for every scored image a dict of `id`, `kind` and what `score_image` returns.
+        skipped: ids of images with a broken file, each named on stderr.
+
+    Raises:
+        UserError: truth and predictions that do not belong together, or predictions not of
+            `weights`, where a file is named.
     """
     truths = open_truth(truth_source)
     ids = check_ids(ids, truths, str(truth_source), Path(predicted_dir))
-    check_origins([Path(predicted_dir, "labels", f"{image_id}.tif") for image_id in ids], weights)
-    rows, skipped = [], []
-    for image_id in tqdm(ids, desc="scoring", unit="image", disable=None):
+    check_provenance([prediction_files(predicted_dir, name).labels for name in ids], weights)
+    rows = []
+    skipped = []
+    for name in tqdm(ids, desc="scoring", unit="image", disable=None):
         try:
-            truth, kind = read_truth(truths[image_id])
-            mask, labels = read_prediction(Path(predicted_dir), image_id)
-        except (OSError, ValueError) as error:
-            tqdm.write(f"skipped {image_id}: {error}", file=sys.stderr)
-            skipped.append(image_id)
+            truth, kind = read_truth(truths[name])
+            mask, labels = read_prediction(predicted_dir, name)
+        except (OSError, UserError) as error:
+            tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
+            skipped.append(name)
             continue
-        check_same_shape(truth, mask, f"masks/{image_id}.png")  # or they are of other images: stop
-        check_same_shape(truth, labels, f"labels/{image_id}.tif")
-        rows.append({"id": image_id, "kind": kind, **score_image(truth, mask, labels)})
+        files = prediction_files(predicted_dir, name)
+        for file, shape in ((files.existing_mask(), mask.shape), (files.labels, labels.shape)):
+            if shape != truth.shape:  # the files are of other images: stop
+                raise UserError(f"{file} is {shape} but the truth is {truth.shape}")
+        rows.append({"id": name, "kind": kind, **score_image(truth, mask, labels)})
     if not rows:
-        raise ValueError(f"no image to score: {len(ids)} chosen, {len(skipped)} of them broken")
+        raise UserError(f"no image to score: {len(ids)} chosen, {len(skipped)} of them broken")
     return rows, skipped
 
 
-def open_truth(source: str | Path) -> dict[str, data.Sample | np.ndarray]:
+def open_truth(source: str | Path) -> dict[str, Sample | np.ndarray]:
     """Returns id -> files to read later or, from a solution .csv, id -> labels."""
     if Path(source).suffix.lower() == ".csv":
-        return data.read_solution(source)
-    truths = {sample.id: sample for sample in data.open_source(source)}
+        return read_solution(source)
+    truths = {sample.id: sample for sample in find_samples(source)}
     if not any(sample.masks for sample in truths.values()):
-        raise ValueError(f"{source} holds images but no truth; expected ID/masks/*.png")
+        raise UserError(f"{source} holds images but no truth; expected ID/masks/*.png")
     return truths
 
 
 def check_ids(ids: Iterable | None, truths: dict, source: str, predicted_dir: Path) -> list[str]:
     """Returns the ids to score; an error counts those without truth or without prediction."""
     ids = sorted(set(truths if ids is None else ids))
-    masks = {f.stem for e in data.MASK_ENDINGS for f in predicted_dir.glob(f"masks/[!.]*{e}")}
-    labels = {file.stem for file in predicted_dir.glob("labels/[!.]*.tif")}
-    if unknown := [image_id for image_id in ids if image_id not in truths]:
-        raise ValueError(f"{len(unknown)} of {len(ids)} ids not in {source}, first {unknown[0]}")
-    if missing := [image_id for image_id in ids if image_id not in masks & labels]:
+    predicted = set(find_predictions(predicted_dir))
+    unknown = [name for name in ids if name not in truths]
+    if unknown:
+        raise UserError(f"{len(unknown)} of {len(ids)} ids not in {source}, first {unknown[0]}")
+    missing = [name for name in ids if name not in predicted]
+    if missing:
         images = "IMAGES" if source.lower().endswith(".csv") else source
-        raise FileNotFoundError(
+        raise UserError(
             f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted_dir}, "
-            f"first {missing[0]}; "
-            f"run: python Predict_masks.py --data {images} --out {predicted_dir} "
-            "(an image that it cannot read must leave the truth too)"
+            f"first {missing[0]}; run: python Predict_masks.py --data {images} --out "
+            f"{predicted_dir} (an image that it cannot read must leave the truth too)"
         )
-    if ignored := (masks | labels) - set(truths):
+    ignored = predicted - set(truths)
+    if ignored:
         print(f"ignored {len(ignored)} predictions in {predicted_dir} without truth in {source}")
     return ids
 
 
-def check_origins(files: list[Path], weights: str | Path | None = None) -> None:
+def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -> None:
     """Refuses labels of several weights or settings, and of other weights than the ones named.
 
-    Predict_masks.py writes into each file what it is of; of files without a word nothing is known.
+    Predict_masks.py writes into each file what it is of; of other files nothing is known.
     """
-    origins = {}
+    known = []  # pairs of a provenance and the first file that has it
     for file in files:
         try:
-            origins.setdefault(data.read_origin(file), file)
-        except (OSError, ValueError):
+            provenance = read_provenance(file)
+        except (OSError, UserError):
             continue  # named when it is read whole
-    origins.pop("", None)
-    if len(origins) > 1:
-        first, second, *_ = origins.values()
-        raise ValueError(
-            f"{first} and {second} are of other weights or settings; "
+        if provenance and provenance not in [other for other, _ in known]:
+            known.append((provenance, file))
+    if len(known) > 1:
+        raise UserError(
+            f"{known[0][1]} and {known[1][1]} are of other weights or settings; "
             "predict all with --overwrite, or score them apart"
         )
-    if weights and Path(weights).is_file():
-        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        for origin, file in origins.items():
-            if digest not in origin:
-                raise ValueError(
-                    f"{file} was not predicted with {weights}; predict anew, or name with --ids "
-                    "the training.json of the weights that it was predicted with"
-                )
+    if known and weights and Path(weights).is_file():
+        provenance, file = known[0]
+        if provenance.get("weights_sha256") != hash_file(weights):
+            raise UserError(
+                f"{file} was not predicted with {weights}; predict anew, or name with --ids "
+                "the training.json of the weights that it was predicted with"
+            )
 
 
-def read_truth(truth: data.Sample | np.ndarray) -> tuple[np.ndarray, str]:
+def read_truth(truth: Sample | np.ndarray) -> tuple[np.ndarray, str]:
     """Returns labels, (H, W) int32, and the kind of image."""
     if isinstance(truth, np.ndarray):
         return truth, UNKNOWN_KIND
-    image = data.read_image(truth.image)
-    return data.read_labels(truth, image.shape[:2]), data.image_kind(image)
+    image = read_image(truth.image)
+    return read_labels(truth, image.shape[:2]), image_kind(image)
 
 
-def read_prediction(folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mask, (H, W) bool, and labels, (H, W) integers; ValueError if a file holds others."""
-    masks = [folder / "masks" / f"{image_id}{ending}" for ending in data.MASK_ENDINGS]
-    file = next(file for file in masks if file.exists())
-    mask = data.read_image(file)
-    labels = data.read_image(folder / "labels" / f"{image_id}.tif")
-    if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0/1 would look black elsewhere
-        raise ValueError(f"masks/{file.name} should be one channel of 0 and 255 only")
-    if labels.ndim != 2 or labels.dtype.kind not in "ui":
-        raise ValueError(f"labels/{image_id}.tif should be one channel of whole numbers")
+def read_prediction(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mask, (H, W) bool, and labels, (H, W) integers; UserError if a file holds others."""
+    files = prediction_files(folder, name)
+    mask = read_image(files.existing_mask())
+    labels = read_image(files.labels)
+    if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0 and 1 would look black elsewhere
+        raise UserError(f"{files.existing_mask()} should be one channel of 0 and 255 only")
+    if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.min() < 0:
+        raise UserError(f"{files.labels} should be one channel of whole numbers from 0 on")
     return mask == 255, labels
 
 
-def score_image(
-    truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_labels: np.ndarray
-) -> dict:
+def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_labels: np.ndarray) -> dict:
     """Scores one image: its pixels from the mask, its nuclei from the labels.
 
     Args:
-        truth_labels, predicted_labels: (H, W) integers, 0 background, one number per nucleus.
+        truth_labels: (H, W) integers, 0 background, one number per nucleus.
         predicted_mask: (H, W) bool, the thresholded probability.
+        predicted_labels: (H, W) integers, as the truth.
 
     Returns:
         Dict of size, counts and scores in [0, 1]; `precision` is a list, one per threshold.
@@ -188,8 +194,8 @@ def dice_score(truth: np.ndarray, predicted: np.ndarray) -> float:
     >>> dice_score(np.array([True, True, False]), np.array([False, True, True]))
     0.5
     """
-    both, true, guessed = count_pixels(truth, predicted)
-    return ratio(2 * both, true + guessed)
+    both, true, predicted_pixels = count_pixels(truth, predicted)
+    return ratio(2 * both, true + predicted_pixels)
 
 
 def iou_score(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -198,15 +204,16 @@ def iou_score(truth: np.ndarray, predicted: np.ndarray) -> float:
     >>> iou_score(np.array([True, True, True, False]), np.array([False, True, True, True]))
     0.5
     """
-    both, true, guessed = count_pixels(truth, predicted)
-    return ratio(both, true + guessed - both)
+    both, true, predicted_pixels = count_pixels(truth, predicted)
+    return ratio(both, true + predicted_pixels - both)
 
 
 def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> coo_array:
     """Counts the pixels of every pair of a true and a predicted nucleus, background included.
 
     Args:
-        truth_labels, predicted_labels: (H, W) integers, 0 background, K and P nuclei in any order.
+        truth_labels: (H, W) integers, 0 background, K nuclei in any order.
+        predicted_labels: (H, W) integers, P nuclei likewise.
 
     Returns:
         (K + 1, P + 1) sparse integers, pixels; row 0 and column 0 are the background.
@@ -215,13 +222,9 @@ def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> coo
     [[1, 0], [1, 1], [0, 1]]
     """
     check_same_shape(truth_labels, predicted_labels)
-    # The 0 in front makes the background the first also where no pixel is background.
-    true_numbers, rows = np.unique(np.append(0, truth_labels), return_inverse=True)
-    predicted_numbers, columns = np.unique(np.append(0, predicted_labels), return_inverse=True)
-    pixels = np.ones(truth_labels.size, int), (rows[1:], columns[1:])
-    table = coo_array(pixels, shape=(len(true_numbers), len(predicted_numbers)))
-    table.sum_duplicates()  # most pairs of a large image share no pixel and take no memory
-    return table
+    truth = relabel_sequential(truth_labels)[0]  # gaps would make rows of nothing
+    predicted = relabel_sequential(predicted_labels)[0]
+    return coo_array(contingency_table(truth, predicted, sparse_type="array").astype(int))
 
 
 def count_matches(table: np.ndarray | coo_array, threshold: float) -> tuple[int, int, int]:
@@ -238,14 +241,12 @@ def count_matches(table: np.ndarray | coo_array, threshold: float) -> tuple[int,
     table = coo_array(table)
     rows, columns = table.coords
     union = table.sum(axis=1)[rows] + table.sum(axis=0)[columns] - table.data
-    nuclei = (rows > 0) & (columns > 0)
-    matches = int((nuclei & (table.data / union > threshold)).sum())
+    is_pair = (rows > 0) & (columns > 0)
+    matches = int((is_pair & (table.data / union > threshold)).sum())
     return matches, table.shape[1] - 1 - matches, table.shape[0] - 1 - matches
 
 
-def average_precision(
-    table: np.ndarray | coo_array, thresholds: Sequence[float] = THRESHOLDS
-) -> float:
+def average_precision(table: np.ndarray | coo_array, thresholds: Sequence[float] = THRESHOLDS) -> float:
     """AP of one image: the mean over IoU thresholds of `TP / (TP + FP + FN)`; 1 without nuclei.
 
     >>> average_precision(np.array([[0, 0], [3, 7]]))  # IoU 0.7: found at 0.50, 0.55, 0.60, 0.65
@@ -273,10 +274,10 @@ def count_pixels(truth: np.ndarray, predicted: np.ndarray) -> tuple[int, int, in
     return int((truth & predicted).sum()), int(truth.sum()), int(predicted.sum())
 
 
-def check_same_shape(truth: np.ndarray, predicted: np.ndarray, name: str = "prediction") -> None:
+def check_same_shape(truth: np.ndarray, predicted: np.ndarray) -> None:
     """Raises a ValueError that names both shapes where they differ."""
     if truth.shape != predicted.shape:
-        raise ValueError(f"{name} is {predicted.shape} but the truth is {truth.shape}")
+        raise ValueError(f"prediction is {predicted.shape} but the truth is {truth.shape}")
 
 
 def ratio(part: int, whole: int) -> float:
@@ -288,13 +289,19 @@ def summarise(rows: Sequence[dict]) -> dict[str, float]:
     """Sums up the rows of `evaluate`: means over images, and of Dice as its names say."""
     if not rows:
         raise ValueError("no images to score: the mean over no images is not a score")
-    both, true, guessed = np.sum([row["pixels"] for row in rows], axis=0).tolist()
+    both, true, predicted = np.sum([row["pixels"] for row in rows], axis=0).tolist()
     dice = np.array([row["dice"] for row in rows])
-    stats = {"dice_mean": dice.mean(), "dice_median": np.median(dice)}
-    stats["dice_low"], stats["dice_high"] = bootstrap_interval(dice)
-    stats["dice_pooled"] = ratio(2 * both, true + guessed)
-    means = ("iou", "ap", "ap50", "f1_50", "f1_70")
-    return stats | {score: np.mean([row[score] for row in rows]) for score in means}
+    low, high = bootstrap_interval(dice)
+    summary = {
+        "dice_mean": dice.mean(),
+        "dice_median": np.median(dice),
+        "dice_low": low,
+        "dice_high": high,
+        "dice_pooled": ratio(2 * both, true + predicted),
+    }
+    for score in ("iou", "ap", "ap50", "f1_50", "f1_70"):
+        summary[score] = np.mean([row[score] for row in rows])
+    return summary
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
@@ -307,8 +314,10 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
     """Returns "all" -> rows, then every known kind in alphabetical order -> its rows."""
-    kinds = sorted({row["kind"] for row in rows} - {UNKNOWN_KIND})
-    return {"all": rows, **{kind: [row for row in rows if row["kind"] == kind] for kind in kinds}}
+    groups = {"all": list(rows)}
+    for kind in sorted({row["kind"] for row in rows} - {UNKNOWN_KIND}):
+        groups[kind] = [row for row in rows if row["kind"] == kind]
+    return groups
 
 
 def format_table(rows: Sequence[dict]) -> str:
@@ -318,22 +327,23 @@ def format_table(rows: Sequence[dict]) -> str:
     titles = ("median Dice", "pooled Dice", "mean IoU", "AP", "AP50", "F1@0.5", "F1@0.7")
     lines = [line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
     for kind, group in group_by_kind(rows).items():
-        stats = summarise(group)
-        dice = "{dice_mean:.3f} [{dice_low:.3f}, {dice_high:.3f}]".format_map(stats)
+        summary = summarise(group)
+        dice = "{dice_mean:.3f} [{dice_low:.3f}, {dice_high:.3f}]".format_map(summary)
         dice = dice.replace("nan, nan", "one image")
-        lines.append(line.format(kind, len(group), dice, *(f"{stats[s]:.3f}" for s in scores)))
+        values = [f"{summary[score]:.3f}" for score in scores]
+        lines.append(line.format(kind, len(group), dice, *values))
     return "\n".join(lines)
 
 
 def save_scores(rows: Sequence[dict], out: str | Path) -> None:
     """Writes `scores.csv` (worst Dice first) and `scores.png` into the folder `out`."""
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: (row["dice"], row["id"])))
     Path(out).mkdir(parents=True, exist_ok=True)
-    data.write_whole(Path(out, "scores.csv"), lambda f: f.write_bytes(table.getvalue().encode()))
-    data.write_whole(Path(out, "scores.png"), lambda f: draw_scores(rows).savefig(f, dpi=110))
+    with write_whole(Path(out, "scores.csv")) as file, open(file, "w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, SCORE_COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(sorted(rows, key=lambda row: (row["dice"], row["id"])))
+    with write_whole(Path(out, "scores.png")) as file:
+        draw_scores(rows).savefig(file, dpi=110)
     print(f"saved scores.csv and scores.png to {out}")
 
 
@@ -342,11 +352,13 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
     groups = group_by_kind(rows)
     figure = Figure(figsize=(11, 3 + 0.45 * len(groups)), layout="constrained")  # opens no window
     left, right = figure.subplots(1, 2)
-    jitter = np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEED)
     for row, (kind, group) in enumerate(groups.items()):
-        dice, color = [scores["dice"] for scores in group], COLORS[row % len(COLORS)]
-        left.scatter(dice, row + jitter.uniform(-0.2, 0.2, len(dice)), 14, color, alpha=0.4, lw=0)
-        if len(dice) >= 5:  # fewer have no quartiles worth the name
+        color = COLORS[row % len(COLORS)]
+        dice = [scores["dice"] for scores in group]
+        jitter = rng.uniform(-0.2, 0.2, len(dice))
+        left.scatter(dice, row + jitter, 14, color, alpha=0.4, lw=0)
+        if len(dice) >= MIN_BOX:
             box = left.boxplot(dice, positions=[row], widths=0.6, sym="", orientation="horizontal")
             box["medians"][0].set(color="black", linewidth=2.5)
         curve = np.mean([scores["precision"] for scores in group], axis=0)
@@ -356,30 +368,30 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
     right.set(xlabel="IoU threshold", ylabel="TP / (TP + FP + FN)", ylim=(-0.02, 1.02))
     right.set_title("Precision at each IoU threshold, mean over images")
     right.legend(title="AP", frameon=False, alignment="left", loc="lower left")
-    for axes, lines in ((left, "x"), (right, "both")):
-        axes.grid(axis=lines, alpha=0.3)
+    left.grid(axis="x", alpha=0.3)
+    right.grid(alpha=0.3)
+    for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--truth", required=True, help="Kaggle folder or .zip, or solution .csv")
-    parser.add_argument("--predicted", required=True, help="folder that Predict_masks.py wrote")
-    parser.add_argument("--out", help="folder of scores.csv and scores.png (default: --predicted)")
-    parser.add_argument(
-        "--ids", help="training.json: only its validation ids, predicted with its own weights"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("--truth", required=True, help="Kaggle folder or .zip, or solution .csv")
+    files.add_argument("--predicted", required=True, help="folder that Predict_masks.py wrote")
+    files.add_argument("--out", help="folder of scores.csv and scores.png (default: --predicted)")
+    chosen = parser.add_argument_group("images")
+    chosen.add_argument("--ids", help="training.json: only its validation ids, predicted with its own weights")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    ids, weights = None, None
+    ids = None
+    weights = None
     if args.ids:
-        ids = data.read_record(args.ids)["validation_ids"]
+        ids = read_training_record(args.ids)["validation_ids"]
         weights = Path(args.ids).with_name("unet.keras")  # what these ids were held out from
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(rows))
@@ -388,4 +400,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    data.run_script(main)
+    run_script(main)

@@ -1,8 +1,8 @@
 """The U-Net: a contracting path, an expansive path, and skip connections between them.
 
 In:  gray images (batch, H, W, 1) float32 in [0, 1], H and W multiples of 2 ** depth.
-Out: two probabilities a pixel (batch, H, W, 2): nucleus, and border where nuclei touch.
-Run alone it prints the layers and draws Unet.png from them.
+Out: two probabilities per pixel (batch, H, W, 2): nucleus, and border where nuclei touch.
+As a script it prints the layers and draws Unet.png from them.
 
     python Model.py
     python Model.py --depth 3 --base-filters 32 --out small.png
@@ -14,26 +14,35 @@ Segmentation", MICCAI 2015 (here with padded convolutions and batch normalisatio
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 from keras import layers, ops
 
-from Preprocessed_data import run_script, write_whole
+from data.files import UserError, figure_format, run_script, write_whole
 
+# The network.
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
 BASE_FILTERS = 16
-BORDER_WEIGHT = 0.5  # of the border's loss beside the nucleus's, which matters more to the Dice
+INPUT_SHAPE = (None, None, None, 1)
+OUTPUT_SHAPE = (None, None, None, 2)
+# Training.
+WEIGHT_DECAY = 1e-4
+BORDER_WEIGHT = 0.5  # the loss of borders counts half, because Dice depends on nuclei
+# The figure.
 FIGURE = "Unet.png"
-ARROWS = {  # kind of layer -> colour and legend
+DEEPEST_SIZE = 16  # pixels, side of the smallest feature maps that the figure shows
+ARROWS = {  # layer -> colour and legend
     "conv": ("#334155", "3×3 convolution, batch norm, ReLU"),
     "pool": ("#d1495b", "2×2 max pooling"),
     "upconv": ("#e08e1b", "2×2 up-convolution"),
     "probability": ("#7c4dab", "1×1 convolution, sigmoid"),
     "skip": ("#94a3b8", "skip connection (copy and concatenate)"),
 }
-CONTRACTING, COPIED, EXPANSIVE = "#3b6fb6", "#b9d0ee", "#2a9d8f"  # colours of the feature maps
+CONTRACTING = "#3b6fb6"  # colours of the feature maps
+COPIED = "#b9d0ee"
+EXPANSIVE = "#2a9d8f"
 
 
 class Unet:
@@ -46,22 +55,25 @@ class Unet:
 
     def __init__(self, depth: int = DEPTH, base_filters: int = BASE_FILTERS):
         if depth < 1 or base_filters < 1:
-            raise ValueError(f"depth and base filters must be 1 or more: {depth}, {base_filters}")
-        self.depth, self.base_filters = depth, base_filters
+            raise UserError(f"depth and base filters must be 1 or more: {depth}, {base_filters}")
+        self.depth = depth
+        self.base_filters = base_filters
 
     def filters(self, level: int) -> int:
         """Filters after `level` poolings: 1, 3, 6, 12, 24 … times base_filters.
 
-        Few at full resolution, where a filter takes the most time and sees the least.
+        They are few at full resolution, where a filter takes the most time and sees the least.
         """
-        return self.base_filters * 3 * 2 ** (level - 1) if level else self.base_filters
+        if level == 0:
+            return self.base_filters
+        return self.base_filters * 3 * 2 ** (level - 1)
 
     def build(self) -> keras.Model:
         """Returns the model, (batch, H, W, 1) -> (batch, H, W, 2) float32 in [0, 1]."""
-        gray = keras.Input((None, None, 1), name="gray")
-        x, skips = self.contracting_path(gray)
+        gray = keras.Input(INPUT_SHAPE[1:], name="gray")  # (batch, H, W, 1)
+        x, skips = self.contracting_path(gray)  # (batch, H / 2 ** depth, W / 2 ** depth, C)
         x = conv_block(x, self.filters(self.depth), "bottom")
-        x = self.expansive_path(x, skips)
+        x = self.expansive_path(x, skips)  # (batch, H, W, base_filters)
         # float32 also under mixed precision: probabilities near 0 and 1 need the digits.
         x = layers.Conv2D(2, 1, activation="sigmoid", dtype="float32", name="probability")(x)
         return keras.Model(gray, x, name="unet")
@@ -90,12 +102,7 @@ def conv_block(x, filters: int, name: str):
     for number in (1, 2):
         # The normalisation brings its own offset, so the convolution needs no bias.
         x = layers.Conv2D(
-            filters,
-            3,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            name=f"{name}_conv{number}",
+            filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv{number}"
         )(x)
         x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm{number}")(x)
         x = layers.ReLU(name=f"{name}_relu{number}")(x)
@@ -116,9 +123,10 @@ def segmentation_loss(truth, probability):
     p = ops.clip(probability, 1e-6, 1 - 1e-6)
     entropy = -(target * ops.log(p) + (1 - target) * ops.log(1 - p))
     entropy = _sum_pixels(entropy * valid) / ops.maximum(_sum_pixels(valid), 1.0)
+    intersection = _sum_pixels(target * probability * valid)
+    total_area = _sum_pixels((target + probability) * valid)
     # The 1 keeps images without nuclei at a Dice of 1 when nothing is predicted.
-    overlap = 2 * _sum_pixels(target * probability * valid) + 1
-    soft_dice = overlap / (_sum_pixels((target + probability) * valid) + 1)
+    soft_dice = (2 * intersection + 1) / (total_area + 1)
     loss = entropy + 1 - soft_dice
     return loss[:, 0] + BORDER_WEIGHT * loss[:, 1]
 
@@ -136,8 +144,8 @@ def dice(truth, probability):
     predicted = ops.cast(probability[..., :1] > 0.5, "float32") * valid
     target = truth[..., :1] * valid
     # Both empty is perfect agreement, 1.
-    union = _sum_pixels(predicted + target)
-    score = (2 * _sum_pixels(predicted * target) + 1e-6) / (union + 1e-6)
+    total_area = _sum_pixels(predicted + target)
+    score = (2 * _sum_pixels(predicted * target) + 1e-6) / (total_area + 1e-6)
     return score[:, 0]
 
 
@@ -145,25 +153,106 @@ def _sum_pixels(x):
     return ops.sum(x, axis=(1, 2))
 
 
+def compile_unet(depth: int, base_filters: int, learning_rate: float, total_steps: int) -> keras.Model:
+    """Builds the network for training, with its loss and optimizer.
+
+    Args:
+        depth: of `Unet`.
+        base_filters: of `Unet`.
+        learning_rate: the highest rate of AdamW; a schedule warms it up to this value and lets it
+            fall along a cosine.
+        total_steps: batches of the whole training.
+    """
+    warmup_steps = max(total_steps // 30, 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 20,
+        max(total_steps - warmup_steps, 1),
+        alpha=0.01,
+        warmup_target=learning_rate,
+        warmup_steps=warmup_steps,
+    )
+    model = fuse_normalization(Unet(depth, base_filters).build())
+    model.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY, clipnorm=1.0),
+        segmentation_loss,
+        metrics=[accuracy, dice],
+    )
+    return model
+
+
+class FusedNormalization(layers.BatchNormalization):
+    """Batch normalisation by TensorFlow's single kernel for it, where training runs on TensorFlow.
+
+    Keras has no name for this kernel; its own passes in float32 make a step half as long again.
+    """
+
+    def call(self, x, training=None, mask=None):
+        """Normalises x, (batch, H, W, C), by its own statistics while training, as Keras does."""
+        if not training or keras.backend.backend() != "tensorflow":
+            return super().call(x, training=training, mask=mask)
+        from tensorflow import raw_ops
+
+        x, mean, variance, *_ = raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=ops.cast(self.gamma, "float32"),
+            offset=ops.cast(self.beta, "float32"),
+            mean=[],
+            variance=[],
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+        return x
+
+
+def fuse_normalization(model: keras.Model) -> keras.Model:
+    """Copies a network with `FusedNormalization`; the weights of both are interchangeable."""
+
+    def copy_layer(layer):
+        """The same layer anew, a batch normalisation as a fused one."""
+        is_normalization = isinstance(layer, layers.BatchNormalization)
+        layer_class = FusedNormalization if is_normalization else type(layer)
+        return layer_class.from_config(layer.get_config())
+
+    fused = keras.models.clone_model(model, clone_function=copy_layer)
+    fused.set_weights(model.get_weights())
+    return fused
+
+
+def plain_copy(model: keras.Model) -> keras.Model:
+    """Copies a network as float32 without optimizer, a third of the size for Keras to load."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        copy = Unet(depth_of(model), model.layers[1].filters).build()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def load_unet(file: str | Path) -> keras.Model:
     """Loads a trained U-Net, in safe mode, and checks that it is one of ours.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a Keras file, or a model of another architecture.
+        UserError: no such file, not a Keras file, or a model of another architecture.
     """
     if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such weights; python Train.py trains some")
+        raise UserError(f"{file}: no such weights; python Train.py trains some")
     try:
         model = keras.models.load_model(file, compile=False, safe_mode=True)
-        shapes = model.input_shape, model.output_shape
+        input_shape = model.input_shape
+        output_shape = model.output_shape
+    except MemoryError:
+        raise
     except Exception as error:  # Keras raises a dozen kinds for a damaged or foreign file
         reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(f"{file}: not a Keras model that can be loaded ({reason})") from error
-    if shapes != ((None, None, None, 1), (None, None, None, 2)):
-        raise ValueError(
-            f"{file}: expected a model (None, None, None, 1) -> (None, None, None, 2), this one is "
-            f"{shapes[0]} -> {shapes[1]}; name weights of Train.py"
+        raise UserError(f"{file}: not a Keras model that can be loaded ({reason})") from error
+    if (input_shape, output_shape) != (INPUT_SHAPE, OUTPUT_SHAPE):
+        raise UserError(
+            f"{file}: expected a model {INPUT_SHAPE} -> {OUTPUT_SHAPE}, this one is "
+            f"{input_shape} -> {output_shape}; name weights of Train.py"
         )
     return model
 
@@ -174,8 +263,9 @@ def depth_of(model: keras.Model) -> int:
 
 
 def flops_per_pixel(model: keras.Model) -> float:
-    """Floating-point operations of the convolutions for a pixel of the image, 2 a multiply-add."""
-    flops, area = 0.0, 1.0  # area: feature pixels a pixel of the image
+    """Floating-point operations of the convolutions per image pixel; a multiply-add counts as 2."""
+    flops = 0.0
+    area = 1.0  # feature-map pixels per image pixel
     for layer in model.layers:
         if isinstance(layer, layers.MaxPooling2D):
             area /= 4
@@ -184,6 +274,26 @@ def flops_per_pixel(model: keras.Model) -> float:
         if isinstance(layer, layers.Conv2DTranspose):
             area *= 4
     return flops
+
+
+@dataclass
+class FeatureMap:
+    """A box of the figure; lengths in inches, x to the right and y upwards."""
+
+    layer: str  # a key of ARROWS, or "gray"
+    size: int  # pixels, side of the map
+    filters: int
+    colour: str
+    left: float
+    seam: float  # between copied features and the map's own
+    right: float
+    top: float
+    low: float
+
+    @property
+    def middle(self) -> float:
+        """Where arrows up and down begin: the middle of the features that are not copied."""
+        return (self.seam + self.right) / 2
 
 
 def draw_unet(model: keras.Model, file: str | Path) -> None:
@@ -196,28 +306,38 @@ def draw_unet(model: keras.Model, file: str | Path) -> None:
     from matplotlib.figure import Figure  # here, as only the figure needs it
 
     depth = depth_of(model)
-    maps = _feature_maps(model, 2 ** (depth + 4))  # the deepest of 16×16 pixels
+    maps = _feature_maps(model, DEEPEST_SIZE * 2**depth)
     # One unit of the axes is one inch, so boxes and texts keep their scale at every depth.
-    left, right, bottom, top = -1.5, maps[-1].right + 1.5, min(m.low for m in maps) - 1.1, 1.4
+    left = -1.5
+    right = maps[-1].right + 1.5
+    bottom = min(box.low for box in maps) - 1.1
+    top = 1.4
     figure = Figure(figsize=(right - left, top - bottom), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
-    _draw_maps(axes, maps)
-    middle, caption = (left + right) / 2, f"depth {depth}  ·  {model.count_params():,} parameters"
+    _draw_boxes(axes, maps)
+    _draw_arrows(axes, maps)
+    _draw_sizes(axes, maps)
+    middle = (left + right) / 2
+    caption = f"depth {depth}  ·  {model.count_params():,} parameters"
     axes.text(middle, 0.85, "U-Net", size=26, weight="bold", ha="center")
     axes.text(middle, 0.52, caption, size=13, ha="center")
     for colour, text in ARROWS.values():
         axes.plot([], [], color=colour, lw=3, label=text)
     axes.bar(0, 0, color=COPIED, label="copied features")
     axes.legend(loc="lower center", ncols=min(depth + 1, 3), frameon=False, fontsize=11)
-    kind = Path(file).suffix[1:] or "png"
-    write_whole(Path(file), lambda part: figure.savefig(part, dpi=150, format=kind))
+    with write_whole(file) as part:
+        figure.savefig(part, dpi=150, format=figure_format(file))
 
 
-def _feature_maps(model: keras.Model, size: int) -> list[SimpleNamespace]:
-    """Walks the layers: each makes a box (in inches), or widens the one before it."""
+def _feature_maps(model: keras.Model, size: int) -> list[FeatureMap]:
+    """Walks the layers: each makes a box, or widens the one before it; `size` is the image's."""
+    full_size = size
     widest = max(layer.output.shape[-1] for layer in model.layers)
-    maps, full, colour, x, top = [], size, CONTRACTING, 0.0, 0.0
+    maps = []
+    colour = CONTRACTING
+    x = 0.0  # middle of the box
+    top = 0.0
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization | layers.ReLU):
             continue  # part of the arrow of their convolution
@@ -225,62 +345,85 @@ def _feature_maps(model: keras.Model, size: int) -> list[SimpleNamespace]:
         # Roots, here and in the height, or the first boxes would be hairlines, the deepest flat.
         width = max(0.5 * (filters / widest) ** 0.5, 0.07)
         if isinstance(layer, layers.Concatenate):  # the copied features, left of the seam
-            m, own = maps[-1], width * maps[-1].filters / filters
-            m.filters, m.seam, m.right = filters, x - own / 2, x + own / 2
-            m.left = m.right - width
+            _widen(maps[-1], filters, width)
             continue
-        kind = layer.name.split("_")[-1].rstrip("12")
-        if kind == "pool":  # straight below the box before
-            size, top = size // layer.strides[0], maps[-1].low - 0.72
-        elif kind == "upconv":  # straight above
-            size, colour = size * layer.strides[0], EXPANSIVE
-            top = next(m.top for m in maps if m.size == size)
+        name = layer.name.split("_")[-1].rstrip("12")
+        if name == "pool":  # straight below the box before
+            size //= layer.strides[0]
+            top = maps[-1].low - 0.72
+        elif name == "upconv":  # straight above
+            size *= layer.strides[0]
+            colour = EXPANSIVE
+            top = next(box.top for box in maps if box.size == size)
         elif maps:
             x = maps[-1].right + 0.4 + width / 2
-        m = SimpleNamespace(kind=kind, size=size, filters=filters, colour=colour, x=x, top=top)
-        m.left = m.seam = x - width / 2
-        m.right, m.low = x + width / 2, top - 1.7 * (size / full) ** 0.6
-        maps.append(m)
+        left = x - width / 2
+        low = top - 1.7 * (size / full_size) ** 0.6
+        maps.append(FeatureMap(name, size, filters, colour, left, left, x + width / 2, top, low))
     return maps
 
 
-def _draw_maps(axes, maps: list[SimpleNamespace]) -> None:
-    rows, arrows = {}, []
-    for before, m in zip([None, *maps], maps, strict=False):
-        row, y = rows.setdefault(m.size, []), (m.top + m.low) / 2
-        for left, right, colour in (m.left, m.seam, COPIED), (m.seam, m.right, m.colour):
-            axes.bar(left, m.top - m.low, right - left, m.low, align="edge", color=colour)
-        axes.text((m.left + m.right) / 2, m.top + 0.06, m.filters, ha="center", size=12)
-        if m.kind == "pool":
-            arrows.append(("pool", (m.x, before.low), (m.x, m.top + 0.22)))
-        elif m.kind == "upconv":
-            arrows.append(("upconv", (m.x, before.top + 0.22), (m.x, m.low)))
+def _widen(box: FeatureMap, filters: int, width: float) -> None:
+    """Adds copied features to a box, left of its own, which keep their middle."""
+    middle = box.middle
+    own_width = width * box.filters / filters
+    box.filters = filters
+    box.seam = middle - own_width / 2
+    box.right = middle + own_width / 2
+    box.left = box.right - width
+
+
+def _draw_boxes(axes, maps: list[FeatureMap]) -> None:
+    for box in maps:
+        for left, right, colour in ((box.left, box.seam, COPIED), (box.seam, box.right, box.colour)):
+            axes.bar(left, box.top - box.low, right - left, box.low, align="edge", color=colour)
+        axes.text((box.left + box.right) / 2, box.top + 0.06, box.filters, ha="center", size=12)
+
+
+def _draw_arrows(axes, maps: list[FeatureMap]) -> None:
+    """Draws an arrow for every layer, and one for every skip connection."""
+    arrows = []  # (layer, start, end)
+    last_of_size = {}
+    for before, box in zip([None, *maps], maps, strict=False):
+        y = (box.top + box.low) / 2
+        if box.layer == "pool":
+            arrows.append(("pool", (box.middle, before.low), (box.middle, box.top + 0.22)))
+        elif box.layer == "upconv":
+            start = (box.middle, before.top + 0.22)
+            arrows.append(("upconv", start, (box.middle, box.low)))
         elif before:
-            arrows.append((m.kind, (before.right, y), (m.left, y)))
-        if m.left < m.seam:
-            arrows.append(("skip", (row[-1].right, y), (m.left, y)))
-        row.append(m)
-    for kind, start, end in arrows:
-        style = {"arrowstyle": "-|>", "color": ARROWS[kind][0], "lw": 2.2}
+            arrows.append((box.layer, (before.right, y), (box.left, y)))
+        if box.left < box.seam:
+            arrows.append(("skip", (last_of_size[box.size].right, y), (box.left, y)))
+        last_of_size[box.size] = box
+    for layer, start, end in arrows:
+        style = {"arrowstyle": "-|>", "color": ARROWS[layer][0], "lw": 2.2}
         axes.annotate("", end, start, size=13, arrowprops=style)
-    for size, (first, *_, last) in rows.items():
-        y, style = (first.top + first.low) / 2, {"va": "center", "size": 11, "color": "#64748b"}
-        axes.text(first.left - 0.1, y, f"{size}×{size}", ha="right", **style)
-        axes.text(last.right + 0.1, y, f"{size}×{size}", **style)
-    y, style = (maps[0].top + maps[0].low) / 2 + 0.18, {"size": 13, "weight": "bold"}
+
+
+def _draw_sizes(axes, maps: list[FeatureMap]) -> None:
+    """Writes the size of the maps at both ends of every row, and what goes in and comes out."""
+    style = {"va": "center", "size": 11, "color": "#64748b"}
+    for size in {box.size for box in maps}:
+        row = [box for box in maps if box.size == size]
+        y = (row[0].top + row[0].low) / 2
+        axes.text(row[0].left - 0.1, y, f"{size}×{size}", ha="right", **style)
+        axes.text(row[-1].right + 0.1, y, f"{size}×{size}", **style)
+    y = (maps[0].top + maps[0].low) / 2 + 0.18
+    style = {"size": 13, "weight": "bold"}
     axes.text(maps[0].left - 0.1, y, "gray image", ha="right", **style)
     axes.text(maps[-1].right + 0.1, y, "nucleus\nand border\nprobability", **style)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    network = parser.add_argument_group("network")
+    network.add_argument("--depth", type=int, default=DEPTH, help="poolings (default %(default)s)")
+    network.add_argument(
+        "--base-filters", type=int, default=BASE_FILTERS, help="filters at full resolution (default %(default)s)"
     )
-    parser.add_argument("--depth", type=int, default=DEPTH, help=f"poolings (default {DEPTH})")
-    parser.add_argument(
-        "--base-filters", type=int, default=BASE_FILTERS, help=f"default {BASE_FILTERS}"
-    )
-    parser.add_argument("--out", default=FIGURE, help=f"picture to draw (default {FIGURE})")
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", default=FIGURE, help="picture to draw (default %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -288,7 +431,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     model = Unet(args.depth, args.base_filters).build()
     model.summary()
-    print(f"{flops_per_pixel(model):,.0f} floating-point operations a pixel")
+    print(f"{flops_per_pixel(model):,.0f} floating-point operations per pixel")
     draw_unet(model, args.out)
     print(f"saved the architecture to {args.out}")
 

@@ -160,14 +160,7 @@ def place_nuclei(
     return keep_pieces(labels[inner]), depth[inner], (depth - second)[inner]
 
 
-def blob_depth(
-    rows: ndarray,
-    columns: ndarray,
-    radius: float,
-    long: float,
-    angle: float,
-    waves: ndarray,
-) -> ndarray:
+def blob_depth(rows: ndarray, columns: ndarray, radius: float, long: float, angle: float, waves: ndarray) -> ndarray:
     """Pixels (roughly) from each point to the rim of a bent ellipse; negative outside.
 
     The ellipse is `long * long` times as long as wide; `waves` are the amplitudes (cosine, sine)
@@ -225,9 +218,7 @@ def fill_nuclei(
     return levels[labels] * thick * border * chromatin
 
 
-def fluoresce(
-    rng: Generator, nuclei: ndarray, peak: float, ground: float, blur: float, haze: float = 0.12
-) -> ndarray:
+def fluoresce(rng: Generator, nuclei: ndarray, peak: float, ground: float, blur: float, haze: float = 0.12) -> ndarray:
     """Bright nuclei on a dark ground, `(H, W)` float in gray levels.
 
     `peak` is the level of a typical nucleus, `ground` that of the empty field; `blur` is the
@@ -242,9 +233,7 @@ def fluoresce(
     return signal + rng.standard_normal(nuclei.shape) * np.sqrt(0.025 * signal + 0.05)
 
 
-def stain(
-    rng: Generator, nuclei: ndarray, nuclear: tuple, ground: tuple, bare: float, blur: float
-) -> ndarray:
+def stain(rng: Generator, nuclei: ndarray, nuclear: tuple, ground: tuple, bare: float, blur: float) -> ndarray:
     """Stained tissue by Beer-Lambert, `LAMP * 10 ** -absorbance`; `(H, W, 3)` float.
 
     `nuclear` and `ground` are the amounts of the `STAINS` in a typical nucleus and in the tissue
@@ -331,9 +320,7 @@ def find_sample(out: Path) -> list[Path]:
     files = [path for path in sorted(out.rglob("*")) if not path.is_dir()]
     for path in files:
         image_id, *rest = path.relative_to(out).parts
-        ours = rest == ["images", f"{image_id}.png"] or (
-            rest[:-1] == ["masks"] and path.match("nucleus_*.png")
-        )
+        ours = rest == ["images", f"{image_id}.png"] or (rest[:-1] == ["masks"] and path.match("nucleus_*.png"))
         if image_id not in NUCLEI or not ours:
             raise ValueError(
                 f"{out} holds {path.relative_to(out)}, which is no part of a sample; "

@@ -1,5 +1,8 @@
 """Drawn nuclei in Kaggle's layout, and a way to run the scripts as a user does."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.draw import disk
+
+from data.files import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
@@ -29,22 +34,28 @@ def draw_nuclei(shape=(32, 32), seed=0, stained=False):
     return (image + rng.integers(-15, 16, image.shape)).clip(0, 255).astype(np.uint8), labels
 
 
+def save_image(file, pixels, **options):
+    """Writes pixels with Pillow, in a folder that need not be there; returns the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file, **options)
+    return file
+
+
 def write_source(folder, images):
     """Writes {id: (image, labels)} as ID/images/ID.png and ID/masks/NUMBER.png."""
     for name, (image, labels) in images.items():
-        (folder / name / "images").mkdir(parents=True)
+        save_image(folder / name / "images" / f"{name}.png", image)
         (folder / name / "masks").mkdir()
-        Image.fromarray(image).save(folder / name / "images" / f"{name}.png")
         for number in range(1, labels.max() + 1):
             mask = np.where(labels == number, 255, 0).astype(np.uint8)
-            Image.fromarray(mask).save(folder / name / "masks" / f"{number}.png")
+            save_image(folder / name / "masks" / f"{number}.png", mask)
     return folder
 
 
 def draw_source(folder, count=8, shapes=((32, 32), (30, 36))):
-    """Draws `count` images of several kinds into the folder; returns {id: (image, labels)}.
+    """Draws `count` images into the folder; returns {id: (image, labels)}.
 
-    In turn gray, RGBA and stained; the shape changes after every such three.
+    They are gray, RGBA and stained in turn; the shape changes after every such three.
     """
     images = {}
     for seed in range(count):
@@ -66,7 +77,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    """run("Train.py", "--help"): the finished process; it ran in tmp_path."""
+    """run("Train.py", "--help"): the finished process of its own, which ran in tmp_path."""
 
     def run(script, *arguments):
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
@@ -76,17 +87,20 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def mistake(run):
-    """mistake("Train.py", "--data", "none"): the text after "error: ", of exit code 2."""
+def mistake(tmp_path):
+    """mistake("Train.py", "--data", "none"): the text after "error: ", of exit code 2.
+
+    The script's main runs in this process, with tmp_path as the working directory.
+    """
 
     def mistake(script, *arguments):
-        answer = run(script, *arguments)
-        lines = answer.stderr.splitlines()
-        # TensorFlow logs before it can be told not to; the script itself says one line.
-        lines = [line for line in lines if " port.cc:" not in line and "cuda" not in line]
-        lines = [line for line in lines if not line.startswith("WARNING: All log messages")]
-        assert answer.returncode == 2, answer.stderr
-        assert len(lines) == 1 and lines[0].startswith("error: "), answer.stderr
+        main = importlib.import_module(script.removesuffix(".py")).main
+        stderr = io.StringIO()
+        with contextlib.chdir(tmp_path), contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as stop:
+            run_script(lambda: main([str(argument) for argument in arguments]))
+        lines = stderr.getvalue().splitlines()
+        assert stop.value.code == 2, stderr.getvalue()
+        assert len(lines) == 1 and lines[0].startswith("error: "), stderr.getvalue()
         return lines[0].removeprefix("error: ")
 
     return mistake

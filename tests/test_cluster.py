@@ -1,5 +1,7 @@
 """Training on several devices and in several processes; prediction by a Dask cluster."""
 
+import concurrent.futures
+import errno
 import os
 import re
 import signal
@@ -17,24 +19,26 @@ from conftest import ROOT
 
 import Model
 import Predict_masks
-import Preprocessed_data
 import Train
+from data import cluster
+from data.files import UserError, find_samples
+from Preprocessed_data import DATA
 
 IMAGES = 48
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two worker processes of one thread each."""
+def workers():
+    """A cluster of two worker processes of one thread each."""
     options = {"dashboard_address": None, "memory_limit": 0, "host": "127.0.0.1"}
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
-        yield cluster
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as workers:
+        yield workers
 
 
 @pytest.fixture
-def options(tmp_path):
+def command(tmp_path):
     """The command's --data and --weights: the sample's images under new names, a tiny network."""
-    samples = Preprocessed_data.open_source(ROOT / Preprocessed_data.DATA)
+    samples = find_samples(ROOT / DATA)
     (tmp_path / "images").mkdir()
     for number in range(IMAGES):
         content = samples[number % len(samples)].image.read_bytes()
@@ -48,53 +52,57 @@ def read_files(folder):
     return {file.relative_to(folder): file.read_bytes() for file in folder.glob("*/*")}
 
 
-def test_what_a_killed_worker_had_to_do_is_done_by_another(cluster, options, tmp_path, capsys):
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert Predict_masks.main([*options, "--out", str(alone)]) == 0
-    killed = []
+# Prediction.
+
+
+def test_the_images_of_a_killed_worker_are_predicted_by_another(workers, command, tmp_path, capsys):
+    here = tmp_path / "here"
+    shared = tmp_path / "shared"
+    assert Predict_masks.main([*command, "--out", str(here)]) == 0
+    written = []  # labels when the worker was killed
 
     def kill_one():
         while len(list((shared / "labels").glob("0*.tif"))) < 4:
             time.sleep(0.02)
-        worker = next(iter(cluster.workers.values()))
-        killed.append((worker.pid, len(list((shared / "labels").glob("0*.tif")))))
+        worker = next(iter(workers.workers.values()))
+        written.append(len(list((shared / "labels").glob("0*.tif"))))
         os.kill(worker.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    command = [*options, "--out", str(shared), "--scheduler", cluster.scheduler_address]
-    assert Predict_masks.main(command) == 0
+    on_cluster = [*command, "--out", str(shared), "--scheduler", workers.scheduler_address]
+    assert Predict_masks.main(on_cluster) == 0
     killer.join()
-    assert killed[0][1] < IMAGES  # it was in the middle
-    expected, found = read_files(alone), read_files(shared)
+    assert written[0] < IMAGES  # it was killed in the middle
+    expected = read_files(here)
     assert len(expected) == 3 * IMAGES
-    assert set(found) == set(expected)  # nor is anything left of the killed worker
-    assert all(found[name] == expected[name] for name in expected)
+    assert read_files(shared) == expected  # nor is anything left of the killed worker
 
     (shared / "masks" / "007.png").unlink()
     before = {file: file.stat().st_mtime_ns for file in shared.glob("*/*.*")}
     capsys.readouterr()
-    assert Predict_masks.main(command) == 0
+    assert Predict_masks.main(on_cluster) == 0
     assert f"{IMAGES - 1} of {IMAGES} images are done" in capsys.readouterr().out
     assert read_files(shared) == expected
-    assert sum(file.stat().st_mtime_ns == before.get(file) for file in before if file.exists()) == (
-        3 * (IMAGES - 1)
-    )
+    untouched = [file for file, changed in before.items() if file.stat().st_mtime_ns == changed]
+    assert len(untouched) == 3 * (IMAGES - 1)
 
 
-def test_workers_do_not_keep_the_weights_of_an_earlier_run(cluster, options, tmp_path):
+def test_workers_do_not_keep_the_weights_of_an_earlier_run(workers, command, tmp_path):
+    for file in sorted((tmp_path / "images").iterdir())[8:]:
+        file.unlink()
     for seed in (1, 2):  # trained anew, saved under the same name
         keras.utils.set_random_seed(seed)
         Model.Unet(2, 2).build().save(tmp_path / "unet.keras")
-        for folder, more in ("alone", []), ("shared", ["--scheduler", cluster.scheduler_address]):
+        for folder, more in (("here", []), ("shared", ["--scheduler", workers.scheduler_address])):
             out = tmp_path / f"{folder}{seed}"
-            assert Predict_masks.main([*options, "--out", str(out), *more]) == 0
-        assert read_files(tmp_path / f"shared{seed}") == read_files(tmp_path / f"alone{seed}")
-    assert read_files(tmp_path / "alone1") != read_files(tmp_path / "alone2")
+            assert Predict_masks.main([*command, "--out", str(out), *more]) == 0
+        assert read_files(tmp_path / f"shared{seed}") == read_files(tmp_path / f"here{seed}")
+    assert read_files(tmp_path / "here1") != read_files(tmp_path / "here2")
 
 
-def test_workers_that_cannot_work_are_one_line(cluster, options, tmp_path, monkeypatch):
-    command = [*options, "--out", str(tmp_path / "out"), "--scheduler", cluster.scheduler_address]
+def test_workers_that_cannot_work_are_one_line(workers, command, tmp_path):
+    address = workers.scheduler_address
 
     def hide_keras():
         sys.modules["keras"] = None
@@ -104,51 +112,97 @@ def test_workers_that_cannot_work_are_one_line(cluster, options, tmp_path, monke
     def show_keras():
         del sys.modules["keras"]
 
-    with distributed.Client(cluster, set_as_default=False) as client:
+    with distributed.Client(workers, set_as_default=False) as client:
         client.run(hide_keras)
-        with pytest.raises(ValueError, match="(?s)worker.*keras.*requirements.txt"):
-            Predict_masks.main(command)
+        with pytest.raises(UserError, match="(?s)worker.*keras.*requirements.txt") as caught:
+            Predict_masks.main([*command, "--out", str(tmp_path / "out"), "--scheduler", address])
         client.run(show_keras)
+    assert str(caught.value).startswith(f"{address}: ")
+    assert str(tmp_path / "images") in str(caught.value)  # what every worker must see
 
 
-def test_a_scheduler_that_does_not_answer(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(Predict_masks, "CONNECT_SECONDS", 1)
-    command = [*options, "--out", str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"]
-    with pytest.raises(ValueError, match="tcp://127.0.0.1:9: no Dask scheduler"):
-        Predict_masks.main(command)
+class LastWorker:
+    """What Dask says of a worker that was killed."""
+
+    address = "tcp://10.0.0.2:1"
 
 
-def test_without_dask_there_is_a_clear_message(options, tmp_path, monkeypatch):
+ADDRESS = "tcp://10.0.0.1:8786"
+FAILURES = {
+    "the packages are missing": ImportError("No module named 'keras'"),
+    "the folder is not there": FileNotFoundError(errno.ENOENT, "No such file or directory", "data/mine"),
+    "the weights are not there": UserError("weights/unet.keras: no such weights"),
+    "the worker was killed": distributed.KilledWorker("work", LastWorker, 3),
+    "the scheduler went away": concurrent.futures.CancelledError("work"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_worker_is_one_mistake_that_names_the_scheduler(failure):
+    with pytest.raises(UserError, match=f"^{re.escape(ADDRESS)}: ") as caught:
+        with cluster.named_worker_errors(ADDRESS, ["/data/mine", "/weights"]):
+            raise FAILURES[failure]
+    assert caught.value.__cause__ is FAILURES[failure]
+    is_of_the_worker = failure in list(FAILURES)[:3]
+    assert ("it needs requirements.txt installed and, as here, /data/mine, /weights" in str(caught.value)) == (
+        is_of_the_worker
+    )
+
+
+def test_a_full_disk_of_a_worker_is_not_blamed_on_its_folders():
+    full = OSError(errno.ENOSPC, "No space left on device", "out/labels/a.tif")
+    with pytest.raises(UserError, match=f"^{re.escape(ADDRESS)}: .*No space left.*a.tif") as caught:
+        with cluster.named_worker_errors(ADDRESS, ["/data/mine"]):
+            raise full
+    assert "requirements.txt" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [ValueError("operands could not be broadcast"), MemoryError()])
+def test_a_fault_of_the_program_on_a_worker_stays_what_it_is(fault):
+    with pytest.raises(type(fault)) as caught:
+        with cluster.named_worker_errors(ADDRESS, ["/data/mine"]):
+            raise fault
+    assert caught.value is fault
+
+
+def test_a_scheduler_that_does_not_answer(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(UserError, match="tcp://127.0.0.1:9: no Dask scheduler"):
+        Predict_masks.main([*command, "--out", str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"])
+
+
+def test_without_dask_there_is_a_clear_message(command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    command = [*options, "--out", str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"]
-    with pytest.raises(ValueError, match="pip install distributed"):
-        Predict_masks.main(command)
+    with pytest.raises(UserError, match="pip install distributed"):
+        Predict_masks.main([*command, "--out", str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"])
 
+
+# Training.
 
 TRAIN_AND_TELL = """
 import hashlib, os, sys
-import Train
-models, build = [], Train.compile_unet
-Train.compile_unet = lambda *options: models.append(build(*options)) or models[-1]
+import Model, Train
+models, compile_unet = [], Model.compile_unet
+Model.compile_unet = lambda *options: models.append(compile_unet(*options)) or models[-1]
 {before}
 Train.main(sys.argv[1:])
 weights = b"".join(weight.tobytes() for weight in models[0].get_weights())
 print("digest", hashlib.sha256(weights).hexdigest())
 """
-OPTIONS = "--epochs 1 --crops 16 --batch-size 4 --image-size 32 --depth 1 --base-filters 2".split()
+OPTIONS = "--epochs 1 --crops 16 --batch-size 4 --crop-size 32 --depth 1 --base-filters 2 --precision float32".split()
 
 
 def start_training(source, out, before="", more=(), **environment):
     """Starts a small training that ends with a line on its weights."""
     command = [sys.executable, "-c", TRAIN_AND_TELL.format(before=before)]
-    command += ["--data", str(source), "--out", str(out), "--precision", "float32", *OPTIONS, *more]
+    command += ["--data", str(source), "--out", str(out), *OPTIONS, *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=source.parent, env=environment, **pipes)
 
 
 def finish(process):
-    """(the digest that it printed, all that it printed) of a training that went well."""
+    """The digest that a training printed, and all that it printed; it must have gone well."""
     try:
         answer, errors = process.communicate(timeout=240)
     finally:
@@ -161,20 +215,27 @@ def test_two_processes_train_in_step_and_one_writes(source, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    names = "JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"
-    outs, processes = [tmp_path / "first", tmp_path / "second"], []
+    outs = [tmp_path / "first", tmp_path / "second"]
+    processes = []
     for number, out in enumerate(outs):
-        values = address, "2", str(number)
-        environment = {f"KERAS_DISTRIBUTION_{n}": v for n, v in zip(names, values, strict=True)}
-        processes.append(start_training(source, out, KERAS_BACKEND="jax", **environment))
-    (first, printed), (second, silence) = map(finish, processes)
+        environment = {
+            "KERAS_BACKEND": "jax",
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+            "KERAS_DISTRIBUTION_PROCESS_ID": str(number),
+        }
+        processes.append(start_training(source, out, **environment))
+    first, printed = finish(processes[0])
+    second, silence = finish(processes[1])
     assert first == second
-    assert "kept epoch" in printed and "kept epoch" not in silence
+    assert "kept epoch" in printed
+    assert "kept epoch" not in silence
     written = {"unet.keras", "history.csv", "training.json", "accuracy.png", "loss.png"}
-    assert {file.name for file in outs[0].iterdir()} == written and not outs[1].exists()
+    assert {file.name for file in outs[0].iterdir()} == written
+    assert not outs[1].exists()
 
 
-def test_several_gpus_train_copies_of_the_network_and_go_on(source, tmp_path):
+def test_several_gpus_train_copies_of_the_network_and_resume(source, tmp_path):
     before = """
 import tensorflow as tf
 parts = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -186,7 +247,8 @@ tf.config.list_logical_devices = lambda kind=None: seen("CPU" if kind == "GPU" e
     cut = start_training(source, out, before + "Train.save_curves = None")  # stops after the epoch
     assert "'NoneType' object is not callable" in cut.communicate()[1]
     _, printed = finish(start_training(source, out, before, ["--resume"]))
-    assert "training on 2 GPUs" in printed and "kept epoch 1" in printed
+    assert "training on 2 GPUs" in printed
+    assert "kept epoch 1" in printed
     assert len(Train.read_history(out / "history.csv")) == 1
     gray = np.zeros((32, 32), np.float32)
     nucleus, _ = Predict_masks.predict_probability(Model.load_unet(out / "unet.keras"), gray)
@@ -195,7 +257,7 @@ tf.config.list_logical_devices = lambda kind=None: seen("CPU" if kind == "GPU" e
 
 def test_several_processes_need_jax(source, mistake, monkeypatch):
     monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
-    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
     assert "KERAS_BACKEND=jax" in mistake("Train.py", "--data", source)
 
 
@@ -204,5 +266,5 @@ def test_each_of_several_processes_needs_one_device(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     monkeypatch.setattr(keras.distribution, "initialize", lambda: None)
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0"] * 4)
-    with pytest.raises(ValueError, match="2 processes see 4 devices.*CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(UserError, match="2 processes see 4 devices.*CUDA_VISIBLE_DEVICES"):
         Train.join_processes()

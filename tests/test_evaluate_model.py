@@ -14,13 +14,17 @@ from conftest import write_source
 from skimage.draw import disk
 from sklearn import metrics
 
-import Evaluate_model as ev
-import Preprocessed_data
+import Evaluate_model
+from data.files import UserError
+from data.images import read_image
+from data.truth import encode_runs
+from Preprocessed_data import image_kind
 
 # Centres between pixels, so that a disk has two halves of exactly the same area.
 CENTRES = ((15.5, 15.5), (15.5, 60.5), (40.5, 40.5), (65.5, 15.5), (65.5, 60.5))
 SHAPE = (80, 90)
 RADIUS = 10
+SCORES = ("dice", "iou", "ap", "ap50", "f1_50", "f1_70")
 
 
 def draw(centres=CENTRES):
@@ -31,14 +35,13 @@ def draw(centres=CENTRES):
 
 
 def score(truth, predicted):
-    return ev.score_image(truth, predicted > 0, predicted)
+    return Evaluate_model.score_image(truth, predicted > 0, predicted)
 
 
 def write_truths(folder, truths):
     """Writes id -> labels as a folder in Kaggle's layout; the image is the mask, dim on black."""
     images = {
-        name: (np.dstack([np.where(labels > 0, 90, 8).astype(np.uint8)] * 3), labels)
-        for name, labels in truths.items()
+        name: (np.dstack([np.where(labels > 0, 90, 8).astype(np.uint8)] * 3), labels) for name, labels in truths.items()
     }
     return write_source(folder, images)
 
@@ -46,15 +49,25 @@ def write_truths(folder, truths):
 def write_predictions(folder, predictions):
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     (folder / "labels").mkdir(exist_ok=True)
-    for image_id, labels in predictions.items():
-        mask = np.where(labels > 0, 255, 0).astype(np.uint8)
-        save(folder / "masks" / f"{image_id}.png", mask)
-        tifffile.imwrite(folder / "labels" / f"{image_id}.tif", labels.astype(np.uint16))
+    for name, labels in predictions.items():
+        save_mask(folder / "masks" / f"{name}.png", np.where(labels > 0, 255, 0).astype(np.uint8))
+        save_labels(folder / "labels" / f"{name}.tif", labels.astype(np.uint16))
     return folder
 
 
-def save(file, pixels):
+def save_mask(file, pixels):
     skimage.io.imsave(file, pixels, check_contrast=False)
+
+
+def save_labels(file, labels, description=None):
+    """Writes a label file with this description; None: without any."""
+    tifffile.imwrite(file, labels, description=description, metadata=None)
+
+
+def describe(predicted, description):
+    """Writes every label file anew with this description; None: without any."""
+    for file in predicted.glob("labels/*.tif"):
+        save_labels(file, tifffile.imread(file), description)
 
 
 def without(labels, *numbers):
@@ -67,10 +80,203 @@ def case(tmp_path):
     truth = draw()
     truths = {name: truth for name in ("good", "missed", "nothing")}
     predicted = {"good": truth, "missed": without(truth, 3), "nothing": np.zeros_like(truth)}
-    return (
-        write_truths(tmp_path / "truth", truths),
-        write_predictions(tmp_path / "predicted", predicted),
-    )
+    return write_truths(tmp_path / "truth", truths), write_predictions(tmp_path / "predicted", predicted)
+
+
+# The images to score.
+
+
+def test_evaluate_reads_masks_and_labels_apart(case):
+    truth, predicted = case
+    save_labels(predicted / "labels" / "good.tif", (draw() > 0).astype(np.uint16))
+    rows, skipped = Evaluate_model.evaluate(truth, predicted)
+    good = next(row for row in rows if row["id"] == "good")
+    assert skipped == []
+    assert (good["dice"], good["ap"], good["nuclei_predicted"]) == (1.0, 0.0, 1)
+
+
+@pytest.mark.parametrize("name", ["masks/missed.png", "labels/missed.tif"])
+def test_another_size_stops_with_both_shapes_and_the_file(case, name):
+    if name.endswith("png"):
+        save_mask(case[1] / name, np.zeros((80, 80), np.uint8))
+    else:
+        save_labels(case[1] / name, np.zeros((80, 80), np.uint16))
+    message = f"{case[1] / name} is (80, 80) but the truth is (80, 90)"
+    with pytest.raises(UserError, match=re.escape(message)):
+        Evaluate_model.evaluate(*case)
+
+
+def test_images_without_any_truth_are_refused(tmp_path):
+    source = write_truths(tmp_path / "truth", {"a": np.zeros(SHAPE, np.int32)})
+    predicted = write_predictions(tmp_path / "predicted", {"a": draw()})
+    with pytest.raises(UserError, match="no truth"):
+        Evaluate_model.evaluate(source, predicted)
+
+
+def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
+    truth = draw()
+    solution = tmp_path / "stage1_solution.csv"
+    with solution.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["ImageId", "EncodedPixels", "Height", "Width", "Usage"])
+        for runs in encode_runs(truth):
+            writer.writerow(["a", runs, *SHAPE, "Public"])
+    predicted = write_predictions(tmp_path / "predicted", {"a": without(truth, 2)})
+    rows, skipped = Evaluate_model.evaluate(solution, predicted)
+    assert (len(rows), skipped, rows[0]["kind"]) == (1, [], "unknown")
+    assert rows[0]["ap"] == pytest.approx(0.8)
+    assert rows[0]["dice"] == pytest.approx(8 / 9)
+    table = Evaluate_model.format_table(rows).splitlines()
+    assert len(table) == 2 and table[1].startswith("all ")
+    (predicted / "masks" / "a.png").unlink()
+    with pytest.raises(UserError, match="python Predict_masks.py --data IMAGES --out"):
+        Evaluate_model.evaluate(solution, predicted)
+
+
+def test_ids_without_truth_and_no_ids_are_refused(case):
+    with pytest.raises(UserError, match="2 of 3 ids not in .*, first absent"):
+        Evaluate_model.evaluate(*case, ids=["good", "absent", "gone"])
+    with pytest.raises(UserError, match="no image to score: 0 chosen"):
+        Evaluate_model.evaluate(*case, ids=[])
+
+
+def test_missing_predictions_name_how_many_the_first_and_the_command(case):
+    truth, predicted = case
+    (predicted / "labels" / "missed.tif").unlink()
+    (predicted / "masks" / "nothing.png").unlink()
+    with pytest.raises(UserError) as error:
+        Evaluate_model.evaluate(truth, predicted)
+    assert "2 of 3 images" in str(error.value) and "first missed;" in str(error.value)
+    assert f"python Predict_masks.py --data {truth} --out {predicted}" in str(error.value)
+    assert [row["id"] for row in Evaluate_model.evaluate(truth, predicted, ids=["good"])[0]] == ["good"]
+
+
+def test_predictions_without_truth_are_ignored_in_one_line(case, capsys):
+    write_predictions(case[1], {"spare": draw(), "other": draw()})
+    rows, skipped = Evaluate_model.evaluate(*case)
+    assert len(rows) == 3 and skipped == []
+    assert capsys.readouterr().out.startswith("ignored 2 predictions")
+
+
+# Provenance.
+
+
+def provenance(digest="one", **settings):
+    """The description that Predict_masks.py writes, of weights with this SHA-256."""
+    known = {"nucleus_threshold": 0.45, "halving_diameters": [33, 80]}
+    return json.dumps({"weights_sha256": digest, "settings": known | settings})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(provenance(digest="another"), id="weights"),
+        pytest.param(provenance(nucleus_threshold=0.5), id="a number"),
+        pytest.param(provenance(halving_diameters=[33, 81]), id="a number in a list"),
+        pytest.param(provenance(min_area=20), id="one setting more"),
+    ],
+)
+def test_predictions_of_other_weights_or_settings_are_not_scored_together(case, other):
+    truth, predicted = case
+    describe(predicted, provenance())
+    assert len(Evaluate_model.evaluate(truth, predicted)[0]) == 3
+    save_labels(predicted / "labels/missed.tif", draw().astype(np.uint16), other)
+    with pytest.raises(UserError, match=r"good\.tif and .*missed\.tif are of other weights or settings"):
+        Evaluate_model.evaluate(truth, predicted)
+    assert len(Evaluate_model.evaluate(truth, predicted, ids=["good", "nothing"])[0]) == 2
+
+
+def test_provenance_in_another_order_and_spacing_is_the_same(case):
+    truth, predicted = case
+    describe(predicted, provenance())
+    content = json.loads(provenance())
+    settings = dict(reversed(content["settings"].items()))
+    turned = {"settings": settings, "weights_sha256": content["weights_sha256"]}
+    text = json.dumps(turned, indent=2, separators=(" ,", " : "))
+    assert text != provenance()
+    save_labels(predicted / "labels/missed.tif", draw().astype(np.uint16), text)
+    assert len(Evaluate_model.evaluate(truth, predicted)[0]) == 3
+
+
+@pytest.mark.parametrize("description", [None, "ImageJ=1.54f\nunit=micron", "[1, 2]", "0.45", '"unet"'])
+def test_label_files_of_another_program_say_nothing_of_their_weights(case, tmp_path, description):
+    truth, predicted = case
+    weights = tmp_path / "unet.keras"
+    weights.write_bytes(b"weights")
+    describe(predicted, description)
+    assert len(Evaluate_model.evaluate(truth, predicted, weights=weights)[0]) == 3
+
+
+def test_label_files_of_other_tools_may_have_several_sizes(tmp_path):
+    """As Cellpose and StarDist write them, by tifffile's own ways: it describes their shape."""
+    truths = {"high": draw()[:, :50], "wide": draw()[:40]}
+    source = write_truths(tmp_path / "truth", truths)
+    predicted = write_predictions(tmp_path / "predicted", truths)
+    for name, labels in truths.items():
+        tifffile.imwrite(predicted / "labels" / f"{name}.tif", labels.astype(np.uint16))
+    rows, skipped = Evaluate_model.evaluate(source, predicted)
+    assert ([row["ap"] for row in rows], skipped) == ([1.0, 1.0], [])
+
+
+def test_predictions_of_other_weights_than_those_named_are_refused(case, tmp_path):
+    weights = tmp_path / "unet.keras"
+    weights.write_bytes(b"weights")
+    describe(case[1], provenance(digest=hashlib.sha256(b"weights").hexdigest()))
+    assert len(Evaluate_model.evaluate(*case, weights=weights)[0]) == 3
+    weights.write_bytes(b"weights of a later training")
+    with pytest.raises(UserError, match="not predicted with .*unet.keras"):
+        Evaluate_model.evaluate(*case, weights=weights)
+
+
+# Predictions that are none.
+
+
+BROKEN = {
+    "0 and 1": ("masks/missed.png", (draw() > 0).astype(np.uint8)),
+    "three channels": ("masks/missed.png", np.full((*SHAPE, 3), 255, np.uint8)),
+    "broken png": ("masks/missed.png", b"\x89PNG\r\n\x1a\n of which the rest is lost"),
+    "not whole numbers": ("labels/missed.tif", np.ones(SHAPE, np.float32)),
+    "negative numbers": ("labels/missed.tif", draw().astype(np.int16) - 1),
+    "broken tif": ("labels/missed.tif", b"no picture"),
+}
+
+
+def break_prediction(folder, name, content):
+    if isinstance(content, bytes):
+        (folder / name).write_bytes(content)
+    elif name.endswith("png"):
+        save_mask(folder / name, content)
+    else:
+        save_labels(folder / name, content)
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_broken_prediction_is_refused_by_its_file(case, way):
+    name, content = BROKEN[way]
+    mask, labels = Evaluate_model.read_prediction(case[1], "missed")
+    np.testing.assert_array_equal(labels, without(draw(), 3))
+    np.testing.assert_array_equal(mask, labels > 0)
+    break_prediction(case[1], name, content)
+    with pytest.raises(UserError, match=re.escape(str(case[1] / name))):
+        Evaluate_model.read_prediction(case[1], "missed")
+
+
+def test_labels_may_be_signed_where_none_is_negative(case):
+    save_labels(case[1] / "labels/missed.tif", draw().astype(np.int16))
+    _, labels = Evaluate_model.read_prediction(case[1], "missed")
+    np.testing.assert_array_equal(labels, draw())
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_broken_prediction_is_named_and_skipped(case, capsys, way):
+    name, content = BROKEN[way]
+    break_prediction(case[1], name, content)
+    rows, skipped = Evaluate_model.evaluate(*case)
+    assert ([row["id"] for row in rows], skipped) == (["good", "nothing"], ["missed"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("skipped missed: ") and str(case[1] / name) in lines[0]
+    with pytest.raises(UserError, match="no image to score: 1 chosen, 1 of them broken"):
+        Evaluate_model.evaluate(*case, ids=["missed"])
 
 
 # Five nuclei, one thing wrong at a time.
@@ -78,8 +284,7 @@ def case(tmp_path):
 
 def test_identical_nuclei_score_one():
     scores = score(draw(), draw())
-    names = ("dice", "iou", "ap", "ap50", "f1_50", "f1_70")
-    assert [scores[name] for name in names] == [1.0] * 6
+    assert [scores[name] for name in SCORES] == [1.0] * 6
     assert (scores["nuclei_true"], scores["nuclei_predicted"]) == (5, 5)
     assert (scores["height"], scores["width"]) == SHAPE
 
@@ -112,9 +317,11 @@ def test_one_mistake_among_five_nuclei(predicted, tp, fp, fn):
 
 def test_a_shifted_nucleus_is_found_up_to_its_iou():
     predicted = draw((*CENTRES[:4], (65.5, 63.5)))  # the last one 3 pixels to the right
-    a, b = draw() == 5, predicted == 5
-    assert 0.65 < (a & b).sum() / (a | b).sum() < 0.70
-    scores = score(draw(), predicted)
+    truth = draw()
+    both = ((truth == 5) & (predicted == 5)).sum()
+    either = ((truth == 5) | (predicted == 5)).sum()
+    assert 0.65 < both / either < 0.70
+    scores = score(truth, predicted)
     # 5 of 5 at 0.50, 0.55, 0.60, 0.65; from 0.70 on four found, one invented, one missed.
     assert scores["precision"] == pytest.approx([1.0] * 4 + [4 / 6] * 6)
     assert scores["ap"] == pytest.approx((4 * 1 + 6 * 4 / 6) / 10)
@@ -122,50 +329,21 @@ def test_a_shifted_nucleus_is_found_up_to_its_iou():
     assert scores["f1_70"] == pytest.approx(8 / 10)
 
 
-@pytest.mark.parametrize("percent", range(50, 100, 5))
-def test_an_iou_of_exactly_the_threshold_is_no_match(percent):
-    table = np.array([[0, 0], [100 - percent, percent]])
-    assert ev.count_matches(table, percent / 100) == (0, 1, 1)
-    assert ev.average_precision(table) == pytest.approx((percent - 50) / 50)
-    table = np.array([[0, 0], [10**6 - percent * 10**4 - 1, percent * 10**4 + 1]])
-    assert ev.count_matches(table, percent / 100) == (1, 0, 0)
-
-
-def test_thresholds_below_one_half_are_refused():
-    with pytest.raises(ValueError, match="at least 0.5, got 0.3"):
-        ev.count_matches(np.array([[0, 0], [0, 9]]), 0.3)
-
-
-# The overlap table.
-
-
-def random_labels(seed, count, shape=(30, 40)):
-    return np.random.default_rng(seed).integers(0, count, shape)
-
-
-def test_overlap_table_equals_a_double_loop():
-    truth, predicted = random_labels(1, 7), random_labels(2, 5)
-    expected = [[((truth == i) & (predicted == j)).sum() for j in range(5)] for i in range(7)]
-    assert ev.overlap_table(truth, predicted).toarray().tolist() == np.array(expected).tolist()
-
-
-def test_overlap_table_without_background_or_with_gaps():
-    truth, predicted = np.array([[4, 4, 900]]), np.array([[70000, 2, 2]], np.uint32)
-    assert ev.overlap_table(truth, predicted).toarray().tolist() == [
-        [0, 0, 0],
-        [0, 1, 1],
-        [0, 1, 0],
-    ]
-
-
 def test_label_numbers_and_order_do_not_matter():
-    truth, predicted = draw(), without(draw((*CENTRES[:4], (65.5, 63.5))), 1)
+    truth = draw()
+    predicted = without(draw((*CENTRES[:4], (65.5, 63.5))), 1)
     other_truth = np.array([0, 31, 2, 17, 5, 900])[truth]
     other_predicted = np.array([0, 4, 77, 1, 3, 2])[predicted]
-    permuted = score(other_truth, other_predicted)
     plain = score(truth, predicted)
-    assert plain == permuted
+    assert score(other_truth, other_predicted) == plain
     assert 0 < plain["ap"] < 1
+
+
+def test_empty_images():
+    nothing = np.zeros(SHAPE, np.int32)
+    for truth, predicted, answer in ((nothing, nothing, 1.0), (draw(), nothing, 0.0), (nothing, draw(), 0.0)):
+        scores = score(truth, predicted)
+        assert [scores[name] for name in SCORES] == [answer] * 6
 
 
 # Dice and IoU.
@@ -173,37 +351,57 @@ def test_label_numbers_and_order_do_not_matter():
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 def test_dice_and_iou_equal_scikit_learn(share):
-    random = np.random.default_rng(0)
-    truth, predicted = random.random((40, 50)) < share, random.random((40, 50)) < 0.4
+    rng = np.random.default_rng(0)
+    truth = rng.random((40, 50)) < share
+    predicted = rng.random((40, 50)) < 0.4
     dice = metrics.f1_score(truth.ravel(), predicted.ravel())
     iou = metrics.jaccard_score(truth.ravel(), predicted.ravel())
-    assert ev.dice_score(truth, predicted) == pytest.approx(dice)
-    assert ev.iou_score(truth, predicted) == pytest.approx(iou)
+    assert Evaluate_model.dice_score(truth, predicted) == pytest.approx(dice)
+    assert Evaluate_model.iou_score(truth, predicted) == pytest.approx(iou)
     assert iou == pytest.approx(dice / (2 - dice))
-
-
-def test_empty_images():
-    names = ("dice", "iou", "ap", "ap50", "f1_50", "f1_70")
-    nothing = np.zeros(SHAPE, np.int32)
-    for truth, predicted, answer in (
-        (nothing, nothing, 1.0),
-        (draw(), nothing, 0.0),
-        (nothing, draw(), 0.0),
-    ):
-        scores = score(truth, predicted)
-        assert [scores[name] for name in names] == [answer] * 6
 
 
 def test_probabilities_and_other_sizes_are_refused():
     mask = np.ones((4, 5), bool)
     with pytest.raises(ValueError, match="bool, got bool and float64"):
-        ev.dice_score(mask, mask * 0.3)
+        Evaluate_model.dice_score(mask, mask * 0.3)
     for shape in ((5, 4), (1, 5)):  # the second would broadcast
         message = re.escape(f"prediction is {shape} but the truth is (4, 5)")
         with pytest.raises(ValueError, match=message):
-            ev.iou_score(mask, np.ones(shape, bool))
+            Evaluate_model.iou_score(mask, np.ones(shape, bool))
         with pytest.raises(ValueError, match=message):
-            ev.overlap_table(mask.astype(int), np.ones(shape, int))
+            Evaluate_model.overlap_table(mask.astype(int), np.ones(shape, int))
+
+
+# The overlap table.
+
+
+def test_overlap_table_equals_a_double_loop():
+    truth = np.random.default_rng(1).integers(0, 7, (30, 40))
+    predicted = np.random.default_rng(2).integers(0, 5, (30, 40))
+    expected = [[int(((truth == i) & (predicted == j)).sum()) for j in range(5)] for i in range(7)]
+    assert Evaluate_model.overlap_table(truth, predicted).toarray().tolist() == expected
+
+
+def test_overlap_table_without_background_or_with_gaps():
+    truth = np.array([[4, 4, 900]])
+    predicted = np.array([[70000, 2, 2]], np.uint32)
+    expected = [[0, 0, 0], [0, 1, 1], [0, 1, 0]]
+    assert Evaluate_model.overlap_table(truth, predicted).toarray().tolist() == expected
+
+
+@pytest.mark.parametrize("percent", range(50, 100, 5))
+def test_an_iou_of_exactly_the_threshold_is_no_match(percent):
+    table = np.array([[0, 0], [100 - percent, percent]])
+    assert Evaluate_model.count_matches(table, percent / 100) == (0, 1, 1)
+    assert Evaluate_model.average_precision(table) == pytest.approx((percent - 50) / 50)
+    table = np.array([[0, 0], [10**6 - percent * 10**4 - 1, percent * 10**4 + 1]])
+    assert Evaluate_model.count_matches(table, percent / 100) == (1, 0, 0)
+
+
+def test_thresholds_below_one_half_are_refused():
+    with pytest.raises(ValueError, match="at least 0.5, got 0.3"):
+        Evaluate_model.count_matches(np.array([[0, 0], [0, 9]]), 0.3)
 
 
 # Summing up.
@@ -222,216 +420,96 @@ def rows_of(*dice, kind="fluorescence", pixels=(1, 2, 2)):
 def test_mean_median_and_pooled_are_three_things():
     small = rows_of(1.0, 1.0, pixels=(10, 10, 10))
     large = rows_of(0.1, pixels=(100, 1000, 1000))
-    stats = ev.summarise(small + large)
-    assert stats["dice_mean"] == pytest.approx(0.7)
-    assert stats["dice_median"] == 1.0
-    assert stats["dice_pooled"] == pytest.approx(2 * 120 / 2040)
-    assert (stats["ap"], stats["ap50"], stats["f1_50"], stats["f1_70"]) == (0.5, 0.5, 0.75, 0.625)
-
-
-def test_the_interval_is_reproducible_and_as_wide_as_theory_says():
-    values = np.random.default_rng(3).uniform(0.5, 1, 200)
-    low, high = ev.bootstrap_interval(values)
-    assert (low, high) == ev.bootstrap_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 200**0.5, rel=0.1)
+    summary = Evaluate_model.summarise(small + large)
+    assert summary["dice_mean"] == pytest.approx(0.7)
+    assert summary["dice_median"] == 1.0
+    assert summary["dice_pooled"] == pytest.approx(2 * 120 / 2040)
+    assert (summary["ap"], summary["ap50"], summary["f1_50"], summary["f1_70"]) == (0.5, 0.5, 0.75, 0.625)
 
 
 def test_no_images_are_an_error_not_a_score():
-    for function in (ev.summarise, ev.format_table):
+    for function in (Evaluate_model.summarise, Evaluate_model.format_table):
         with pytest.raises(ValueError, match="no images to score"):
             function([])
 
 
+def test_the_interval_is_reproducible_and_as_wide_as_theory_says():
+    values = np.random.default_rng(3).uniform(0.5, 1, 200)
+    low, high = Evaluate_model.bootstrap_interval(values)
+    assert (low, high) == Evaluate_model.bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 200**0.5, rel=0.1)
+
+
 def test_table_has_a_row_for_all_and_one_for_each_kind():
     rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
-    lines = ev.format_table(rows).splitlines()
+    lines = Evaluate_model.format_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     for title in ("mean Dice [95 % interval]", "median Dice", "pooled Dice", "mean IoU"):
         assert title in lines[0]
     assert lines[0].split()[-4:] == ["AP", "AP50", "F1@0.5", "F1@0.7"]
     assert [line[:15].strip() for line in lines[1:]] == ["all", "fluorescence", "stained tissue"]
     assert [line[15:22].strip() for line in lines[1:]] == ["4", "3", "1"]
-    low, high = ev.bootstrap_interval(np.array([0.8, 0.9, 1.0, 0.6]))
+    low, high = Evaluate_model.bootstrap_interval(np.array([0.8, 0.9, 1.0, 0.6]))
     scores = "0.850 0.500 0.250 0.500 0.500 0.750 0.625"
     assert lines[1].split()[2:] == ["0.825", f"[{low:.3f},", f"{high:.3f}]", *scores.split()]
     assert "0.600 [one image]" in lines[3]
 
 
-# Files.
-
-
-def test_evaluate_reads_masks_and_labels_apart(case):
-    truth, predicted = case
-    tifffile.imwrite(predicted / "labels" / "good.tif", (draw() > 0).astype(np.uint16))
-    rows, skipped = ev.evaluate(truth, predicted)
-    good = next(row for row in rows if row["id"] == "good")
-    assert skipped == []
-    assert (good["dice"], good["ap"], good["nuclei_predicted"]) == (1.0, 0.0, 1)
-
-
-def test_evaluate_saves_the_worst_first(case, tmp_path, capsys):
-    rows, skipped = ev.evaluate(str(case[0]), str(case[1]))
+def test_scores_are_saved_with_the_worst_first(case, tmp_path, capsys):
+    rows, skipped = Evaluate_model.evaluate(str(case[0]), str(case[1]))
     assert ([row["id"] for row in rows], skipped) == (["good", "missed", "nothing"], [])
-    image = Preprocessed_data.read_image(case[0] / "good" / "images" / "good.png")
-    assert {row["kind"] for row in rows} == {Preprocessed_data.image_kind(image)}
-    ev.save_scores(rows, tmp_path / "new" / "scores")
-    assert sorted(os.listdir(tmp_path / "new" / "scores")) == ["scores.csv", "scores.png"]
+    image = read_image(case[0] / "good" / "images" / "good.png")
+    assert {row["kind"] for row in rows} == {image_kind(image)}
+    out = tmp_path / "new" / "scores"
+    Evaluate_model.save_scores(rows, out)
+    assert sorted(os.listdir(out)) == ["scores.csv", "scores.png"]
     assert "saved scores.csv and scores.png to" in capsys.readouterr().out
-    with (tmp_path / "new" / "scores" / "scores.csv").open(newline="") as stream:
+    with (out / "scores.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert list(lines[0]) == ev.COLUMNS
+    assert list(lines[0]) == Evaluate_model.SCORE_COLUMNS
     assert [line["id"] for line in lines] == ["nothing", "missed", "good"]
     # Five disks of the same size, four found: Dice 2 * 4 / (5 + 4), IoU 4 / 5.
     assert float(lines[1]["dice"]) == pytest.approx(8 / 9)
     assert float(lines[1]["iou"]) == float(lines[1]["ap"]) == pytest.approx(4 / 5)
     assert (lines[1]["nuclei_true"], lines[1]["nuclei_predicted"]) == ("5", "4")
     assert (lines[1]["height"], lines[1]["width"]) == ("80", "90")
-    picture = skimage.io.imread(tmp_path / "new" / "scores" / "scores.png")
+    picture = skimage.io.imread(out / "scores.png")
     assert picture.shape[1] > 1000 and len(np.unique(picture)) > 50
 
 
 def test_the_figure_shows_every_image_and_the_mean_curve_of_every_kind():
     rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
-    left, right = ev.draw_scores(rows).axes
+    left, right = Evaluate_model.draw_scores(rows).axes
     drawn = [np.asarray(dots.get_offsets())[:, 0].tolist() for dots in left.collections]
     assert drawn == [[0.8, 0.9, 1.0, 0.6], [0.8, 0.9, 1.0], [0.6]]
     assert [line.get_ydata().tolist() for line in right.get_lines()] == [[0.5] * 10] * 3
-    assert [text.get_text() for text in right.get_legend().get_texts()] == [
-        "all: 0.500",
-        "fluorescence: 0.500",
-        "stained tissue: 0.500",
-    ]
-
-
-def test_only_the_chosen_ids_are_scored(case, tmp_path, capsys):
-    training = tmp_path / "training.json"
-    record = {"training_ids": ["nothing"], "validation_ids": ["missed", "good"]}
-    training.write_text(json.dumps(record))
-    command = ["--truth", str(case[0]), "--predicted", str(case[1])]
-    assert ev.main([*command, "--ids", str(training)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "2", "0.944"]
-    assert (case[1] / "scores.csv").read_text().count("\n") == 3
-    training.write_text("{}")
-    with pytest.raises(ValueError, match="training.json: expected"):
-        ev.main([*command, "--ids", str(training)])
-    with pytest.raises(ValueError, match="2 of 3 ids not in .*, first far"):
-        ev.evaluate(*case, ids=["good", "far", "near"])
-    with pytest.raises(ValueError, match="no image to score: 0 chosen"):
-        ev.evaluate(*case, ids=[])
-
-
-def test_missing_predictions_name_how_many_the_first_and_the_command(case):
-    truth, predicted = case
-    (predicted / "labels" / "missed.tif").unlink()
-    (predicted / "masks" / "nothing.png").unlink()
-    with pytest.raises(FileNotFoundError) as error:
-        ev.evaluate(truth, predicted)
-    assert "2 of 3 images" in str(error.value) and "first missed;" in str(error.value)
-    assert f"python Predict_masks.py --data {truth} --out {predicted}" in str(error.value)
-    assert [row["id"] for row in ev.evaluate(truth, predicted, ids=["good"])[0]] == ["good"]
-
-
-def test_predictions_without_truth_are_ignored_in_one_line(case, capsys):
-    write_predictions(case[1], {"spare": draw(), "other": draw()})
-    rows, skipped = ev.evaluate(*case)
-    assert len(rows) == 3 and skipped == []
-    assert capsys.readouterr().out.startswith("ignored 2 predictions")
-
-
-@pytest.mark.parametrize("name", ["masks/missed.png", "labels/missed.tif"])
-def test_another_size_stops_with_both_shapes_and_the_id(case, name):
-    if name.endswith("png"):
-        save(case[1] / name, np.zeros((80, 80), np.uint8))
-    else:
-        tifffile.imwrite(case[1] / name, np.zeros((80, 80), np.uint16))
-    with pytest.raises(ValueError, match=rf"{name} is \(80, 80\) but the truth is \(80, 90\)"):
-        ev.evaluate(*case)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("masks/missed.png", (draw() > 0).astype(np.uint8)),  # 0 and 1, not 0 and 255
-        ("masks/missed.png", np.full((*SHAPE, 3), 255, np.uint8)),
-        ("masks/missed.png", b"\x89PNG\r\n\x1a\n of which the rest is lost"),
-        ("labels/missed.tif", np.ones(SHAPE, np.float32)),
-        ("labels/missed.tif", b"no picture"),
-    ],
-    ids=["0 and 1", "three channels", "broken png", "not whole numbers", "broken tif"],
-)
-def test_a_broken_prediction_is_named_and_skipped(case, capsys, name, content):
-    if isinstance(content, bytes):
-        (case[1] / name).write_bytes(content)
-    elif name.endswith("png"):
-        save(case[1] / name, content)
-    else:
-        tifffile.imwrite(case[1] / name, content)
-    rows, skipped = ev.evaluate(*case)
-    assert ([row["id"] for row in rows], skipped) == (["good", "nothing"], ["missed"])
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("skipped missed: ") and name in lines[0]
-    with pytest.raises(ValueError, match="no image to score: 1 chosen, 1 of them broken"):
-        ev.evaluate(*case, ids=["missed"])
-
-
-def test_images_without_any_truth_are_refused(tmp_path):
-    source = write_truths(tmp_path / "truth", {"a": np.zeros(SHAPE, np.int32)})
-    predicted = write_predictions(tmp_path / "predicted", {"a": draw()})
-    with pytest.raises(ValueError, match="no truth"):
-        ev.evaluate(source, predicted)
-
-
-def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
-    truth = draw()
-    solution = tmp_path / "stage1_solution.csv"
-    with solution.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["ImageId", "EncodedPixels", "Height", "Width", "Usage"])
-        for runs in Preprocessed_data.rle_encode(truth):
-            writer.writerow(["a", runs, *SHAPE, "Public"])
-    predicted = write_predictions(tmp_path / "predicted", {"a": without(truth, 2)})
-    rows, skipped = ev.evaluate(solution, predicted)
-    assert (len(rows), skipped, rows[0]["kind"]) == (1, [], "unknown")
-    assert rows[0]["ap"] == pytest.approx(0.8)
-    assert rows[0]["dice"] == pytest.approx(8 / 9)
-    table = ev.format_table(rows).splitlines()
-    assert len(table) == 2 and table[1].startswith("all ")
-    (predicted / "masks" / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match="python Predict_masks.py --data IMAGES --out"):
-        ev.evaluate(solution, predicted)
+    names = [text.get_text() for text in right.get_legend().get_texts()]
+    assert names == ["all: 0.500", "fluorescence: 0.500", "stained tissue: 0.500"]
 
 
 # The command line.
 
 
-def describe(predicted, digest):
-    """Writes labels/ID.tif anew, as predicted with weights of this SHA-256; None: not known."""
-    text = digest and json.dumps({"weights_sha256": digest})
-    for file in predicted.glob("labels/*.tif"):
-        tifffile.imwrite(file, tifffile.imread(file), description=text, metadata=None)
+def test_only_the_validation_ids_of_a_record_are_scored(case, tmp_path, capsys):
+    record = tmp_path / "training.json"
+    record.write_text(json.dumps({"training_ids": ["nothing"], "validation_ids": ["missed", "good"]}))
+    command = ["--truth", str(case[0]), "--predicted", str(case[1]), "--ids", str(record)]
+    assert Evaluate_model.main(command) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "2", "0.944"]
+    assert (case[1] / "scores.csv").read_text().count("\n") == 3
+    record.write_text("{}")
+    with pytest.raises(UserError, match="training.json: expected"):
+        Evaluate_model.main(command)
 
 
-def test_predictions_of_several_weights_are_not_scored_together(case):
-    truth, predicted = case
-    for digest in None, "one":
-        describe(predicted, digest)
-        assert ev.evaluate(truth, predicted)[0]
-    good = tifffile.imread(predicted / "labels/good.tif")
-    text = json.dumps({"weights_sha256": "another"})
-    tifffile.imwrite(predicted / "labels/good.tif", good, description=text, metadata=None)
-    with pytest.raises(ValueError, match=r"good\.tif and .*\.tif are of other weights"):
-        ev.evaluate(truth, predicted)
-
-
-def test_predictions_of_other_weights_than_those_named_are_refused(case, tmp_path):
-    weights = tmp_path / "unet.keras"
-    weights.write_bytes(b"weights")
-    describe(case[1], hashlib.sha256(b"weights").hexdigest())
-    assert ev.evaluate(*case, weights=weights)[0]
-    weights.write_bytes(b"weights of a later training")
-    with pytest.raises(ValueError, match="not predicted with .*unet.keras"):
-        ev.evaluate(*case, weights=weights)
+def test_the_ids_of_a_record_are_scored_with_its_own_weights(case, tmp_path):
+    record = tmp_path / "training.json"
+    record.write_text(json.dumps({"training_ids": [], "validation_ids": ["good"]}))
+    (tmp_path / "unet.keras").write_bytes(b"weights")
+    describe(case[1], provenance(digest="another"))
+    with pytest.raises(UserError, match="not predicted with .*unet.keras"):
+        Evaluate_model.main(["--truth", str(case[0]), "--predicted", str(case[1]), "--ids", str(record)])
 
 
 def test_mistakes_of_the_command(mistake, tmp_path):

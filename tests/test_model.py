@@ -1,4 +1,4 @@
-"""The network's shapes, its loss and scores on hand-made answers, and its file."""
+"""The network's shapes, its loss and scores on hand-made answers, its compilation, and its file."""
 
 import json
 import zipfile
@@ -6,9 +6,12 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from conftest import draw_nuclei
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
+from data.augment import make_target
+from data.files import UserError
 
 RNG = np.random.default_rng(0)
 
@@ -36,7 +39,8 @@ def value(function, truth, probability):
 @pytest.mark.parametrize("shape", [(4, 4), (32, 64), (36, 20)])
 def test_answer_has_the_size_of_the_image(small, shape):
     answer = small.predict(RNG.random((2, *shape, 1)), verbose=0)
-    assert answer.shape == (2, *shape, 2) and answer.dtype == np.float32
+    assert answer.shape == (2, *shape, 2)
+    assert answer.dtype == np.float32
     assert 0 <= answer.min() < answer.max() <= 1
 
 
@@ -62,7 +66,7 @@ def test_every_level_has_its_skip_connection(small):
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"base_filters": 0}, {"depth": -1}])
 def test_a_network_of_nothing_is_refused(wrong):
-    with pytest.raises(ValueError, match="must be 1 or more"):
+    with pytest.raises(UserError, match="must be 1 or more"):
         Model.Unet(**wrong)
 
 
@@ -71,10 +75,11 @@ def test_a_network_of_nothing_is_refused(wrong):
 
 def test_loss_is_near_0_for_the_truth_and_grows_with_the_error():
     truth, _ = random_case()
-    steps = [value(Model.segmentation_loss, truth, abs(truth[..., :2] - e)) for e in (0, 0.2, 0.9)]
-    assert steps[0].shape == (3,)
-    np.testing.assert_allclose(steps[0], 0, atol=1e-3)
-    assert (steps[0] < steps[1]).all() and (steps[1] < steps[2]).all()
+    none, some, large = (value(Model.segmentation_loss, truth, abs(truth[..., :2] - e)) for e in (0, 0.2, 0.9))
+    assert none.shape == (3,)
+    np.testing.assert_allclose(none, 0, atol=1e-3)
+    assert (none < some).all()
+    assert (some < large).all()
 
 
 def test_loss_by_hand():
@@ -87,10 +92,12 @@ def test_loss_by_hand():
 
 def test_the_border_weighs_less_than_the_nucleus():
     truth = np.ones((1, 4, 4, 3), np.float32)
-    wrong = {c: truth[..., :2].copy() for c in (0, 1)}
-    for channel, probability in wrong.items():
-        probability[..., channel] = 0.1
-    nucleus, border = (value(Model.segmentation_loss, truth, wrong[c]) for c in (0, 1))
+    wrong_nucleus = truth[..., :2].copy()
+    wrong_nucleus[..., 0] = 0.1
+    wrong_border = truth[..., :2].copy()
+    wrong_border[..., 1] = 0.1
+    nucleus = value(Model.segmentation_loss, truth, wrong_nucleus)
+    border = value(Model.segmentation_loss, truth, wrong_border)
     assert border == pytest.approx(Model.BORDER_WEIGHT * nucleus, rel=1e-3)
 
 
@@ -99,7 +106,8 @@ def test_invalid_pixels_do_not_count(function):
     truth, probability = random_case()
     cropped = value(function, truth[:, :5, :9], probability[:, :5, :9])
     assert not np.allclose(value(function, truth, probability), cropped, rtol=1e-5)
-    truth[:, 5:, :, 2] = truth[:, :, 9:, 2] = 0
+    truth[:, 5:, :, 2] = 0
+    truth[:, :, 9:, 2] = 0
     np.testing.assert_allclose(value(function, truth, probability), cropped, rtol=1e-5)
 
 
@@ -123,6 +131,77 @@ def test_dice_of_empty_and_disjoint_masks():
     assert value(Model.dice, truth, empty + 1) == [1]
 
 
+# Compiled for training.
+
+
+@pytest.fixture
+def mixed_precision():
+    """Layers that are made compute in bfloat16, as Train.py asks for."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield "mixed_bfloat16"
+    keras.config.set_dtype_policy(policy)
+
+
+def draw_batch(count=4, shape=(32, 32)):
+    """gray (count, H, W, 1) and targets (count, H, W, 3) of drawn nuclei."""
+    pairs = [draw_nuclei(shape, seed) for seed in range(count)]
+    gray = np.stack([image / np.float32(255) for image, _ in pairs])
+    return gray[..., None], np.stack([make_target(labels) for _, labels in pairs])
+
+
+def test_training_steps_lower_the_loss():
+    keras.utils.set_random_seed(0)
+    model = Model.compile_unet(1, 4, learning_rate=0.01, total_steps=12)
+    history = model.fit(*draw_batch(), epochs=12, verbose=0).history
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert set(history) >= {"loss", "accuracy", "dice"}
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
+    model = Model.compile_unet(1, 2, learning_rate=0.1, total_steps=62)  # 2 of them warm up
+    expected = {0: 0.005, 1: 0.0525, 2: 0.1, 32: 0.0505, 62: 0.001, 70: 0.001}
+    found = {}
+    for step in expected:
+        model.optimizer.iterations.assign(step)
+        found[step] = float(model.optimizer.learning_rate)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert model.optimizer.weight_decay == Model.WEIGHT_DECAY
+
+
+def test_a_training_of_one_step_has_a_learning_rate():
+    model = Model.compile_unet(1, 2, learning_rate=0.1, total_steps=1)
+    assert 0 < float(model.optimizer.learning_rate) <= 0.1
+
+
+def test_a_fused_normalization_trains_as_the_plain_one():
+    keras.utils.set_random_seed(0)
+    plain = Model.Unet(1, 4).build()
+    fused = Model.fuse_normalization(plain)
+    assert sum(isinstance(layer, Model.FusedNormalization) for layer in fused.layers) == 6
+    gray, target = draw_batch(1, (64, 64))
+    before = plain.get_weights()
+    np.testing.assert_array_equal(plain.predict_on_batch(gray), fused.predict_on_batch(gray))
+    for model in (plain, fused):
+        model.compile(keras.optimizers.SGD(0.1), Model.segmentation_loss)
+        model.train_on_batch(gray, target)
+    for old, one, other in zip(before, plain.get_weights(), fused.get_weights(), strict=True):
+        assert not np.array_equal(old, one)
+        # The kernel divides the variance by n - 1 instead of n pixels, here 1024 or more.
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_plain_copy_is_float32_of_plain_layers_and_has_the_same_weights(mixed_precision):
+    model = Model.compile_unet(2, 4, learning_rate=0.01, total_steps=10)
+    assert any(isinstance(layer, Model.FusedNormalization) for layer in model.layers)
+    copy = Model.plain_copy(model)
+    assert {type(layer) for layer in copy.layers} == {type(layer) for layer in Model.Unet().build().layers}
+    assert keras.config.dtype_policy().name == mixed_precision
+    assert {layer.compute_dtype for layer in copy.layers} == {"float32"}
+    for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 # The file.
 
 
@@ -130,8 +209,7 @@ def test_saved_and_loaded_it_predicts_the_same(tmp_path, small):
     small.save(tmp_path / "unet.keras")
     loaded = Model.load_unet(tmp_path / "unet.keras")
     gray = RNG.random((1, 16, 24, 1))
-    before, after = (model.predict(gray, verbose=0) for model in (small, loaded))
-    np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(small.predict(gray, verbose=0), loaded.predict(gray, verbose=0))
 
 
 def make_model(channels_in=1, channels_out=2, first=None):
@@ -187,15 +265,34 @@ FOREIGN = {
 @pytest.mark.parametrize("what", FOREIGN)
 def test_a_foreign_file_is_refused_by_name(tmp_path, what):
     FOREIGN[what](tmp_path / "foreign.keras")
-    with pytest.raises(ValueError, match=r"foreign\.keras: ") as caught:
+    with pytest.raises(UserError, match=r"foreign\.keras: ") as caught:
         Model.load_unet(tmp_path / "foreign.keras")
     assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["foreign.keras"]  # nothing was run
 
 
 def test_missing_weights_are_named_with_what_makes_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.keras.*python Train\.py"):
+    with pytest.raises(UserError, match=r"gone\.keras.*python Train\.py"):
         Model.load_unet(tmp_path / "gone.keras")
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_file(tmp_path, small, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    small.save(tmp_path / "unet.keras")
+    monkeypatch.setattr(keras.models, "load_model", fail)
+    with pytest.raises(MemoryError):
+        Model.load_unet(tmp_path / "unet.keras")
+
+
+def test_operations_of_a_pixel_are_those_counted_by_hand():
+    model = Model.Unet(depth=1, base_filters=1).build()
+    # Full size: 3×3 1->1, 1->1, then (after the copy) 2->1, 1->1, and 1×1 1->2.
+    full = 9 + 9 + 18 + 9 + 2
+    # A quarter of the pixels: 3×3 1->3, 3->3, and the 2×2 up-convolution 3->1.
+    quarter = 27 + 81 + 12
+    assert Model.flops_per_pixel(model) == 2 * (full + quarter / 4)
 
 
 # The command line.
@@ -208,14 +305,8 @@ def test_command_draws_the_network(tmp_path, run):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_mistake_of_the_command(mistake):
+def test_mistakes_of_the_command(mistake):
     assert "depth" in mistake("Model.py", "--depth", 0)
-
-
-def test_operations_of_a_pixel_are_those_counted_by_hand():
-    model = Model.Unet(depth=1, base_filters=1).build()
-    # Full size: 3×3 1->1, 1->1, then (after the copy) 2->1, 1->1, and 1×1 1->2.
-    full = 9 + 9 + 18 + 9 + 2
-    # A quarter of the pixels: 3×3 1->3, 3->3, and the 2×2 up-convolution 3->1.
-    quarter = 27 + 81 + 12
-    assert Model.flops_per_pixel(model) == 2 * (full + quarter / 4)
+    small = ("--depth", 1, "--base-filters", 1)
+    assert "nowhere" in mistake("Model.py", *small, "--out", "nowhere/x.png")
+    assert "x.foo: expected a name that ends in .png" in mistake("Model.py", *small, "--out", "x.foo")

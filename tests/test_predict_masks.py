@@ -1,8 +1,7 @@
-"""Predict_masks: padding, separation of touching nuclei, the files written and shown."""
+"""Predict_masks: scales, padding, separation of touching nuclei, and what becomes of each image."""
 
-import csv
+import json
 from collections import Counter
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,9 +11,14 @@ from PIL import Image
 from scipy import ndimage
 from skimage.draw import disk
 
+import data.outputs
 import Model
 import Predict_masks
-import Preprocessed_data
+from data import slides
+from data.files import UserError, find_samples, hash_file
+from data.images import read_image
+
+MARK = {"weights_sha256": "5f2b", "settings": {"min_area": 20}}
 
 
 def draw_disks(shape, centres, radius):
@@ -25,10 +29,15 @@ def draw_disks(shape, centres, radius):
 
 
 @pytest.fixture(scope="module")
-def tiny_weights(tmp_path_factory):
+def tiny_unet():
     keras.utils.set_random_seed(1)
+    return Model.Unet(2, 2).build()
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory, tiny_unet):
     file = tmp_path_factory.mktemp("weights") / "unet.keras"
-    Model.Unet(2, 2).build().save(file)
+    tiny_unet.save(file)
     return file
 
 
@@ -41,19 +50,99 @@ class Threshold:
         return np.concatenate([batch, np.zeros_like(batch)], axis=-1)
 
 
+class Recorder(Threshold):
+    """Keeps the shapes of its batches."""
+
+    def __init__(self):
+        self.batches = []
+
+    def predict_on_batch(self, batch):
+        self.batches.append(batch.shape)
+        return super().predict_on_batch(batch)
+
+
+# Scales.
+
+
+def test_images_of_wide_nuclei_are_predicted_at_smaller_sizes_too(tmp_path):
+    radii = {"narrow": 8, "wide": 25, "very_wide": 42}
+    for name, radius in radii.items():
+        image = 255 * draw_disks((100, 120), [(50, 60)], radius).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    network = Recorder()
+    Predict_masks.predict_samples(find_samples(tmp_path), network, tmp_path / "out", {})
+    images = Counter()
+    for count, height, width, _ in network.batches:
+        images[height, width] += count
+    assert images == {(100, 120): 3, (50, 60): 2, (25, 30): 1}
+    for halvings, name in enumerate(radii):
+        image = np.asarray(Image.open(tmp_path / f"{name}.png"))
+        mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
+        assert mask.shape == image.shape and np.mean(mask == image) > 0.98
+        labels, found_halvings = Predict_masks.find_nuclei(Threshold(), np.float32(image / 255))
+        written = tifffile.imread(tmp_path / "out/labels" / f"{name}.tif")
+        np.testing.assert_array_equal(written, labels)
+        assert found_halvings == halvings
+
+
+def test_where_nuclei_merge_at_a_smaller_size_the_larger_one_is_kept():
+    class Merging(Threshold):
+        """Takes an image that was reduced for one nucleus."""
+
+        def predict_on_batch(self, batch):
+            answer = super().predict_on_batch(batch)
+            return answer if batch.shape[1] == 128 else np.zeros_like(answer) + (1, 0)
+
+    gray = draw_disks((128, 128), [(40, 40), (90, 90)], 20)
+    labels, halvings = Predict_masks.find_nuclei(Merging(), gray)
+    assert halvings == 0
+    np.testing.assert_array_equal(labels, Predict_masks.separate_nuclei(gray, 0 * gray))
+    assert labels.max() == 2
+
+
+def test_an_image_without_nuclei_has_none():
+    labels, _ = Predict_masks.find_nuclei(Threshold(), np.zeros((20, 30), np.float32))
+    assert labels.shape == (20, 30) and not labels.any()
+
+
+# Probabilities.
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (33, 50), (7, 5), (1, 1), (1, 40)])
-def test_probability_has_the_images_own_size(tiny_weights, shape):
+@pytest.mark.parametrize("halvings", [0, 2])
+def test_probability_has_the_images_own_size(tiny_unet, shape, halvings):
     gray = np.random.default_rng(0).random(shape, np.float32)
-    for answer in Predict_masks.predict_probability(Model.load_unet(tiny_weights), gray):
+    for answer in Predict_masks.predict_probability(tiny_unet, gray, halvings):
         assert answer.shape == shape and answer.dtype == np.float32
         assert 0 <= answer.min() and answer.max() <= 1
 
 
-def test_padding_does_not_move_the_image():
+def test_an_image_is_padded_with_its_mirror_image_and_does_not_move():
+    class Deep(Threshold):
+        """Takes sides that are multiples of 8."""
+
+        layers = [keras.layers.MaxPooling2D(2) for _ in range(3)]
+
+        def predict_on_batch(self, batch):
+            self.batch = batch
+            return super().predict_on_batch(batch)
+
+    network = Deep()
     gray = np.random.default_rng(0).random((13, 17), np.float32)
-    nucleus, border = Predict_masks.predict_probability(Threshold(), gray)
+    nucleus, border = Predict_masks.predict_probability(network, gray)
     np.testing.assert_array_equal(nucleus, gray)
     assert not border.any()
+    padded = network.batch[0, ..., 0]
+    assert padded.shape == (16, 24)
+    np.testing.assert_array_equal(padded[13:, :17], gray[:9:-1])
+    np.testing.assert_array_equal(padded[:13, 17:], gray[:, :9:-1])
+
+
+def test_a_smaller_size_does_not_move_the_image():
+    rows, columns = np.mgrid[:40, :56].astype(np.float32)
+    gray = (rows + columns) / 100
+    nucleus, _ = Predict_masks.predict_probability(Threshold(), gray, halvings=1)
+    np.testing.assert_allclose(nucleus[2:-2, 2:-2], gray[2:-2, 2:-2], atol=1e-6)
 
 
 def test_a_stack_is_answered_as_its_images_are():
@@ -62,7 +151,31 @@ def test_a_stack_is_answered_as_its_images_are():
     np.testing.assert_array_equal(nucleus, stack)
 
 
-def test_separate_disks_are_counted_and_kept_to_the_pixel():
+def test_the_smaller_size_weighs_two_thirds():
+    larger = np.full((2, 3, 4), 0.3, np.float32)
+    smaller = np.full((2, 3, 4), 0.9, np.float32)
+    means = Predict_masks.average_scales(larger, smaller)
+    np.testing.assert_allclose(means, 0.7, rtol=1e-6)
+    assert means[0].dtype == np.float32
+
+
+def test_scales_are_averaged_from_the_largest_to_the_smallest():
+    class Size(Threshold):
+        """Answers the height of the image, in hundreds of pixels."""
+
+        def predict_on_batch(self, batch):
+            return super().predict_on_batch(np.full_like(batch, batch.shape[1] / 100))
+
+    gray = np.zeros((64, 96), np.float32)
+    nucleus, border = Predict_masks.predict_scales(Size(), gray, 2)
+    np.testing.assert_allclose(nucleus, ((0.64 + 2 * 0.32) / 3 + 2 * 0.16) / 3, rtol=1e-6)
+    assert border.shape == gray.shape and not border.any()
+
+
+# From probabilities to nuclei.
+
+
+def test_disks_apart_are_counted_and_kept_to_the_pixel():
     nucleus = draw_disks((80, 100), [(20, 20), (20, 60), (60, 40), (60, 80), (15, 85)], 9)
     labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
     expected, count = ndimage.label(nucleus)
@@ -70,16 +183,16 @@ def test_separate_disks_are_counted_and_kept_to_the_pixel():
     np.testing.assert_array_equal(labels > 0, expected > 0)
 
 
-def test_touching_disks_are_parted_at_the_border():
+def test_touching_disks_are_separated_at_the_border():
     nucleus = draw_disks((40, 60), [(20, 20), (20, 37)], 9)
     border = np.zeros_like(nucleus)
     border[10:31, 27:31] = 1
     joined = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
-    parted = Predict_masks.separate_nuclei(nucleus, border)
-    assert joined.max() == 1 and parted.max() == 2
-    np.testing.assert_array_equal(parted > 0, nucleus > 0)
-    assert parted[20, 15] != parted[20, 42]
-    areas = np.bincount(parted.ravel())[1:]
+    separated = Predict_masks.separate_nuclei(nucleus, border)
+    assert joined.max() == 1 and separated.max() == 2
+    np.testing.assert_array_equal(separated > 0, nucleus > 0)
+    assert separated[20, 15] != separated[20, 42]
+    areas = np.bincount(separated.ravel())[1:]
     assert areas.min() / areas.max() > 0.85
 
 
@@ -117,7 +230,8 @@ def test_each_number_is_one_connected_piece():
     rng = np.random.default_rng(3)
     nucleus = ndimage.gaussian_filter(rng.random((128, 128)), 3)
     border = ndimage.gaussian_filter(rng.random((128, 128)), 3)
-    nucleus, border = ((x - x.min()) / np.ptp(x) for x in (nucleus, border))
+    nucleus = (nucleus - nucleus.min()) / np.ptp(nucleus)
+    border = (border - border.min()) / np.ptp(border)
     labels = Predict_masks.separate_nuclei(nucleus, border * 0.4)
     assert labels.max() > 5
     assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
@@ -131,212 +245,226 @@ def test_nothing_there_gives_no_nucleus():
     assert not Predict_masks.separate_nuclei(zero, zero).any()
 
 
-def test_files_agree_and_have_the_promised_types(tmp_path):
-    labels = np.zeros((40, 50), np.int32)
-    labels[5:15, 5:15], labels[20:30, 20:35] = 1, 2
-    image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
-    Predict_masks.make_folders(tmp_path)
-    Predict_masks.write_prediction(tmp_path, "a", image, labels)
-    mask = np.asarray(Image.open(tmp_path / "masks/a.png"))
-    numbers = tifffile.imread(tmp_path / "labels/a.tif")
-    overlay = np.asarray(Image.open(tmp_path / "overlays/a.png"))
-    assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}
-    assert numbers.dtype == np.uint16 and overlay.shape == (40, 50, 3)
-    np.testing.assert_array_equal(numbers, labels)
-    np.testing.assert_array_equal(mask == 255, labels > 0)
-    assert (overlay[5, 5] == (255, 220, 0)).all()
+# Provenance.
 
 
-def test_more_nuclei_than_16_bits_hold(tmp_path):
-    labels = np.arange(70_000, dtype=np.int32).reshape(250, 280)
-    Predict_masks.make_folders(tmp_path)
-    Predict_masks.write_prediction(tmp_path, "many", np.zeros((250, 280), np.uint8), labels)
-    numbers = tifffile.imread(tmp_path / "labels/many.tif")
-    assert numbers.dtype == np.uint32 and numbers.max() == 69_999
+SETTINGS = {
+    "LOW_PERCENTILE": 1,
+    "HIGH_PERCENTILE": 99,
+    "BRIGHT_MEDIAN": 0.5,
+    "NUCLEUS_THRESHOLD": 0.5,
+    "SEED_THRESHOLD": 0.6,
+    "MIN_SEED_AREA": 9,
+    "MIN_AREA": 21,
+    "MAX_HOLE_AREA": 301,
+    "MAX_AREA_RATIO": 11,
+    "HALVING_DIAMETERS": (33, 81),
+    "HALVED_WEIGHT": 0.5,
+    "MERGED_DIAMETER_RATIO": 3,
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_provenance_tells_of_every_setting_that_changes_labels(tiny_weights, monkeypatch, setting):
+    before = Predict_masks.describe_provenance(tiny_weights)
+    assert getattr(Predict_masks, setting) != SETTINGS[setting]
+    monkeypatch.setattr(Predict_masks, setting, SETTINGS[setting])
+    after = Predict_masks.describe_provenance(tiny_weights)
+    changed = {name for name, value in after["settings"].items() if value != before["settings"][name]}
+    assert changed == {setting.lower()}
+    assert after["weights_sha256"] == before["weights_sha256"]
+
+
+def test_provenance_names_the_weights_and_is_the_same_as_json(tiny_weights, tmp_path):
+    provenance = Predict_masks.describe_provenance(str(tiny_weights))
+    assert provenance["weights_sha256"] == hash_file(tiny_weights)
+    assert json.loads(json.dumps(provenance)) == provenance
+    (tmp_path / "other.keras").write_bytes(b"other weights")
+    assert Predict_masks.describe_provenance(tmp_path / "other.keras") != provenance
+
+
+# Many images.
 
 
 def test_many_images_of_many_shapes_each_get_their_own_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(Predict_masks, "READ_AHEAD", 4)
     monkeypatch.setattr(Predict_masks, "BATCH_PIXELS", 2 * 40 * 50)
-    batches = []
-
-    class Recorder(Threshold):
-        def predict_on_batch(self, batch):
-            batches.append(batch.shape)
-            return super().predict_on_batch(batch)
-
-    source, truth = tmp_path / "images", {}
+    source = tmp_path / "images"
     source.mkdir()
+    truth = {}
     for number in range(11):
         image = np.zeros([(40, 50), (40, 50), (30, 60)][number % 3], np.uint8)
         image[5:15, number : number + 10] = 200
         Image.fromarray(image).save(source / f"{number:02}.png")
         truth[f"{number:02}"] = image > 0
     (source / "05.png").write_bytes(b"no image")
-    samples = Preprocessed_data.open_source(source)
-    written, skipped = Predict_masks.predict_samples(samples, Recorder(), tmp_path / "out")
+    network = Recorder()
+    written, skipped = Predict_masks.predict_samples(find_samples(source), network, tmp_path / "out", MARK)
     assert list(skipped) == ["05"] and written == sorted(set(truth) - {"05"})
     for name in written:
         mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}.png"))
         np.testing.assert_array_equal(mask > 0, truth[name])
-    assert max(shape[0] for shape in batches) == 2 and sum(shape[0] for shape in batches) == 10
+        assert data.outputs.read_provenance(tmp_path / "out" / "labels" / f"{name}.tif") == MARK
+    counts = [shape[0] for shape in network.batches]
+    assert max(counts) == 2 and sum(counts) == 10
+
+
+def save_images(folder, names, shape=(20, 30)):
+    """Writes an image of one nucleus for each name; returns their samples."""
+    image = 200 * draw_disks(shape, [(10, 12)], 6).astype(np.uint8)
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return find_samples(folder)
+
+
+def test_an_image_that_cannot_be_opened_is_named_and_skipped(tmp_path, capsys):
+    samples = save_images(tmp_path / "images", "abc")
+    samples[1].image.unlink()
+    written, skipped = Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", {})
+    assert written == ["a", "c"] and list(skipped) == ["b"]
+    assert str(samples[1].image) in skipped["b"] and "No such file" in skipped["b"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "skipped" in line] == [f"skipped b: {skipped['b']}"]
+
+
+@pytest.mark.parametrize("large_image", [2048 * 2048, 100], ids=["whole", "in tiles"])
+@pytest.mark.parametrize("fault", [AttributeError, MemoryError, ValueError])
+def test_a_fault_of_our_own_is_not_skipped(tmp_path, monkeypatch, capsys, fault, large_image):
+    def to_grayscale(image, normalization=None):
+        raise fault("of our own")
+
+    monkeypatch.setattr(Predict_masks, "to_grayscale", to_grayscale)
+    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", large_image)
+    samples = save_images(tmp_path / "images", "ab")
+    with pytest.raises(fault, match="^of our own$") as error:
+        Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", {})
+    assert error.type is fault  # and no UserError, which is a ValueError
+    assert "skipped" not in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*/*"))
+
+
+# Large images.
 
 
 @pytest.fixture
-def small_strips(monkeypatch):
-    for name, value in {"STRIP": 64, "TILE": 128, "MARGIN": 32, "TIFF_TILE": 16}.items():
-        monkeypatch.setattr(Predict_masks, name, value)
-
-
-def test_a_nucleus_across_strips_is_one_nucleus(small_strips):
-    # Rows 64, 128 and 192 are where strips meet; the last strip is 8 rows.
-    centres = [
-        (64, 20),
-        (66, 60),
-        (62, 100),
-        (128, 20),
-        (127, 60),
-        (191, 20),
-        (100, 140),
-        (195, 80),
-    ]
-    nucleus = draw_disks((200, 160), centres, 9)
-    answer = np.stack([nucleus, np.zeros_like(nucleus)])
-    strips = (answer[:, row : row + 64] for row in range(0, 200, 64))
-    labels = np.concatenate(list(Predict_masks.label_strips(strips)))
-    whole = Predict_masks.separate_nuclei(*answer)
-    assert labels.max() == whole.max() == 8
-    np.testing.assert_array_equal(labels > 0, whole > 0)
-    pairs = np.unique(np.stack([labels, whole])[:, whole > 0], axis=1)
-    assert pairs.shape == (2, 8)  # each nucleus has one number, and each number one nucleus
-
-
-def test_a_nucleus_higher_than_strip_and_margins_is_one_nucleus(small_strips):
-    nucleus = draw_disks((400, 300), [(200, 120)], 110) + draw_disks((400, 300), [(50, 280)], 15)
-    answer = np.stack([nucleus, np.zeros_like(nucleus)])
-    strips = (answer[:, row : row + 64] for row in range(0, 400, 64))
-    labels = np.concatenate(list(Predict_masks.label_strips(strips)))
-    np.testing.assert_array_equal(labels, Predict_masks.separate_nuclei(*answer))
-
-
-def test_a_vessel_across_strips_is_no_nucleus(small_strips):
-    disks = [(row, column) for row in range(8, 380, 14) for column in range(8, 90, 14)]
-    nucleus = draw_disks((384, 120), disks, 5)
-    whole = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
-    nucleus[:, 100:112] = 1
-    answer = np.stack([nucleus, np.zeros_like(nucleus)])
-    np.testing.assert_array_equal(Predict_masks.separate_nuclei(*answer), whole)
-    strips = (answer[:, row : row + 64] for row in range(0, 384, 64))
-    largest = Predict_masks.giant_area(whole)
-    labels = np.concatenate(list(Predict_masks.label_strips(strips, largest)))
-    assert labels.max() == whole.max() == len(disks)
-    np.testing.assert_array_equal(labels > 0, whole > 0)
-
-
-@pytest.mark.parametrize("halvings", [0, 1, 2])
-def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkeypatch, halvings):
-    model = Model.load_unet(Path(__file__).parent.parent / Predict_masks.WEIGHTS)
-    samples = Preprocessed_data.open_source(Preprocessed_data.DATA)
-    files = [s.image for s in samples if "fluorescence" in s.id][:4]
-    images = [Preprocessed_data.read_image(file) for file in files]
-    images = [Preprocessed_data.brightness(image)[:200, :200] for image in images]
-    image = np.block([images[:2], images[2:]])[:370, :390]
-    (tmp_path / "images").mkdir()
-    tifffile.imwrite(tmp_path / "images/big.tif", image, tile=(64, 64), compression="zlib")
-    widths = [(1000, 1000), (1, 1000), (1, 1)][halvings]
-    monkeypatch.setattr(Predict_masks, "HALVE_ABOVE", widths)
-    monkeypatch.setattr(Predict_masks, "MERGED", 1000)
-    samples = Preprocessed_data.open_source(tmp_path / "images")
-    Predict_masks.predict_samples(samples, model, tmp_path / "whole")
+def large_images(monkeypatch):
+    """Images of more than 1000 pixels are large, and have several strips and tiles."""
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
-    written, skipped = Predict_masks.predict_samples(samples, model, tmp_path / "tiles")
-    assert (written, skipped) == (["big"], {})
-    whole = tifffile.imread(tmp_path / "whole/labels/big.tif")
-    with tifffile.TiffFile(tmp_path / "tiles/labels/big.tif") as file:
-        assert file.is_bigtiff and file.pages[0].is_tiled
-        tiles = file.asarray()
-    assert tiles.dtype == np.uint32 and len(np.unique(tiles)) - 1 == tiles.max() == whole.max() > 20
-    assert 2 * np.sum((whole > 0) & (tiles > 0)) / (np.sum(whole > 0) + np.sum(tiles > 0)) > 0.999
-    assert (
-        len(np.unique(np.stack([whole, tiles])[:, (whole > 0) & (tiles > 0)], axis=1).T)
-        < whole.max() + 3
-    )
-    mask = tifffile.imread(tmp_path / "tiles/masks/big.tif")
-    np.testing.assert_array_equal(mask, np.where(tiles > 0, 255, 0))
-    assert Image.open(tmp_path / "tiles/overlays/big.png").size == (390, 370)
-    assert Predict_masks.show_predictions(tmp_path / "tiles").is_file()
+    monkeypatch.setattr(Predict_masks, "STRIP", 32)
+    monkeypatch.setattr(slides, "STRIP", 32)
+    monkeypatch.setattr(slides, "TILE", 64)
+    monkeypatch.setattr(slides, "CONTEXT_ROWS", 16)
+    monkeypatch.setattr(data.outputs, "TIFF_TILE", 16)
 
 
-def test_wide_nuclei_are_predicted_from_afar(tmp_path):
-    seen = Counter()
-
-    class Recorder(Threshold):
-        def predict_on_batch(self, batch):
-            seen.update({batch.shape[1:3]: len(batch)})
-            return super().predict_on_batch(batch)
-
-    images = {"narrow": 8, "wide": 25, "very_wide": 42}
-    for name, radius in images.items():
-        image = 255 * draw_disks((100, 120), [(50, 60)], radius).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
-    samples = Preprocessed_data.open_source(tmp_path)
-    Predict_masks.predict_samples(samples, Recorder(), tmp_path / "out")
-    assert seen == {(100, 120): 3, (50, 60): 2, (25, 30): 1}  # all from near, some from afar
-    for name in images:
-        image = np.asarray(Image.open(tmp_path / f"{name}.png"))
-        mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
-        assert mask.shape == image.shape and np.mean(mask == image) > 0.98
-        labels, _ = Predict_masks.find_nuclei(Threshold(), np.float32(image / 255))
-        written = tifffile.imread(tmp_path / "out/labels" / f"{name}.tif")
-        np.testing.assert_array_equal(written, labels)
+def test_an_image_has_one_mask_whatever_its_size_was_before(tmp_path, large_images, monkeypatch):
+    samples = save_images(tmp_path / "images", "a", shape=(90, 70))
+    files = data.outputs.prediction_files(tmp_path / "out", "a")
+    for large_image, mask in ((10_000, files.mask), (1000, files.tiled_mask), (10_000, files.mask)):
+        monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", large_image)
+        assert Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", MARK) == (["a"], {})
+        assert list(tmp_path.glob("out/masks/*")) == [mask]
+        assert data.outputs.read_provenance(files.labels) == MARK
+        labels = read_image(files.labels)
+        assert labels.max() == 1
+        np.testing.assert_array_equal(read_image(mask) > 0, labels > 0)
+        np.testing.assert_array_equal(labels > 0, read_image(samples[0].image) > 0)
 
 
-def test_what_is_seen_from_afar_counts_two_thirds():
-    near, far = np.full((2, 3, 4), 0.3, np.float32), np.full((2, 3, 4), 0.9, np.float32)
-    np.testing.assert_allclose(Predict_masks.blend(near, far), 0.7, rtol=1e-6)
+def test_a_large_image_that_is_damaged_is_named_and_the_rest_predicted(tmp_path, large_images):
+    source = tmp_path / "images"
+    source.mkdir()
+    image = np.random.default_rng(0).integers(0, 255, (90, 70), np.uint8)
+    for name in "abc":
+        tifffile.imwrite(source / f"{name}.tif", image, rowsperstrip=10, compression="zlib")
+    with tifffile.TiffFile(source / "b.tif") as tiff:
+        last = tiff.pages[0].dataoffsets[-1]
+        size = tiff.pages[0].databytecounts[-1]
+    content = bytearray((source / "b.tif").read_bytes())
+    content[last : last + size] = bytes(size)
+    (source / "b.tif").write_bytes(content)
+    written, skipped = Predict_masks.predict_samples(find_samples(source), Threshold(), tmp_path / "out", {})
+    assert written == ["a", "c"] and list(skipped) == ["b"] and "b.tif" in skipped["b"]
+    assert {file.stem for file in tmp_path.glob("out/*/*")} == {"a", "c"}
 
 
-def test_where_nuclei_run_together_from_afar_they_are_seen_from_near(tmp_path):
-    class Merging(Threshold):
-        """Sees the whole image as one nucleus once it is reduced."""
+def test_a_large_image_that_vanishes_on_the_way_is_named_and_the_rest_predicted(tmp_path, large_images, monkeypatch):
+    samples = save_images(tmp_path / "images", "abcd", shape=(90, 70))
+    predict_slide = Predict_masks.predict_slide
 
-        def predict_on_batch(self, batch):
-            answer = super().predict_on_batch(batch)
-            return answer if batch.shape[1] == 128 else np.zeros_like(answer) + (1, 0)
+    def remove_next(sample, *arguments):
+        if sample.id == "b":
+            samples[2].image.unlink()
+        predict_slide(sample, *arguments)
 
-    near = draw_disks((128, 128), [(40, 40), (90, 90)], 20)
-    labels, halvings = Predict_masks.find_nuclei(Merging(), near.astype(np.float32))
-    assert halvings == 0 and labels.max() == 2
+    monkeypatch.setattr(Predict_masks, "predict_slide", remove_next)
+    written, skipped = Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", {})
+    assert written == ["a", "b", "d"] and list(skipped) == ["c"]
+    assert str(samples[2].image) in skipped["c"]
 
 
-def test_what_cannot_be_written_of_a_large_image_is_named_once(tmp_path, small_strips, monkeypatch):
-    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
-    Image.fromarray(np.zeros((90, 70), np.uint8)).save(tmp_path / "a.png")
+def test_what_cannot_be_written_of_a_large_image_is_named_once(tmp_path, large_images):
+    samples = save_images(tmp_path / "images", "a", shape=(90, 70))
     (tmp_path / "out/masks/a.tif").mkdir(parents=True)  # where the mask is to be
     with pytest.raises(OSError) as error:
-        samples = Preprocessed_data.open_source(tmp_path / "a.png")
-        Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out")
+        Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", {})
     assert error.value.filename == str(tmp_path / "out/masks/a.tif")
     assert error.value.strerror.count("make room there") == 1
     assert not list(tmp_path.glob("out/labels/*"))
 
 
+# What was written is shown.
+
+
+def write_prediction(out, name, labels):
+    data.outputs.make_folders(out)
+    overlay = np.zeros((*labels.shape, 3), np.uint8)
+    data.outputs.write_prediction(data.outputs.prediction_files(out, name), labels, overlay, {})
+
+
+def test_show_predictions_reads_only_the_files(tmp_path):
+    write_prediction(tmp_path, "a", np.pad(np.ones((10, 10), np.int32), 10))
+    before = read_image(Predict_masks.show_predictions(tmp_path))
+    inverted = 255 - np.asarray(Image.open(tmp_path / "masks/a.png"))
+    Image.fromarray(inverted).save(tmp_path / "masks/a.png")
+    after = read_image(Predict_masks.show_predictions(tmp_path))
+    assert (before != after).any()
+
+
+def test_the_picture_shows_some_of_many_predictions(tmp_path, monkeypatch):
+    shown = []
+
+    def keep(pictures, titles, out):
+        shown.extend(titles)
+        out.touch()
+
+    monkeypatch.setattr(Predict_masks, "save_contact_sheet", keep)
+    monkeypatch.setattr(Predict_masks, "show_pictures", shown.append)
+    for number in range(20):
+        labels = np.zeros((4, 30), np.int32)
+        labels[0, :number] = np.arange(number) + 1
+        write_prediction(tmp_path, f"image_{number:02}", labels)
+    file = Predict_masks.show_predictions(tmp_path)
+    assert shown[::2][:-1] == [f"image_{number:02}" for number in (0, 2, 5, 8, 10, 13, 16, 19)]
+    assert shown[1::2] == [f"{number} nuclei" for number in (0, 2, 5, 8, 10, 13, 16, 19)]
+    assert shown[-1] == file == tmp_path / "predictions.png"
+
+
+def test_show_predictions_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="Predict_masks.py"):
+        Predict_masks.show_predictions(tmp_path)
+
+
+# The command line.
+
+
 def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, capsys):
-    source, out = tmp_path / "images", tmp_path / "out"
-    source.mkdir()
-    Image.fromarray(np.zeros((20, 30), np.uint8)).save(source / "good.png")
-    (source / "broken.png").write_bytes(b"no image")
-    arguments = [
-        "--data",
-        source,
-        "--weights",
-        tiny_weights,
-        "--out",
-        out,
-        "--show",
-        "--submission",
-    ]
-    assert Predict_masks.main([str(a) for a in arguments]) == 1
+    save_images(tmp_path / "images", ["good"])
+    (tmp_path / "images/broken.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    arguments = ["--data", tmp_path / "images", "--weights", tiny_weights, "--out", out, "--show", "--submission"]
+    assert Predict_masks.main([str(argument) for argument in arguments]) == 1
     assert "broken.png" in capsys.readouterr().err
     assert [file.name for file in (out / "masks").iterdir()] == ["good.png"]
     assert (out / "predictions.png").is_file()
@@ -344,45 +472,35 @@ def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, c
     assert "broken" not in (out / "submission.csv").read_text()
 
 
-def test_show_predictions_reads_only_the_files(tmp_path):
-    Predict_masks.make_folders(tmp_path)
-    labels = np.pad(np.ones((10, 10), np.int32), 10)
-    Predict_masks.write_prediction(tmp_path, "a", np.zeros((30, 30), np.uint8), labels)
-    before = Preprocessed_data.read_image(Predict_masks.show_predictions(tmp_path))
-    inverted = 255 - np.asarray(Image.open(tmp_path / "masks/a.png"))
-    Image.fromarray(inverted).save(tmp_path / "masks/a.png")
-    after = Preprocessed_data.read_image(Predict_masks.show_predictions(tmp_path))
-    assert (before != after).any()
-
-
-def test_show_predictions_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Predict_masks.py"):
-        Predict_masks.show_predictions(tmp_path)
-
-
-def test_the_submission_holds_the_nuclei_of_the_label_files(tmp_path):
-    Predict_masks.make_folders(tmp_path)
-    labels = ndimage.label(draw_disks((30, 40), [(8, 8), (20, 30)], 5))[0].astype(np.int32)
-    for name, numbers in ("a", labels), ("empty", 0 * labels):
-        Predict_masks.write_prediction(tmp_path, name, np.zeros((30, 40), np.uint8), numbers)
-    with open(Predict_masks.save_submission(tmp_path, ["a", "empty"]), newline="") as stream:
-        header, *rows = csv.reader(stream)
-    assert header == ["ImageId", "EncodedPixels"]
-    assert [name for name, _ in rows] == ["a", "a", "empty"] and rows[2][1] == ""
-    found = sum(
-        number * Preprocessed_data.rle_decode(run, labels.shape)
-        for number, (_, run) in enumerate(rows[:2], start=1)
-    )
-    np.testing.assert_array_equal(found, labels)
+def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, tiny_weights, capsys, monkeypatch):
+    save_images(tmp_path / "images", "ab")
+    out = tmp_path / "out"
+    arguments = ["--data", str(tmp_path / "images"), "--weights", str(tiny_weights), "--out", str(out)]
+    assert Predict_masks.main(arguments) == 0
+    assert "are done" not in capsys.readouterr().out
+    (out / "overlays/b.png").unlink()
+    before = (out / "labels/a.tif").stat().st_mtime_ns
+    assert Predict_masks.main(arguments) == 0
+    assert "1 of 2 images are done; --overwrite" in capsys.readouterr().out
+    assert (out / "overlays/b.png").is_file() and (out / "labels/a.tif").stat().st_mtime_ns == before
+    monkeypatch.setattr(Predict_masks, "MIN_AREA", 21)
+    with pytest.raises(UserError, match="other weights or settings.*--overwrite"):
+        Predict_masks.main(arguments)
+    assert Predict_masks.main([*arguments, "--overwrite"]) == 0
+    assert "are done" not in capsys.readouterr().out
+    settings = data.outputs.read_provenance(out / "labels/a.tif")["settings"]
+    assert settings["min_area"] == 21
 
 
 def test_mistakes_of_the_command(mistake, source, tiny_weights, tmp_path):
     assert "nowhere" in mistake("Predict_masks.py", "--data", "nowhere")
+    assert "no.keras" in mistake("Predict_masks.py", "--data", source, "--weights", "no.keras")
     (tmp_path / "file").write_text("in the way")
-    out = tmp_path / "file" / "out"
-    arguments = ["--data", source, "--weights", tiny_weights, "--out", out]
-    with pytest.raises(NotADirectoryError, match=str(out.parent)):
-        Predict_masks.main([str(word) for word in arguments])
+    arguments = ["--data", source, "--weights", tiny_weights, "--out", tmp_path / "file/out"]
+    assert f"{tmp_path}/file" in mistake("Predict_masks.py", *arguments)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no images"):
-        Predict_masks.main(["--data", str(tmp_path / "empty")])
+    assert "no images" in mistake("Predict_masks.py", "--data", tmp_path / "empty")
+    (tmp_path / "empty/broken.png").write_bytes(b"no image")
+    arguments = ["--data", str(tmp_path / "empty"), "--weights", str(tiny_weights), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="none of its 1 images can be read"):
+        Predict_masks.main(arguments)

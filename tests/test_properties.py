@@ -14,7 +14,11 @@ from scipy import ndimage
 import Evaluate_model
 import Model
 import Predict_masks
-import Preprocessed_data as data
+from data import outputs, slides
+from data.files import find_samples
+from data.images import read_image
+from data.truth import decode_runs, encode_runs
+from Preprocessed_data import DATA, KINDS, image_kind, to_display, to_grayscale
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = settings(max_examples=150, deadline=None, derandomize=True)
@@ -24,15 +28,9 @@ DTYPES = st.sampled_from("bool uint8 uint16 int16 int32 float32 float64".split()
 # Nearly as large as may be; TensorFlow turns subnormal numbers off for the whole process.
 FLOATS = {"min_value": -(2.0**99), "max_value": 2.0**99, "allow_subnormal": False}
 IMAGES = st.tuples(SHAPES, st.booleans(), DTYPES).flatmap(
-    lambda x: arrays.arrays(
-        x[2],
-        (*x[0], 3) if x[1] else x[0],
-        elements=FLOATS if "float" in x[2] else None,
-    )
+    lambda x: arrays.arrays(x[2], (*x[0], 3) if x[1] else x[0], elements=FLOATS if "float" in x[2] else None)
 )
-PROBABILITIES = SHAPES.flatmap(
-    lambda shape: arrays.arrays(np.float32, (2, *shape), elements=st.floats(0, 1, width=32))
-)
+PROBABILITIES = SHAPES.flatmap(lambda shape: arrays.arrays(np.float32, (2, *shape), elements=st.floats(0, 1, width=32)))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +51,13 @@ def assert_well_numbered(labels):
 @MANY
 @given(IMAGES)
 def test_gray_is_from_0_to_1_whatever_the_image_holds(image):
-    gray = data.to_grayscale(image)
+    gray = to_grayscale(image)
     assert gray.shape == image.shape[:2] and gray.dtype == np.float32
     assert np.isfinite(gray).all() and gray.min() >= 0 and gray.max() <= 1
-    assert data.image_kind(image) in ("fluorescence", "brightfield", "stained tissue")
-    assert data.outline_nuclei(image, (gray > 0.5).astype(int)).shape == (*image.shape[:2], 3)
+    assert image_kind(image) in KINDS
+    picture = to_display(image)
+    assert picture.shape == (*image.shape[:2], 3) and picture.dtype == np.uint8
+    assert outputs.outline_nuclei(picture, (gray > 0.5).astype(int)).shape == picture.shape
 
 
 @MANY
@@ -70,15 +70,15 @@ def test_nuclei_are_well_numbered_whatever_the_network_answers(answer):
 
 @MANY
 @given(st.lists(st.tuples(st.integers(0, 149), st.integers(0, 39), st.integers(3, 12)), max_size=9))
-def test_nuclei_lower_than_the_margin_are_the_same_in_strips(disks):
+def test_nuclei_lower_than_the_context_are_the_same_in_strips(disks):
     rows, columns = np.mgrid[:150, :40]
     nucleus = np.zeros((150, 40), np.float32)
     for row, column, radius in disks:
         nucleus[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = 1
     answer = np.stack([nucleus, 0 * nucleus])
-    with mock.patch.object(Predict_masks, "MARGIN", 30):
+    with mock.patch.object(slides, "CONTEXT_ROWS", 30):
         strips = (answer[:, top : top + 40] for top in range(0, 150, 40))
-        labels = np.concatenate(list(Predict_masks.label_strips(strips)))
+        labels = np.concatenate(list(slides.label_strips(strips, Predict_masks.separate_nuclei)))
     whole = Predict_masks.separate_nuclei(*answer)
     for number, (height, _) in enumerate(ndimage.find_objects(whole), start=1):
         if height.stop - height.start <= 30:
@@ -91,14 +91,15 @@ def test_nuclei_lower_than_the_margin_are_the_same_in_strips(disks):
 @given(IMAGES)
 def test_files_have_the_size_of_the_image_and_agree(unet, tmp_path_factory, image):
     out = tmp_path_factory.mktemp("out")
-    Predict_masks.make_folders(out)
-    labels, _ = Predict_masks.find_nuclei(unet, data.to_grayscale(image))
+    outputs.make_folders(out)
+    labels, _ = Predict_masks.find_nuclei(unet, to_grayscale(image))
     assert_well_numbered(labels)
-    Predict_masks.write_prediction(out, "a", image, labels)
+    overlay = outputs.outline_nuclei(to_display(image), labels)
+    outputs.write_prediction(outputs.prediction_files(out, "a"), labels, overlay, {})
     mask = np.asarray(Image.open(out / "masks/a.png"))
     assert mask.shape == image.shape[:2]
     assert np.asarray(Image.open(out / "overlays/a.png")).shape == (*image.shape[:2], 3)
-    written = data.read_image(out / "labels/a.tif")
+    written = read_image(out / "labels/a.tif")
     np.testing.assert_array_equal(written, labels)
     np.testing.assert_array_equal(mask, np.where(written > 0, 255, 0))
 
@@ -106,15 +107,13 @@ def test_files_have_the_size_of_the_image_and_agree(unet, tmp_path_factory, imag
 @MANY
 @given(arrays.arrays(np.uint16, SHAPES, elements=st.integers(0, 5)))
 def test_run_lengths_there_and_back(labels):
-    masks = [data.rle_decode(text, labels.shape) for text in data.rle_encode(labels)]
+    masks = [decode_runs(text, labels.shape) for text in encode_runs(labels)]
     decoded = sum((number * mask for number, mask in enumerate(masks, start=1)), 0 * labels)
     np.testing.assert_array_equal(decoded, labels)
 
 
 @MANY
-@given(
-    SHAPES.flatmap(lambda shape: arrays.arrays(np.uint8, (2, *shape), elements=st.integers(0, 3)))
-)
+@given(SHAPES.flatmap(lambda shape: arrays.arrays(np.uint8, (2, *shape), elements=st.integers(0, 3))))
 def test_scores_stay_between_0_and_1_and_a_truth_scores_1(pair):
     truth, other = pair
     for labels in truth, other:
@@ -128,9 +127,9 @@ def test_scores_stay_between_0_and_1_and_a_truth_scores_1(pair):
 
 @pytest.mark.parametrize("turn", [np.flipud, np.fliplr, np.rot90])
 def test_a_turned_image_has_nearly_the_same_nuclei(unet, turn):
-    for sample in data.open_source(ROOT / data.DATA)[::3]:
-        image = data.read_image(sample.image)
-        labels, _ = Predict_masks.find_nuclei(unet, data.to_grayscale(image))
-        turned, _ = Predict_masks.find_nuclei(unet, data.to_grayscale(turn(image).copy()))
+    for sample in find_samples(ROOT / DATA)[::3]:
+        image = read_image(sample.image)
+        labels, _ = Predict_masks.find_nuclei(unet, to_grayscale(image))
+        turned, _ = Predict_masks.find_nuclei(unet, to_grayscale(turn(image).copy()))
         assert Evaluate_model.dice_score(turn(labels) > 0, turned > 0) > 0.97
         assert abs(int(labels.max()) - int(turned.max())) <= 0.05 * labels.max()

@@ -3,7 +3,7 @@
 No real image may be copied into this project, so each failing is drawn as data/make_sample.py draws
 the sample: the shapes, then the light. Not collected by pytest.
 
-    python tests/draw_limits.py
+    python tests/tools/draw_limits.py
 """
 
 import sys
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-
-import make_sample
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere
 
 import Evaluate_model
 import Model
 import Predict_masks
 import Preprocessed_data
+from data import make_sample
+from data.files import run_script
+from data.outputs import outline_nuclei, save_contact_sheet
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 256, 256
 OUT = ROOT / "weights" / "limits.png"
 
@@ -65,15 +65,15 @@ def main() -> None:
     for draw in draw_elongated, draw_dense_tissue, draw_fibres, draw_folds:
         image, truth = draw(np.random.default_rng(make_sample.SEED))
         image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        gray = Preprocessed_data.to_grayscale(image)
-        labels, _ = Predict_masks.find_nuclei(model, gray)
-        pictures += [Preprocessed_data.outline_nuclei(image, x) for x in (truth, labels)]
+        labels, _ = Predict_masks.find_nuclei(model, Preprocessed_data.to_grayscale(image))
+        picture = Preprocessed_data.to_display(image)
+        pictures += [outline_nuclei(picture, truth), outline_nuclei(picture, labels)]
         dice = Evaluate_model.dice_score(truth > 0, labels > 0)
         found = f"prediction, {labels.max()} nuclei, Dice {dice:.2f}"
         titles += [f"{draw.__name__[5:].replace('_', ' ')}, truth, {truth.max()} nuclei", found]
-    Preprocessed_data.save_contact_sheet(pictures, titles, OUT, columns=4)
+    save_contact_sheet(pictures, titles, OUT, columns=4)
     print(f"saved the picture to {OUT}")
 
 
 if __name__ == "__main__":
-    Preprocessed_data.run_script(main)
+    run_script(main)

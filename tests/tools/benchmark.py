@@ -7,19 +7,20 @@ background; it needs no training. Plain recipe (--plain; trains 30 epochs, minut
 of project usually does: luminance and masks resized to 128×128, no augmentation, Adam, binary
 cross-entropy, a U-Net of 16 to 256 filters, masks resized back.
 
-    python tests/benchmark.py --data data/stage1_train.zip
-    python tests/benchmark.py --data data/stage1_train.zip --plain
+    python tests/tools/benchmark.py --data data/stage1_train.zip
+    python tests/tools/benchmark.py --data data/stage1_train.zip --plain
 
 With --speed: a table of reading, training, prediction and large images, beside the plain recipe
 (every mask by skimage.io.imread, resized to 128×128, their maximum; predict at 128×128). Every
 piece runs in a process of its own, which tells its peak memory; what is compared runs in turns,
 and the medians over the turns are printed, of the ratio too.
 
-    python tests/benchmark.py --speed --data data/stage1_train.zip --images data/stage1_test.zip
+    python tests/tools/benchmark.py --speed --data data/stage1_train.zip --images data/stage1_test.zip
 """
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import multiprocessing
 import resource
@@ -44,7 +45,7 @@ from skimage.segmentation import watershed
 from skimage.transform import resize
 from skimage.util import img_as_float
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from anywhere
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere
 
 import Evaluate_model
 import Main
@@ -52,8 +53,12 @@ import Model
 import Predict_masks
 import Preprocessed_data
 import Train
+from data.files import File, Sample, UserError, find_samples, run_script
+from data.images import read_image
+from data.outputs import make_folders, outline_nuclei, prediction_files, save_tiles, write_prediction
+from data.truth import load_samples
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN_SIZE = 128  # pixels
 PEAK_DISTANCE = 7  # pixels; half the width of a common nucleus, so that each has one peak
 TURNS = 3  # runs of each of two things compared
@@ -72,7 +77,7 @@ def segment_classically(image: np.ndarray) -> np.ndarray:
     seeds = np.zeros(smooth.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(-distance, seeds, mask=mask)
-    return Predict_masks.keep_sizes(labels, Predict_masks.MIN_AREA)
+    return Predict_masks.filter_by_area(labels, Predict_masks.MIN_AREA)
 
 
 def build_plain_unet() -> keras.Model:
@@ -95,10 +100,10 @@ def build_plain_unet() -> keras.Model:
     return keras.Model(gray, layers.Conv2D(1, 1, activation="sigmoid")(x))
 
 
-def train_plain(samples: list[Preprocessed_data.Sample]) -> keras.Model:
+def train_plain(samples: list[Sample]) -> keras.Model:
     """Trains the plain recipe on these images: 30 epochs, batches of 16, Adam at 0.001."""
     keras.utils.set_random_seed(Preprocessed_data.SEED)
-    images, labels = Preprocessed_data.load_samples(samples)
+    images, labels = load_samples(samples)
     gray = np.stack([shrink(image) for image in images])
     size = PLAIN_SIZE, PLAIN_SIZE
     masks = np.stack([resize((x > 0).astype(np.float32), size) > 0.5 for x in labels])
@@ -153,7 +158,7 @@ def read_plainly(sample: Preprocessed_data.Sample) -> tuple[np.ndarray, np.ndarr
         return resize(imread(stream), size, preserve_range=True), mask
 
 
-def decode_only(file: Preprocessed_data.File) -> None:
+def decode_only(file: File) -> None:
     """Inflates a PNG and does nothing with it."""
     with file.open("rb") as stream, Image.open(stream) as picture:
         picture.load()
@@ -161,7 +166,7 @@ def decode_only(file: Preprocessed_data.File) -> None:
 
 def time_reading(data: str) -> np.ndarray:
     """Seconds for some images: plain recipe, this project, decoding alone in as many threads."""
-    samples = Preprocessed_data.open_source(data)
+    samples = find_samples(data)
     rng = np.random.default_rng(Preprocessed_data.SEED)
     some = [samples[i] for i in rng.permutation(len(samples))[:READ_BY_BOTH]]
     files = [file for sample in some for file in (sample.image, *sample.masks)]
@@ -170,34 +175,30 @@ def time_reading(data: str) -> np.ndarray:
         with ThreadPoolExecutor() as pool:
             list(pool.map(decode_only, files, chunksize=64))
 
-    return time_in_turns(
-        lambda: [read_plainly(sample) for sample in some],
-        lambda: Preprocessed_data.read_samples(some),
-        decode,
-    )
+    return time_in_turns(lambda: [read_plainly(sample) for sample in some], lambda: load_samples(some), decode)
 
 
-def read_all(data: str, cache: str) -> float:
+def read_all(data: str) -> float:
     """Seconds until the whole training set is in memory."""
     started = time.perf_counter()
-    Preprocessed_data.load_samples(Preprocessed_data.open_source(data), cache)
+    load_samples(find_samples(data))
     return time.perf_counter() - started
 
 
-def time_training(data: str, cache: str, precision: str) -> np.ndarray:
+def time_training(data: str, precision: str) -> np.ndarray:
     """Milliseconds a crop: of epochs, and of epochs of one batch over and over, in turns."""
     keras.config.set_dtype_policy(precision)
-    images, labels = Preprocessed_data.load_samples(Preprocessed_data.open_source(data), cache)
+    images, labels = load_samples(find_samples(data))
     pairs = list(zip(map(Preprocessed_data.to_grayscale, images), labels, strict=True))
-    options = {"size": Train.IMAGE_SIZE, "batch_size": Train.BATCH_SIZE, "seed": 0}
-    weights, numbers = Train.sampling_weights(images), range(STEPS)
-    batches = Train.Crops(pairs, weights, **options, numbers=numbers)
-    model = Train.compile_unet(Model.DEPTH, Model.BASE_FILTERS, Train.LEARNING_RATE, STEPS)
+    options = Train.Options(epochs=1, seed=0)
+    options = dataclasses.replace(options, crops=STEPS * options.batch_size)
+    batches = Train.Crops(pairs, Train.draw_probabilities(images), options)
+    model = Model.compile_unet(options.depth, options.base_filters, options.learning_rate, STEPS)
     same, clock = Same(batches[0], STEPS), Clock()
     for _ in range(EPOCHS + 1):  # the first does not count
         for source in batches, same:
             model.fit(source, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
-    return 1000 * np.reshape(clock.seconds, (-1, 2))[1:].T / STEPS / Train.BATCH_SIZE
+    return 1000 * np.reshape(clock.seconds, (-1, 2))[1:].T / STEPS / options.batch_size
 
 
 class Same(keras.utils.PyDataset):
@@ -230,12 +231,12 @@ class Clock(keras.callbacks.Callback):
 
 def time_prediction(images: str, weights: str) -> np.ndarray:
     """Seconds for a folder of images, files to files: this project; its network alone; plainly."""
-    samples, model = Preprocessed_data.open_source(images), Model.load_unet(weights)
+    samples, model = find_samples(images), Model.load_unet(weights)
     seen, predict = [], model.predict_on_batch
     plain = build_plain_unet()
     with tempfile.TemporaryDirectory() as out:
         model.predict_on_batch = lambda batch: seen.append(batch) or predict(batch)
-        Predict_masks.predict_samples(samples, model, out)
+        Predict_masks.predict_samples(samples, model, out, {})
         model.predict_on_batch = predict
 
         def predict_plainly():
@@ -246,7 +247,7 @@ def time_prediction(images: str, weights: str) -> np.ndarray:
                 Image.fromarray((255 * (labels > 0)).astype(np.uint8)).save(f"{out}/mask.png")
 
         return time_in_turns(
-            lambda: Predict_masks.predict_samples(samples, model, out),
+            lambda: Predict_masks.predict_samples(samples, model, out, {}),
             lambda: [predict(batch) for batch in seen],
             predict_plainly,
         )
@@ -261,14 +262,12 @@ def time_batch(weights: str) -> np.ndarray:
 
 def draw_large(side: int, file: str) -> None:
     """Writes the sample's brightest image, repeated, as a tiled 8-bit TIFF, strip by strip."""
-    samples = Preprocessed_data.open_source(Preprocessed_data.DATA)
-    image = Preprocessed_data.read_image(samples[1].image)
+    samples = find_samples(Preprocessed_data.DATA)
+    image = read_image(samples[1].image)
     image = Preprocessed_data.brightness(image)
     across = np.tile(image, (1, -(-side // image.shape[1])))[:, :side]
-    rows = (
-        across[np.arange(top, min(top + 512, side)) % len(across)] for top in range(0, side, 512)
-    )
-    Predict_masks.save_tiles(Path(file), rows, (side, side), np.uint8, "")
+    rows = (across[np.arange(top, min(top + 512, side)) % len(across)] for top in range(0, side, 512))
+    save_tiles(Path(file), rows, (side, side), np.uint8, {})
 
 
 def predict_file(file: str, weights: str, out: str) -> list[float]:
@@ -313,26 +312,18 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
         (plain, ours, decoding), memory = measure(time_reading, data)
         show(f"read {READ_BY_BOTH} images; plain recipe", ours, plain)
         show(f"read {READ_BY_BOTH} images; decoding alone", ours, decoding)
-        with tempfile.TemporaryDirectory() as folder:
-            for what, runs in {"the first time": 1, "again": TURNS}.items():
-                taken = [measure(read_all, data, f"{folder}/cache.npy") for _ in range(runs)]
-                seconds, memory = zip(*taken, strict=True)
-                show(f"read all images {what}", seconds, memory=max(memory))
-            for precision in "float32", "mixed_bfloat16":
-                (epoch, step), memory = measure(
-                    time_training, data, f"{folder}/cache.npy", precision
-                )
-                show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
+        seconds, memory = measure(read_all, data)
+        show("read all images", seconds, memory=memory)
+        for precision in Train.PRECISIONS:
+            (epoch, step), memory = measure(time_training, data, precision)
+            show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
         begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
-        start = [time_start("Train.py", ["--data", data], begun) for _ in range(2)]
-        show("python Train.py, until the first epoch, cache warm", start[1])
+        seconds = time_start("Train.py", ["--data", data], begun)
+        show("python Train.py, until the first epoch", seconds)
     if images:
         begun = lambda out: any(out.glob("labels/*.tif"))  # noqa: E731
         options = ["--data", images, "--weights", weights]
-        show(
-            "python Predict_masks.py, until the first file",
-            time_start("Predict_masks.py", options, begun),
-        )
+        show("python Predict_masks.py, until the first file", time_start("Predict_masks.py", options, begun))
         (ours, network, plain), memory = measure(time_prediction, images, weights)
         show("predict a folder of images; the network alone", ours, network, memory)
         show("predict a folder of images; plain recipe", ours, plain)
@@ -340,19 +331,13 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
     for side in sides:
         with tempfile.TemporaryDirectory() as folder:
             draw_large(side, f"{folder}/large.tif")
-            (seconds, nuclei), memory = measure(
-                predict_file, f"{folder}/large.tif", weights, folder
-            )
+            (seconds, nuclei), memory = measure(predict_file, f"{folder}/large.tif", weights, folder)
         rate = f"{seconds / side**2 * 1e6:.2f} s a megapixel"
-        show(
-            f"{side:,}×{side:,} pixels, {nuclei:,} nuclei, {rate}", seconds, memory=memory, digits=0
-        )
+        show(f"{side:,}×{side:,} pixels, {nuclei:,} nuclei, {rate}", seconds, memory=memory, digits=0)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=Preprocessed_data.DATA, help="default %(default)s")
     parser.add_argument("--weights", default=Predict_masks.WEIGHTS, help="default %(default)s")
     parser.add_argument("--plain", action="store_true", help="train and score the plain recipe too")
@@ -363,24 +348,27 @@ def main() -> int:
     if args.speed:
         compare_speeds(args.data, args.images, args.weights, args.large)
         return 0
-    everything = Preprocessed_data.open_source(args.data)
+    everything = find_samples(args.data)
     samples = Main.choose_samples(args.data, args.weights)
     methods = {"Otsu + watershed": segment_classically}
     if args.plain:
         scored = {sample.id for sample in samples}
         rest = [sample for sample in everything if sample.id not in scored]
         if not rest:
-            raise ValueError(f"{args.data}: no image is left to train the plain recipe on")
+            raise UserError(f"{args.data}: no image is left to train the plain recipe on")
         plain = train_plain(rest)
         methods["plain recipe"] = lambda image: segment_plainly(plain, image)
     with tempfile.TemporaryDirectory() as folder:
         for name, segment in methods.items():
-            Predict_masks.make_folders(Path(folder, name))
+            make_folders(Path(folder, name))
             for sample in samples:
-                image = Preprocessed_data.read_image(sample.image)
-                Predict_masks.write_prediction(Path(folder, name), sample.id, image, segment(image))
+                image = read_image(sample.image)
+                files = prediction_files(Path(folder, name), sample.id)
+                labels = segment(image)
+                overlay = outline_nuclei(Preprocessed_data.to_display(image), labels)
+                write_prediction(files, labels, overlay, {})
         unet = Model.load_unet(args.weights)
-        Predict_masks.predict_samples(samples, unet, Path(folder, "U-Net"))
+        Predict_masks.predict_samples(samples, unet, Path(folder, "U-Net"), {})
         for name in (*methods, "U-Net"):
             ids = [sample.id for sample in samples]
             rows, _ = Evaluate_model.evaluate(args.data, Path(folder, name), ids)
@@ -389,4 +377,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    Preprocessed_data.run_script(main)
+    run_script(main)

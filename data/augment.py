@@ -1,0 +1,232 @@
+"""Draws augmented crops, moved and scaled with their labels, and what the network should answer.
+
+In:  gray (H, W) float32 in [0, 1] and labels (H, W) int32 of a whole image.
+Out: gray (size, size) float32 in [0, 1] and labels (size, size) int32.
+"""
+
+import numpy as np
+from scipy.ndimage import affine_transform, gaussian_filter, maximum_filter, minimum_filter, uniform_filter
+from skimage import transform
+
+from data.images import halve
+
+# Geometry.
+NUCLEUS_SHARE = 0.5  # of the crops are centred on a nucleus: large images are mostly background
+CENTRE_TRIES = 10  # places tried for such a centre
+SCALES = (0.5, 2.0)  # of the magnification
+MAX_STRETCH = 0.15  # logarithm of the stretch of each axis
+HALVE_BELOW = 2**-0.5  # scale below which neighbouring pixels are averaged first
+# Intensity.
+GAMMAS = (0.5, 1.5)  # above 1 dim rims fade
+BLURS = (0.3, 1.5)  # standard deviation in pixels
+CONTRASTS = (0.6, 1.0)  # share of the range from black to white that is used
+MAX_SLOPE = 0.3  # share of the light that is lost or won from the middle to one side
+MAX_NOISE = 0.06  # standard deviation of the camera's noise
+PHOTONS = (15, 500)  # counted in a white pixel; with few of them large nuclei look grained
+HAZE = (0.1, 0.7)  # share of the light that the densest patch takes
+PATCH_DISTANCES = (6, 64)  # pixels from one patch to the next
+SURROUNDINGS = 41  # pixels, side of the square around a pixel; twice the width of a common nucleus
+
+# The target.
+BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
+
+Crop = tuple[np.ndarray, np.ndarray]  # gray and labels
+
+
+def draw_crop(
+    gray: np.ndarray,
+    labels: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    has_wide_nuclei: bool = False,
+    fixed_edges: bool = False,
+) -> Crop:
+    """Draws one augmented crop of an image.
+
+    Args:
+        gray: (H, W) float32 in [0, 1].
+        labels: (H, W) int32.
+        size: side of the crop in pixels.
+        rng: the only source of chance.
+        has_wide_nuclei: whether half of the crops are to show the image at half its size.
+        fixed_edges: whether to leave out what moves the edge of a nucleus (blur and gamma).
+
+    Returns:
+        gray (size, size) float32 in [0, 1] and labels (size, size) int32.
+    """
+    gray, labels = warp(gray, labels, size, rng, has_wide_nuclei)
+    return change_intensity(gray, labels, rng, fixed_edges), labels
+
+
+def warp(
+    gray: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator, has_wide_nuclei: bool = False
+) -> Crop:
+    """Flips, turns, scales and stretches image and labels by one matrix."""
+    scale = 1.0
+    if has_wide_nuclei and rng.random() < 0.5:
+        scale = 0.5
+    angle = rng.integers(4) * np.pi / 2
+    if rng.random() < 0.5:
+        angle += rng.uniform(0, np.pi / 2)
+    scale *= draw_log_uniform(rng, SCALES)
+    stretch = np.exp(rng.uniform(-MAX_STRETCH, MAX_STRETCH, 2))
+    stretch[0] *= rng.choice([-1, 1])  # a flip
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn * stretch / scale  # from places in the crop to places in the image
+    centre = draw_centre(labels, matrix, size, rng)
+    # Places are counted from the corner of the image, pixels from the middle of the first.
+    offset = centre - 0.5 - matrix @ np.full(2, (size - 1) / 2)
+    shape = (size, size)
+    labels = affine_transform(labels, matrix, offset, shape, order=0, mode="mirror")
+    while scale < HALVE_BELOW:
+        # Pixel i of the halved image lies at 2 i + 0.5 of the image; half of the scale is done.
+        gray = halve(gray)
+        matrix = matrix / 2
+        offset = (offset - 0.5) / 2
+        scale = 2 * scale
+    # For order 1 scikit-image takes half of scipy's time; it counts (column, row), and its mode
+    # "reflect" is scipy's "mirror".
+    homogeneous = np.eye(3)
+    homogeneous[:2, :2] = matrix[::-1, ::-1]
+    homogeneous[:2, 2] = offset[::-1]
+    gray = transform.warp(gray, homogeneous, output_shape=shape, mode="reflect", clip=False)
+    return gray, labels
+
+
+def draw_centre(labels: np.ndarray, matrix: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws the middle of a crop, (row, column); half of the time it tries to hit a nucleus."""
+    # The window lies inside the image as far as it fits; what is outside is mirrored.
+    reach = np.abs(matrix).sum(axis=1) * size / 2
+    reach = np.minimum(reach, np.array(labels.shape) / 2)
+    on_nucleus = rng.random() < NUCLEUS_SHARE
+    for _ in range(CENTRE_TRIES):
+        centre = rng.uniform(reach, np.array(labels.shape) - reach)
+        row, column = centre.astype(int)
+        if not on_nucleus or labels[row, column]:
+            break
+    return centre
+
+
+def draw_log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    """Draws a factor between two limits; its logarithm is uniform."""
+    return np.exp(rng.uniform(*np.log(limits)))
+
+
+def change_intensity(
+    gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator, fixed_edges: bool = False
+) -> np.ndarray:
+    """Changes dim nuclei, haze, illumination, blur, gamma, contrast and two sorts of noise.
+
+    People outline soft nuclei wider than at half of their brightness, where a blurred sharp nucleus keeps its outline.
+    `fixed_edges` leaves out blur and gamma, so that a training can end with outlines as people draw them.
+    """
+    if rng.random() < 0.4:
+        gray = dim_nuclei(gray, labels, rng)
+    if rng.random() < 0.5:
+        gray = add_haze(gray, rng)
+    if rng.random() < 0.3:
+        gray = tilt_illumination(gray, rng)
+    if not fixed_edges and rng.random() < 0.3:
+        gray = gaussian_filter(gray, rng.uniform(*BLURS))
+    gray = np.clip(gray, 0, 1)
+    if not fixed_edges:
+        gray = gray ** np.float32(draw_log_uniform(rng, GAMMAS))
+    if rng.random() < 0.5:
+        gray = add_photon_noise(gray, rng)
+    if rng.random() < 0.5:
+        # Nothing is cut off at black or white: the dim rim of a nucleus belongs to it.
+        contrast = rng.uniform(*CONTRASTS)
+        gray = gray * contrast + rng.uniform(0, 1 - contrast)
+    if rng.random() < 0.5:
+        gray = gray + rng.uniform(0, MAX_NOISE) * rng.standard_normal(gray.shape, np.float32)
+    return np.clip(gray, 0, 1).astype(np.float32)
+
+
+def dim_nuclei(gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Moves the brightness of some nuclei towards what is around them: dim nuclei beside bright ones."""
+    if not labels.any() or labels.all():
+        return gray
+    # The mean of the background nearby: in a stained cell that is its cytoplasm, not the glass.
+    background = (labels == 0).astype(np.float32)
+    share = uniform_filter(background, SURROUNDINGS) + 1e-3
+    median = np.median(gray[labels == 0])
+    surroundings = (uniform_filter(gray * background, SURROUNDINGS) + 1e-3 * median) / share
+    count = labels.max() + 1
+    factors = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.2, 1, count))
+    factors[0] = 1
+    factor = gaussian_filter(factors[labels].astype(np.float32), 1.5)  # smoothed, so that it adds no edge
+    return surroundings + (gray - surroundings) * factor
+
+
+def add_haze(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Adds smooth bright patches, like cytoplasm that takes stain or light from out of focus.
+
+    The patches absorb (or glow, in fluorescence) before the nuclei, so that the network tells nuclei from background by
+    their edges, not by one brightness for the whole crop.
+    """
+    distance = draw_log_uniform(rng, PATCH_DISTANCES)
+    count = int(max(gray.shape) / distance) + 2
+    rows = _patch_profiles(gray.shape[0], distance, count)  # (count, H)
+    columns = _patch_profiles(gray.shape[1], distance, count)  # (count, W)
+    # Not by @, whose threads would keep the cores busy that the network trains on.
+    patches = np.einsum("ar,ab->rb", rows, rng.random((count, count), np.float32))
+    patches = np.einsum("rb,bc->rc", patches, columns)
+    patches -= patches.min()
+    haze = np.float32(rng.uniform(*HAZE)) * patches / patches.max()
+    return 1 - (1 - np.clip(gray, 0, 1)) * (1 - haze)
+
+
+def _patch_profiles(side: int, distance: float, count: int) -> np.ndarray:
+    """(count, side) float32: soft bumps along one side, `distance` pixels apart."""
+    offsets = np.arange(side) / distance - np.arange(count)[:, None]
+    return np.exp(-2 * offsets**2, dtype=np.float32)
+
+
+def tilt_illumination(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Lets the light fall off from one side to the other."""
+    slope = np.float32(rng.uniform(-MAX_SLOPE, MAX_SLOPE, 2))
+    rows = np.linspace(-1, 1, gray.shape[0], dtype=np.float32)
+    columns = np.linspace(-1, 1, gray.shape[1], dtype=np.float32)
+    return gray * (1 + slope[0] * rows[:, None] + slope[1] * columns)
+
+
+def add_photon_noise(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Scatters every pixel by the root of its count of photons.
+
+    The normal distribution takes a quarter of the time of `rng.poisson`.
+    """
+    photons = np.float32(draw_log_uniform(rng, PHOTONS))
+    noise = rng.standard_normal(gray.shape, np.float32)
+    return np.maximum(gray + np.sqrt(gray / photons) * noise, 0)
+
+
+def make_target(labels: np.ndarray) -> np.ndarray:
+    """What the network should answer.
+
+    Args:
+        labels: (H, W) int32.
+
+    Returns:
+        (H, W, 3) float32 of 0 and 1: nucleus; border, where two nuclei lie within BORDER_WIDTH pixels; and whether the
+        pixel counts (1 everywhere).
+    """
+    no_nucleus = np.iinfo(np.int32).max
+    highest = maximum_filter(labels, BORDER_WIDTH)
+    lowest = minimum_filter(np.where(labels, labels, no_nucleus), BORDER_WIDTH)
+    target = np.ones((*labels.shape, 3), np.float32)
+    target[..., 0] = labels > 0
+    target[..., 1] = (highest > 0) & (lowest < highest)
+    return target
+
+
+def whole_image(gray: np.ndarray, labels: np.ndarray, multiple: int) -> Crop:
+    """A validation image at its own size as a batch of one, padded to what the network takes.
+
+    Returns:
+        gray (1, H', W', 1) and target (1, H', W', 3), H' and W' the next multiples.
+    """
+    padding = [(0, -side % multiple) for side in gray.shape]
+    gray = np.pad(gray, padding, "symmetric")  # as if the image went on
+    target = np.pad(make_target(labels), [*padding, (0, 0)])  # padded pixels do not count
+    return gray[None, ..., None], target[None]

@@ -1,0 +1,85 @@
+"""Hands images to the workers of a running Dask cluster.
+
+In:  ids, and the name of a function of a script that the workers call with some of them.
+Out: what that function returned: ids that are done, and those that were skipped with the reason.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+from data.files import DISK_FULL_ERRORS, UserError
+
+CONNECT_SECONDS = 10  # to wait for a scheduler
+CHUNKS_PER_WORKER = 4  # at least, so that all workers end at about the same time
+
+Answer = tuple[list[str], dict[str, str]]  # ids done; id -> why it was skipped
+
+
+def map_on_cluster(
+    ids: Sequence[str], max_chunk: int, script: Path, function: str, paths: list[str], address: str
+) -> Iterator[Answer]:
+    """Has the workers call `function(ids, *paths)` of a script on chunks of the ids.
+
+    A chunk whose worker dies goes to another worker.
+
+    Args:
+        ids: of all images.
+        max_chunk: ids in one call at most.
+        script: the file that holds the function, under the same path on every worker.
+        function: its name.
+        paths: its other arguments, files and folders that every worker must see.
+        address: of the scheduler.
+
+    Yields:
+        The answer of each call, in the order in which they end.
+
+    Raises:
+        UserError: no distributed here, no scheduler there, or workers that cannot work.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise UserError("--scheduler needs Dask; pip install distributed") from error
+    folder = str(script.parent)
+    module = script.stem
+
+    def work(chunk: list[str]) -> Answer:
+        """Runs on a worker: imports the script and calls its function."""
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        return getattr(importlib.import_module(module), function)(chunk, *paths)
+
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        advice = "no Dask scheduler answers; dask scheduler starts one"
+        raise UserError(f"{address}: {advice}") from error
+    with client:
+        workers = max(len(client.nthreads()), 1)  # those of a queue may come later
+        size = max(min(len(ids) // (CHUNKS_PER_WORKER * workers), max_chunk), 1)
+        chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
+        for future in as_completed(client.map(work, chunks, pure=False)):
+            with named_worker_errors(address, [folder, *paths]):
+                answer = future.result()
+            yield answer
+
+
+@contextlib.contextmanager
+def named_worker_errors(address: str, paths: Sequence[str]) -> Iterator[None]:
+    """Turns what a worker raises into a `UserError` that names the scheduler and what it needs."""
+    from distributed import KilledWorker
+
+    try:
+        yield
+    except (KilledWorker, CancelledError) as error:
+        reason = f"the scheduler or workers die again and again ({error})"
+        raise UserError(f"{address}: {reason}") from error
+    except (ImportError, OSError, UserError) as error:
+        reason = f"a worker failed ({type(error).__name__}: {error})"
+        if getattr(error, "errno", None) not in DISK_FULL_ERRORS:
+            reason += f"; it needs requirements.txt installed and, as here, {', '.join(paths)}"
+        raise UserError(f"{address}: {reason}") from error

@@ -1,0 +1,245 @@
+"""Writes and finds predictions: labels, masks, overlays, Kaggle's table, contact sheets.
+
+In:  labels (H, W) int32, pictures (H, W, 3) uint8.
+Out: files of `prediction_files` in one folder. Every file is written whole or not at all.
+"""
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from data.files import UNFINISHED, Sample, UserError, figure_format, modification_time, write_whole
+from data.images import decoding, read_image
+from data.truth import encode_runs
+
+FOLDERS = ("masks", "labels", "overlays")
+OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
+TIFF_TILE = 512  # pixels, side of a tile in the files of large images
+TIFF_BUFFER = 32 * 2**20  # bytes of tiles that wait to be compressed; tifffile's default is 512 MB
+FAST_COMPRESSION = 1  # of zlib; PNGs a fifth larger, written three times as fast
+SHEET_DPI = 110
+DISPLAY_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY")  # set where Linux has a screen
+
+Provenance = dict  # what labels/ID.tif says of its weights and settings; JSON types only
+
+
+@dataclass(frozen=True)
+class PredictionFiles:
+    """The files of one image; it has `mask` or, if it is large, `tiled_mask`."""
+
+    labels: Path
+    mask: Path
+    tiled_mask: Path
+    overlay: Path
+
+    def existing_mask(self) -> Path:
+        """The mask that is there; `mask` where there is none."""
+        return self.tiled_mask if self.tiled_mask.exists() else self.mask
+
+    def are_complete(self) -> bool:
+        """Whether labels, mask and overlay are there."""
+        return all(f.exists() for f in (self.labels, self.existing_mask(), self.overlay))
+
+
+def prediction_files(out: str | Path, name: str) -> PredictionFiles:
+    """Where the predictions of the image with the id `name` lie in the folder `out`."""
+    out = Path(out)
+    return PredictionFiles(
+        labels=out / "labels" / f"{name}.tif",
+        mask=out / "masks" / f"{name}.png",
+        tiled_mask=out / "masks" / f"{name}.tif",
+        overlay=out / "overlays" / f"{name}.png",
+    )
+
+
+def default_out(data: str | Path) -> Path:
+    """data/<source name>_predicted."""
+    return Path("data") / f"{Path(data).resolve().stem}_predicted"
+
+
+def find_predictions(out: str | Path) -> list[str]:
+    """Ids of the images that have labels and a mask in the folder, sorted."""
+    names = sorted(file.stem for file in Path(out).glob("labels/[!.]*.tif"))
+    return [name for name in names if prediction_files(out, name).existing_mask().exists()]
+
+
+def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Provenance) -> list[Sample]:
+    """The samples that lack a file, or whose image is younger than its labels.
+
+    Raises:
+        UserError: other weights or settings made the labels that are there.
+    """
+    unfinished = []
+    for sample in samples:
+        files = prediction_files(out, sample.id)
+        if not files.are_complete():
+            unfinished.append(sample)
+            continue
+        if read_provenance(files.labels) != provenance:
+            raise UserError(
+                f"{files.labels} was predicted with other weights or settings; "
+                "redo all with --overwrite, or name another --out"
+            )
+        if modification_time(sample.image) > files.labels.stat().st_mtime:
+            unfinished.append(sample)
+    return unfinished
+
+
+def make_folders(out: str | Path) -> None:
+    """Makes the folders that predictions are written to."""
+    for folder in FOLDERS:
+        Path(out, folder).mkdir(parents=True, exist_ok=True)
+
+
+def remove_unfinished(out: str | Path) -> None:
+    """Removes what a killed run left behind; not while another run writes to the folder."""
+    for folder in FOLDERS:
+        for file in Path(out, folder).glob(f"{UNFINISHED}*"):
+            file.unlink()
+
+
+def read_provenance(labels: Path) -> Provenance:
+    """What `write_prediction` wrote into a label file of its weights and settings, else {}."""
+    with decoding(labels), tifffile.TiffFile(labels) as tiff:
+        description = tiff.pages[0].description
+    try:
+        provenance = json.loads(description)
+    except ValueError:  # another program's description
+        return {}
+    is_ours = isinstance(provenance, dict) and "weights_sha256" in provenance
+    return provenance if is_ours else {}
+
+
+def write_prediction(files: PredictionFiles, labels: np.ndarray, overlay: np.ndarray, provenance: Provenance) -> None:
+    """Writes overlay, mask and labels of one image; labels last, for they say that it is done.
+
+    Args:
+        files: of `prediction_files`; their folders exist.
+        labels: (H, W) int32.
+        overlay: (H, W, 3) uint8.
+        provenance: of the weights and settings.
+    """
+    dtype = np.uint16 if labels.max() <= np.iinfo(np.uint16).max else np.uint32
+    with write_whole(files.overlay) as file:
+        save_png(file, overlay, FAST_COMPRESSION)
+    with write_whole(files.mask) as file:
+        save_png(file, mask_of(labels))
+    files.tiled_mask.unlink(missing_ok=True)  # of a larger image of this name
+    with write_whole(files.labels) as file:
+        tifffile.imwrite(
+            file, labels.astype(dtype), compression="zlib", description=json.dumps(provenance), metadata=None
+        )
+
+
+def mask_of(labels: np.ndarray) -> np.ndarray:
+    """(H, W) uint8: 255 where a nucleus is, else 0."""
+    return np.where(labels > 0, 255, 0).astype(np.uint8)
+
+
+def save_png(file: Path, picture: np.ndarray, compression: int = 6) -> None:
+    """Writes (H, W) or (H, W, 3) uint8; `compression` is that of zlib, 0 to 9."""
+    Image.fromarray(picture).save(file, compress_level=compression)
+
+
+def save_tiles(
+    file: Path, strips: Iterable[np.ndarray], shape: tuple[int, int], dtype: np.dtype, provenance: Provenance
+) -> None:
+    """Writes strips (rows, W) as one compressed, tiled BigTIFF of this shape.
+
+    The rows of every strip but the last are a multiple of TIFF_TILE.
+    """
+
+    def cut_tiles():
+        """Yields tiles in the order of rows; those at the edges are filled up with 0."""
+        for strip in strips:
+            for row in range(0, len(strip), TIFF_TILE):
+                for column in range(0, shape[1], TIFF_TILE):
+                    pixels = strip[row : row + TIFF_TILE, column : column + TIFF_TILE]
+                    tile = np.zeros((TIFF_TILE, TIFF_TILE), dtype)
+                    tile[: pixels.shape[0], : pixels.shape[1]] = pixels
+                    yield tile
+
+    tifffile.imwrite(
+        file,
+        cut_tiles(),
+        shape=shape,
+        dtype=dtype,
+        tile=(TIFF_TILE, TIFF_TILE),
+        compression="zlib",
+        bigtiff=True,
+        description=json.dumps(provenance),
+        metadata=None,
+        buffersize=TIFF_BUFFER,
+    )
+
+
+def save_submission(out: str | Path, ids: Iterable[str]) -> Path:
+    """Writes what Kaggle scores, ImageId,EncodedPixels, one row per nucleus, from the label files.
+
+    Source: https://www.kaggle.com/c/data-science-bowl-2018/overview/evaluation
+
+    Args:
+        out: folder of the predictions.
+        ids: of the images; one without nuclei has a row without pixels.
+
+    Returns:
+        submission.csv in the folder.
+    """
+    file = Path(out, "submission.csv")
+    with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(("ImageId", "EncodedPixels"))
+        for name in ids:
+            nuclei = encode_runs(read_image(prediction_files(out, name).labels))
+            table.writerows((name, runs) for runs in nuclei or [""])
+    return file
+
+
+def outline_nuclei(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A copy of a picture (H, W, 3) uint8 with each nucleus of labels (H, W) outlined."""
+    outlined = picture.copy()
+    outlined[find_boundaries(labels, mode="inner")] = OUTLINE_COLOUR
+    return outlined
+
+
+def save_contact_sheet(
+    pictures: Sequence[np.ndarray], titles: Sequence[str], out: str | Path, columns: int = 4
+) -> None:
+    """Saves pictures (H, W, 3) uint8 side by side, with titles, as one file."""
+    from matplotlib.figure import Figure  # here, so that reading images does not wait for it
+
+    rows = math.ceil(len(pictures) / columns)
+    figure = Figure(figsize=(3 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=8)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    with write_whole(out) as file:
+        figure.savefig(file, dpi=SHEET_DPI, format=figure_format(out))
+
+
+def show_pictures(*files: str | Path) -> None:
+    """Opens a window for each picture file where there is a display; else does nothing."""
+    has_display = sys.platform in ("win32", "darwin")
+    has_display = has_display or any(name in os.environ for name in DISPLAY_VARIABLES)
+    if not has_display or os.environ.get("MPLBACKEND", "").lower() == "agg":
+        return
+    import matplotlib.pyplot as plt
+
+    for file in files:
+        _, axes = plt.subplots(num=str(file), figsize=(11, 8), layout="constrained")
+        axes.imshow(read_image(Path(file)))
+        axes.set_axis_off()
+    plt.show()

@@ -1,0 +1,299 @@
+"""Augmented crops and the target of the network, on drawn nuclei whose answer is known."""
+
+import numpy as np
+import pytest
+from conftest import draw_nuclei
+
+from data import augment
+
+
+def draw_pair(shape=(64, 80), seed=0):
+    """gray (H, W) float32 in [0, 1] and labels (H, W) int32 of four nuclei."""
+    image, labels = draw_nuclei(shape, seed)
+    return image / np.float32(255), labels
+
+
+# Whole crops.
+
+
+@pytest.mark.parametrize("shape", [(64, 80), (20, 200), (16, 16)])
+def test_crops_are_gray_and_labels_also_of_small_images(shape):
+    gray, labels = draw_pair(shape)
+    gray_before = gray.copy()
+    labels_before = labels.copy()
+    for seed in range(30):
+        crop, crop_labels = augment.draw_crop(gray, labels, 32, np.random.default_rng(seed))
+        assert crop.shape == crop_labels.shape == (32, 32)
+        assert crop.dtype == np.float32
+        assert crop_labels.dtype == np.int32
+        assert 0 <= crop.min() <= crop.max() <= 1
+    np.testing.assert_array_equal(gray, gray_before)
+    np.testing.assert_array_equal(labels, labels_before)
+
+
+def test_crops_follow_from_the_generator_and_nothing_else():
+    gray, labels = draw_pair()
+    first, again, other = (augment.draw_crop(gray, labels, 32, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("has_wide_nuclei", [False, True])
+@pytest.mark.parametrize("fixed_edges", [False, True])
+def test_a_crop_is_warped_and_then_changed_as_asked_for(monkeypatch, has_wide_nuclei, fixed_edges):
+    calls = []
+    monkeypatch.setattr(augment, "warp", lambda *arguments: calls.append(arguments) or ("warped", "labels"))
+    monkeypatch.setattr(augment, "change_intensity", lambda *arguments: calls.append(arguments) or "changed")
+    options = {"has_wide_nuclei": has_wide_nuclei, "fixed_edges": fixed_edges}
+    assert augment.draw_crop("gray", "labels", 32, "rng", **options) == ("changed", "labels")
+    assert calls == [("gray", "labels", 32, "rng", has_wide_nuclei), ("warped", "labels", "rng", fixed_edges)]
+
+
+# Geometry.
+
+
+def test_image_and_labels_move_together():
+    _, labels = draw_nuclei((96, 80))
+    labels *= 70_001  # more than 16 bits hold
+    mask = (labels > 0).astype(np.float32)
+    moved = 0
+    for seed in range(30):
+        gray, warped = augment.warp(mask, labels, 64, np.random.default_rng(seed), seed % 2 > 0)
+        assert gray.shape == warped.shape == (64, 64)
+        assert gray.dtype == np.float32
+        assert warped.dtype == np.int32
+        assert set(np.unique(warped)) <= set(np.unique(labels))
+        assert np.mean((gray > 0.5) == (warped > 0)) > 0.96  # the two round differently on rims
+        moved += np.mean((gray > 0.5) != (mask[:64, :64] > 0)) > 0.01
+    assert moved >= 28
+
+
+def test_half_of_the_crops_are_centred_on_nuclei():
+    labels = np.zeros((400, 400), np.int32)
+    labels[100:200, 100:200] = 1  # a sixteenth of the image
+    gray = labels.astype(np.float32)
+    rng = np.random.default_rng(0)
+    centres = [augment.warp(gray, labels, 32, rng)[1][16, 16] for _ in range(200)]
+    # Half of the crops try ten places: 0.5 / 16 + 0.5 * (1 - (15 / 16) ** 10) = 0.27
+    assert 0.18 < np.mean(centres) < 0.36
+
+
+def test_a_crop_larger_than_its_image_lies_in_its_middle(monkeypatch):
+    monkeypatch.setattr(augment, "SCALES", (0.5, 0.5))
+    gray, labels = draw_pair((64, 64))
+    gray = (gray + gray[::-1, ::-1]) / 2  # is its own turn by 180 degrees
+    for seed in range(10):
+        crop, _ = augment.warp(gray, labels, 64, np.random.default_rng(seed))
+        np.testing.assert_allclose(crop, crop[::-1, ::-1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "noise"), [(0.9, 1), (0.5, 1 / 2), (0.3, 1 / 4), (0.2, 1 / 4)])
+def test_a_smaller_scale_averages_the_noise(scale, noise, monkeypatch):
+    monkeypatch.setattr(augment, "SCALES", (scale, scale))
+    gray = np.random.default_rng(0).normal(0.5, 0.1, (800, 800)).astype(np.float32)
+    labels = np.zeros(gray.shape, np.int32)
+    for seed in range(5):
+        crop, _ = augment.warp(gray, labels, 64, np.random.default_rng(seed))
+        # Interpolation averages once more, to two thirds of the noise on average.
+        assert 0.055 * noise < crop.std() < 0.105 * noise
+
+
+@pytest.mark.parametrize(("has_wide_nuclei", "expected"), [(False, 0.25), (True, 0.5)])
+def test_images_of_wide_nuclei_are_shown_small_more_often(has_wide_nuclei, expected):
+    noise = np.random.default_rng(0).normal(0.5, 0.1, (400, 400)).astype(np.float32)
+    labels = np.zeros(noise.shape, np.int32)
+    crops = [augment.warp(noise, labels, 64, np.random.default_rng(seed), has_wide_nuclei) for seed in range(200)]
+    # The mean of four pixels has half the noise. Scales below 0.71 are averaged: of scales from 0.5 to 2 one in
+    # four, of 0.25 to 1 three in four, and the latter are half of the crops of wide nuclei.
+    averaged = np.mean([gray.std() < 0.05 for gray, _ in crops])
+    assert abs(averaged - expected) < 0.1
+
+
+# Intensity.
+
+
+class OneStep:
+    """A generator that lets all steps of `change_intensity` be left out, but that of number `step`."""
+
+    def __init__(self, step=None):
+        self.step = step
+        self.asked = 0
+
+    def random(self, size=None, dtype=float):
+        if size is not None:
+            return np.full(size, 0.99, dtype)
+        self.asked += 1
+        return 0.0 if self.asked - 1 == self.step else 0.99
+
+    def uniform(self, low, high, size=None):
+        return np.full(size or (), low + 0.25 * (high - low))[()]
+
+    def standard_normal(self, size, dtype):
+        return np.random.default_rng(0).standard_normal(size, dtype)
+
+
+STEPS = ("nuclei", "haze", "illumination", "blur", "photons", "contrast", "noise")
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
+def test_every_step_of_change_intensity_changes_pixels(step):
+    gray, labels = draw_pair((32, 32))
+    nothing = OneStep()
+    plain = augment.change_intensity(gray, labels, nothing)
+    changed = augment.change_intensity(gray, labels, OneStep(step))
+    assert nothing.asked == len(STEPS)
+    difference = abs(changed - plain)
+    assert np.mean(difference > 1e-3) > 0.05
+    if STEPS[step] == "nuclei":  # the background far from nuclei stays
+        assert difference[labels > 0].mean() > 5 * difference[:3].mean()
+
+
+def test_gamma_changes_pixels(monkeypatch):
+    gray, labels = draw_pair((32, 32))
+    monkeypatch.setattr(augment, "GAMMAS", (1, 1))
+    assert abs(augment.change_intensity(gray, labels, OneStep()) - gray).max() < 1e-6
+    monkeypatch.setattr(augment, "GAMMAS", (2, 2))
+    assert abs(augment.change_intensity(gray, labels, OneStep()) - gray).mean() > 0.01
+
+
+def test_fixed_edges_are_moved_by_neither_blur_nor_gamma(monkeypatch):
+    gray = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    gray[:, 40:] = 1
+    labels = (gray > 0.5).astype(np.int32)
+    nothing = OneStep()
+    kept = augment.change_intensity(gray, labels, nothing, fixed_edges=True)
+    np.testing.assert_array_equal(kept, gray)
+    assert nothing.asked == len(STEPS) - 1  # the blur is not asked for
+    monkeypatch.setattr(augment, "GAMMAS", (1, 1))  # so that only the blur moves edges
+    blurred = augment.change_intensity(gray, labels, OneStep(STEPS.index("blur")))
+    assert abs(blurred - gray).max() > 0.01
+
+
+class OnlyContrast(OneStep):
+    """Lets only the contrast be changed, by a random amount."""
+
+    def __init__(self, seed):
+        super().__init__(STEPS.index("contrast"))
+        self.rng = np.random.default_rng(seed)
+
+    def uniform(self, low, high, size=None):
+        # The gamma, whose lower limit has a logarithm below 0, becomes 1.
+        return 0.0 if low < 0 else self.rng.uniform(low, high, size)
+
+
+def test_contrast_keeps_dim_rims_from_the_background():
+    gray = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    for seed in range(100):
+        changed = augment.change_intensity(gray, np.zeros((64, 64), np.int32), OnlyContrast(seed))
+        assert 0 <= changed.min()
+        assert changed.max() <= 1
+        assert np.diff(changed[0]).min() > 0.5 / 63  # every step is still a step
+
+
+class Dimmest:
+    """A generator that lets every nucleus be dimmed as far as it goes."""
+
+    def random(self, size):
+        return np.full(size, 0.99)
+
+    def uniform(self, low, high, size):
+        return np.full(size, 0.0)
+
+
+def test_dimmed_nuclei_fade_into_their_own_surroundings():
+    gray = np.zeros((60, 90), np.float32)
+    gray[:, 30:] = 0.5  # a cell, wider than the surroundings of its nucleus
+    labels = np.zeros(gray.shape, np.int32)
+    labels[25:35, 70:80] = 1
+    gray[labels == 1] = 1
+    dimmed = augment.dim_nuclei(gray, labels, Dimmest())
+    assert dimmed[labels == 1].min() > 0.45
+    assert dimmed[30, 75] < 0.55
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_nothing_is_dimmed_without_nuclei_or_without_background(label):
+    gray, _ = draw_pair((32, 32))
+    labels = np.full(gray.shape, label, np.int32)
+    np.testing.assert_array_equal(augment.dim_nuclei(gray, labels, Dimmest()), gray)
+
+
+def test_haze_takes_the_same_share_of_the_light_from_nuclei_and_background():
+    dark = np.zeros((48, 64), np.float32)
+    light = np.full((48, 64), 0.5, np.float32)
+    thickest = set()
+    for seed in range(50):
+        haze = augment.add_haze(dark, np.random.default_rng(seed))
+        hazy = augment.add_haze(light, np.random.default_rng(seed))
+        np.testing.assert_allclose(1 - hazy, (1 - light) * (1 - haze), atol=1e-6)
+        assert haze.min() == 0
+        assert augment.HAZE[0] < haze.max() < augment.HAZE[1]
+        assert max(abs(np.diff(haze, axis=axis)).max() for axis in (0, 1)) < 0.2  # no edges
+        thickest.add(haze.max())
+    assert len(thickest) == 50
+
+
+def test_photon_noise_is_the_root_of_the_count(monkeypatch):
+    monkeypatch.setattr(augment, "PHOTONS", (100, 100))
+    gray = np.zeros((200, 200), np.float32)
+    gray[100:] = 0.5  # 50 photons, give or take 7
+    noisy = augment.add_photon_noise(gray, np.random.default_rng(0))
+    assert not noisy[:100].any()
+    assert noisy[100:].mean() == pytest.approx(0.5, abs=0.005)
+    assert noisy[100:].std() == pytest.approx(0.5 / 50**0.5, rel=0.05)
+
+
+# The target.
+
+
+def test_target_of_two_touching_squares():
+    labels = np.zeros((20, 20), np.int32)
+    labels[5:15, 2:10] = 1
+    labels[5:15, 10:18] = 2
+    border = np.zeros((20, 20))
+    border[3:17, 8:12] = 1  # two pixels to each side of the seam, and beyond its ends
+    target = augment.make_target(labels)
+    assert target.dtype == np.float32
+    np.testing.assert_array_equal(target[..., 0], labels > 0)
+    np.testing.assert_array_equal(target[..., 1], border)
+    np.testing.assert_array_equal(target[..., 2], np.ones((20, 20)))
+
+
+@pytest.mark.parametrize("gap, columns", [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (5, 0)])
+def test_border_only_where_nuclei_are_close(gap, columns):
+    labels = np.zeros((20, 30), np.int32)
+    labels[:, 2:10] = 1
+    labels[:, 10 + gap : 20 + gap] = 2
+    border = augment.make_target(labels)[..., 1]
+    expected = np.zeros((20, 30))
+    start = 8 + gap  # the first column within two pixels of the second nucleus
+    expected[:, start : start + columns] = 1
+    np.testing.assert_array_equal(border, expected)
+
+
+def test_border_of_two_pixels_with_high_numbers():
+    labels = np.zeros((12, 12), np.int32)
+    labels[5, 5] = 2**30
+    labels[8, 8] = 2**30 + 1  # one number for both in float32
+    expected = np.zeros((12, 12))
+    expected[6:8, 6:8] = 1  # within two rows and columns of both
+    np.testing.assert_array_equal(augment.make_target(labels)[..., 1], expected)
+
+
+def test_no_border_without_neighbours():
+    labels = np.zeros((20, 20), np.int32)
+    assert not augment.make_target(labels)[..., :2].any()
+    labels[5:9, 5:9] = 7
+    assert not augment.make_target(labels)[..., 1].any()
+
+
+def test_validation_images_are_padded_to_the_next_multiple():
+    gray, labels = draw_pair((30, 37))
+    padded, target = augment.whole_image(gray, labels, 4)
+    assert padded.shape == (1, 32, 40, 1)
+    assert target.shape == (1, 32, 40, 3)
+    np.testing.assert_array_equal(padded[0, :30, :37, 0], gray)
+    np.testing.assert_array_equal(padded[0, 30:, :37, 0], gray[:-3:-1])  # mirrored
+    np.testing.assert_array_equal(target[0, :30, :37], augment.make_target(labels))
+    assert target[..., 2].sum() == 30 * 37  # padded pixels do not count

@@ -1,0 +1,402 @@
+"""The images of folders and archives, files written whole, and how a script ends."""
+
+import errno
+import hashlib
+import io
+import logging
+import os
+import re
+import resource
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import draw_source, save_image
+from PIL import Image
+
+from data.files import UNFINISHED, UserError, find_samples, hash_file, modification_time, run_script, write_whole
+from data.images import read_image
+from data.truth import load_samples, read_sample
+
+GRAY = np.random.default_rng(0).integers(0, 256, (13, 17), np.uint8)
+RGB = np.random.default_rng(1).integers(0, 256, (13, 17, 3), np.uint8)
+
+
+def encode_png(pixels):
+    """The bytes of a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    return stream.getvalue()
+
+
+def write_archive(file, entries):
+    """Writes a .zip of (name, bytes) pairs; a name may be a ZipInfo."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of duplicate names
+        for name, content in entries:
+            archive.writestr(name, content)
+    return file
+
+
+def zip_folder(folder, file, prefix=""):
+    """Writes a .zip of all that is in a folder, last names first."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            archive.write(path, prefix + path.relative_to(folder).as_posix())
+    return file
+
+
+def only(source):
+    (sample,) = find_samples(source)
+    return sample
+
+
+# Sources.
+
+
+def test_a_single_file(tmp_path):
+    save_image(tmp_path / "other.png", RGB)
+    sample = only(save_image(tmp_path / "one.png", GRAY))
+    assert (sample.id, sample.masks) == ("one", ())
+    np.testing.assert_array_equal(read_image(sample.image), GRAY)
+
+
+@pytest.mark.parametrize("name", ["UPPER.PNG", "UPPER.TIF"])
+def test_endings_in_capitals_count_too(tmp_path, name):
+    image = read_image(only(save_image(tmp_path / name, GRAY)).image)
+    np.testing.assert_array_equal(image, GRAY)
+    assert only(tmp_path).id == "UPPER"
+
+
+def test_a_folder_of_images_sorted_by_id(tmp_path):
+    for name in ("b.png", "c.TIF", "a.jpg", "Notes.png", ".hidden.png"):
+        save_image(tmp_path / name, GRAY)
+    (tmp_path / "notes.txt").write_text("no image")
+    samples = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["Notes", "a", "b", "c"]
+    assert all(sample.masks == () for sample in samples)
+
+
+@pytest.mark.parametrize("prefix", ["", "stage1_train/"])
+def test_kaggle_folder_and_zip_give_the_drawn_arrays(tmp_path, prefix):
+    drawn = draw_source(tmp_path / "source")
+    for folder in ("__MACOSX/image_00/images", "image_00/masks/.cache"):
+        save_image(tmp_path / "source" / folder / "no.png", GRAY)
+    save_image(tmp_path / "source" / "image_00" / "masks" / "._1.png", GRAY)
+    archive = zip_folder(tmp_path / "source", tmp_path / "source.zip", prefix)
+    for source in (tmp_path / "source", archive):
+        samples = find_samples(source)
+        images, labels = load_samples(samples)
+        assert [sample.id for sample in samples] == sorted(drawn)
+        for name, image, label in zip(sorted(drawn), images, labels, strict=True):
+            pixels, truth = drawn[name]
+            np.testing.assert_array_equal(image, pixels[..., :3] if pixels.ndim == 3 else pixels)
+            np.testing.assert_array_equal(label, truth)
+            assert label.dtype == np.int32
+
+
+def test_a_zip_is_read_in_place(tmp_path, source):
+    archive = zip_folder(source, tmp_path / "source.zip")
+    before = sorted(tmp_path.rglob("*"))
+    load_samples(find_samples(archive))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_sources_that_hold_nothing_are_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        find_samples(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no images"):
+        find_samples(tmp_path / "empty")
+    (tmp_path / "table.csv").write_text("a,b")
+    with pytest.raises(UserError, match=r"table\.csv: expected a folder, a \.zip or an image"):
+        find_samples(tmp_path / "table.csv")
+    (tmp_path / "half.zip").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(UserError, match=r"half\.zip: expected"):
+        find_samples(tmp_path / "half.zip")
+
+
+# Archives.
+
+IMAGE = encode_png(GRAY)
+MASK = encode_png(np.eye(13, 17, dtype=np.uint8))
+KAGGLE = [("a/images/a.png", IMAGE), ("a/masks/1.png", MASK)]
+LINK = zipfile.ZipInfo("b/images/b.png")
+LINK.external_attr = 0o120777 << 16
+UNSAFE = {  # name -> entries and what the error says
+    "absolute": ([("/etc/images/a.png", IMAGE)], "points outside"),
+    "parent": ([("../images/a.png", IMAGE)], "points outside"),
+    "parent within": ([("a/../../b/images/b.png", IMAGE)], "points outside"),
+    "drive": ([("C:/a/images/a.png", IMAGE)], "points outside"),
+    "backslash": ([("..\\..\\a.png", IMAGE)], "points outside"),
+    "twice": ([*KAGGLE, KAGGLE[0]], "twice"),
+    "case": ([*KAGGLE, ("A/images/A.png", IMAGE)], "two images have the id"),
+    "link": ([*KAGGLE, (LINK, b"/etc/passwd")], "is a link"),
+    "nothing": ([("readme.txt", b"")], "no images"),
+}
+
+
+@pytest.mark.parametrize("fault", UNSAFE)
+def test_unsafe_archives_are_refused_and_nothing_is_unpacked(tmp_path, fault):
+    entries, reason = UNSAFE[fault]
+    file = write_archive(tmp_path / "a.zip", entries)
+    with pytest.raises(UserError, match=rf"a\.zip.*{reason}"):
+        find_samples(file)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]
+
+
+def patch_entry(file, offset, value):
+    """Changes bytes of the first entry, in its own header and in the directory of the archive."""
+    content = bytearray(file.read_bytes())
+    own_header = content.find(b"PK\3\4") + offset
+    in_directory = content.find(b"PK\1\2") + offset + 2
+    for start in (own_header, in_directory):
+        content[start : start + len(value)] = value
+    file.write_bytes(content)
+    return file
+
+
+def test_an_encrypted_entry_is_refused(tmp_path):
+    file = patch_entry(write_archive(tmp_path / "a.zip", KAGGLE), 6, b"\1\0")  # flags
+    with pytest.raises(UserError, match=r"a\.zip.*a/images/a\.png.*encrypted"):
+        find_samples(file)
+
+
+def test_an_entry_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    file = patch_entry(write_archive(tmp_path / "b.zip", KAGGLE), 22, b"\xff\xff\xff\xf0")  # size
+    with pytest.raises(UserError, match=r"b\.zip.*a/images/a\.png.*too large"):
+        find_samples(file)
+
+
+def test_cut_archives_are_named(tmp_path):
+    content = write_archive(tmp_path / "a.zip", KAGGLE).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "a.zip").write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"a\.zip"):
+            find_samples(tmp_path / "a.zip")
+
+
+def test_changed_archives_are_read_or_named(tmp_path):
+    content = write_archive(tmp_path / "a.zip", KAGGLE).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] = rng.integers(256)
+        (tmp_path / "a.zip").write_bytes(changed)
+        try:
+            (sample,) = find_samples(tmp_path / "a.zip")
+            if sample.masks:
+                image, labels = read_sample(sample)
+                assert image.shape[:2] == labels.shape
+        except UserError as error:
+            refused += 1
+            assert "a.zip" in str(error)
+        except OSError as error:  # the operating system goes to no place before the file
+            assert error.errno == errno.EINVAL and "a.zip" in error.filename
+    assert 0 < refused < 300
+
+
+def test_an_archive_without_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    file = write_archive(tmp_path / "a.zip", KAGGLE)
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", fail)
+    with pytest.raises(MemoryError):
+        find_samples(file)
+
+
+# Layouts.
+
+LAYOUTS = {
+    "clutter": [*KAGGLE, ("__MACOSX/a/images/._a.png", b""), ("a/.DS_Store", b"")],
+    "top folder": [(f"stage1_train/{name}", content) for name, content in KAGGLE],
+    "one id": [("images/a.png", IMAGE), ("masks/1.png", MASK)],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("unpack", [False, True])
+def test_layouts_of_archives_and_folders(tmp_path, layout, unpack):
+    source = write_archive(tmp_path / "a.zip", LAYOUTS[layout])
+    if unpack:
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(tmp_path / "a")
+        source = tmp_path / "a"
+    sample = only(source)
+    image, labels = read_sample(sample)
+    assert sample.id == "a" and labels.max() == 1
+    np.testing.assert_array_equal(image, GRAY)
+
+
+def test_plain_images_in_an_archive(tmp_path):
+    entries = [("my images/a.png", IMAGE), ("my images/b.png", IMAGE)]
+    samples = find_samples(write_archive(tmp_path / "a.zip", entries))
+    assert [sample.id for sample in samples] == ["a", "b"]
+
+
+def test_two_images_of_one_id_are_refused(tmp_path):
+    save_image(tmp_path / "same.png", GRAY)
+    save_image(tmp_path / "same.jpg", GRAY)
+    with pytest.raises(UserError, match="two images have the id same"):
+        find_samples(tmp_path)
+
+
+# Times and hashes.
+
+
+def test_a_file_in_an_archive_is_as_old_as_the_archive(tmp_path):
+    image = save_image(tmp_path / "a.png", GRAY)
+    archive = write_archive(tmp_path / "b.zip", KAGGLE)
+    os.utime(image, (1000, 1000))
+    os.utime(archive, (2000, 2000))
+    assert modification_time(only(image).image) == 1000
+    assert modification_time(only(archive).image) == 2000
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a.bin").write_bytes(content)
+    assert hash_file(tmp_path / "a.bin") == hashlib.sha256(content).hexdigest()
+
+
+# Files written whole.
+
+
+def test_a_file_appears_when_it_is_written(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("old")
+    with write_whole(file) as part:
+        assert part.parent == tmp_path and part.suffix == ".csv" and part.name.startswith(UNFINISHED)
+        part.write_text("new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("fault", [AttributeError, MemoryError, KeyboardInterrupt])
+def test_a_fault_on_the_way_leaves_what_was_there(tmp_path, fault):
+    file = tmp_path / "table.csv"
+    file.write_text("old")
+    with pytest.raises(fault), write_whole(file) as part:
+        part.write_text("half")
+        raise fault
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_is_named_with_what_was_written(tmp_path):
+    file = tmp_path / "large.bin"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # as a full disk
+    try:
+        with pytest.raises(OSError) as error, write_whole(file) as part:
+            part.write_bytes(bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(file))
+    assert re.match(r"File too large after 4,096 bytes, [\d,]+ are free; ", error.value.strerror)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_named_by_the_file(tmp_path):
+    file = tmp_path / "nowhere" / "a.bin"
+    with pytest.raises(FileNotFoundError, match="No such file or directory; ") as error:
+        with write_whole(file) as part:
+            part.write_bytes(b"")
+    assert error.value.filename == str(file)
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, write_whole(tmp_path / "a.bin"):
+        (tmp_path / "other.bin").read_bytes()
+    assert error.value.filename == str(tmp_path / "other.bin")
+    assert error.value.strerror == "No such file or directory"
+
+
+# How a script ends.
+
+
+def raising(error):
+    """A main that raises this."""
+
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("code", [None, 0, 1])
+def test_the_exit_code_is_that_of_main(capsys, code):
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: code)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == ""
+
+
+MISTAKES = {
+    "error: a.png: it is\n broken": UserError("a.png: it is\n\n broken"),
+    "error: a.png: No such file": FileNotFoundError(errno.ENOENT, "No such file", "a.png"),
+    "error: out: Permission denied": PermissionError(errno.EACCES, "Permission denied", "out"),
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_of_the_user_is_one_line(capsys, line):
+    with pytest.raises(SystemExit) as stop:
+        run_script(raising(MISTAKES[line]))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == line.replace("\n", "") + "\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ValueError("operands could not be broadcast"),
+        AttributeError("no attribute"),
+        KeyError("missing"),
+        MemoryError(),
+        OSError("no name of a file"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_the_program_keeps_its_traceback(capsys, fault):
+    with pytest.raises(type(fault)) as raised:
+        run_script(raising(fault))
+    assert raised.value is fault
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_ends_with_130(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_script(raising(KeyboardInterrupt("go on with --resume")))
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C; go on with --resume\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [None, UserError("a"), FileNotFoundError(2, "b", "c"), OSError("d"), AttributeError("e"), KeyboardInterrupt()],
+    ids=repr,
+)
+def test_the_log_level_of_tifffile_is_restored(error):
+    log = logging.getLogger("tifffile")
+    before = log.level
+    levels = []
+
+    def main():
+        levels.append(log.level)
+        if error:
+            raise error
+
+    log.setLevel(logging.ERROR)
+    try:
+        with pytest.raises((SystemExit, OSError, AttributeError)):
+            run_script(main)
+        assert (levels, log.level) == ([logging.CRITICAL], logging.ERROR)
+    finally:
+        log.setLevel(before)

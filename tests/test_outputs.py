@@ -1,0 +1,370 @@
+"""data.outputs: the files of a prediction, what they say of their origin, and how they are found."""
+
+import csv
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import tifffile
+from conftest import draw_nuclei
+from PIL import Image
+
+from data import outputs
+from data.files import Sample, UserError, find_samples
+from data.images import open_rows, read_image
+from data.truth import decode_runs
+
+OLD = 1_000_000_000  # seconds since 1970, in the year 2001
+PROVENANCE = {
+    "weights_sha256": "5f2b",
+    "settings": {"nucleus_threshold": 0.45, "halving_diameters": [33, 80], "halved_weight": 2 / 3},
+}
+
+
+def write(out, name, labels, provenance=PROVENANCE):
+    """Writes the files of one image, its overlay black but for the outlines."""
+    outputs.make_folders(out)
+    files = outputs.prediction_files(out, name)
+    overlay = outputs.outline_nuclei(np.zeros((*labels.shape, 3), np.uint8), labels)
+    outputs.write_prediction(files, labels, overlay, provenance)
+    return files
+
+
+def write_description(file, description):
+    """Writes a label file as another program might."""
+    tifffile.imwrite(file, np.zeros((4, 5), np.uint16), description=description, metadata=None)
+
+
+# Where files lie.
+
+
+def test_the_mask_of_an_image_is_the_one_that_is_there(tmp_path):
+    outputs.make_folders(tmp_path)
+    files = outputs.prediction_files(str(tmp_path), "a")
+    assert files.existing_mask() == tmp_path / "masks/a.png"
+    files.tiled_mask.touch()
+    assert files.existing_mask() == tmp_path / "masks/a.tif"
+
+
+@pytest.mark.parametrize("mask", ["masks/a.png", "masks/a.tif"])
+def test_files_are_complete_with_labels_overlay_and_one_of_the_masks(tmp_path, mask):
+    outputs.make_folders(tmp_path)
+    files = outputs.prediction_files(tmp_path, "a")
+    for name in (mask, "labels/a.tif", "overlays/a.png"):
+        assert not files.are_complete()
+        (tmp_path / name).touch()
+    assert files.are_complete()
+
+
+def test_an_id_may_hold_a_dot(tmp_path):
+    files = write(tmp_path, "a.1", draw_nuclei()[1])
+    assert files.are_complete() and outputs.find_predictions(tmp_path) == ["a.1"]
+
+
+def test_the_default_folder_is_named_after_the_source():
+    assert outputs.default_out("some/images") == Path("data/images_predicted")
+    assert outputs.default_out("data/stage1_test.zip/") == Path("data/stage1_test_predicted")
+
+
+# What is there.
+
+
+def test_predictions_are_found_by_their_labels_and_masks(tmp_path):
+    for name in ("c", "a", "tiled", "no_mask", "no_labels"):
+        write(tmp_path, name, draw_nuclei()[1])
+    (tmp_path / "masks/tiled.png").rename(tmp_path / "masks/tiled.tif")
+    (tmp_path / "masks/no_mask.png").unlink()
+    (tmp_path / "labels/no_labels.tif").unlink()
+    for name in ("masks/.unfinished-1-b.png", "labels/.unfinished-1-b.tif"):
+        (tmp_path / name).touch()
+    assert outputs.find_predictions(str(tmp_path)) == ["a", "c", "tiled"]
+    assert outputs.find_predictions(tmp_path / "nowhere") == []
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of three images, older than their predictions in out."""
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        image, labels = draw_nuclei()
+        Image.fromarray(image).save(tmp_path / f"images/{name}.png")
+        os.utime(tmp_path / f"images/{name}.png", (OLD, OLD))
+        write(tmp_path / "out", name, labels)
+    return tmp_path / "images"
+
+
+def find_unfinished(images, provenance=PROVENANCE):
+    """The ids that are to be predicted."""
+    unfinished = outputs.find_unfinished(find_samples(images), images.parent / "out", provenance)
+    return [sample.id for sample in unfinished]
+
+
+@pytest.mark.parametrize("missing", ["labels/b.tif", "masks/b.png", "overlays/b.png"])
+def test_an_image_that_lacks_a_file_is_unfinished(images, missing):
+    assert find_unfinished(images) == []
+    (images.parent / "out" / missing).unlink()
+    assert find_unfinished(images) == ["b"]
+
+
+def test_an_image_younger_than_its_labels_is_unfinished(images):
+    later = (images.parent / "out/labels/c.tif").stat().st_mtime + 10
+    os.utime(images / "c.png", (later, later))
+    assert find_unfinished(images) == ["c"]
+
+
+def test_an_archive_younger_than_the_labels_is_unfinished(images):
+    with zipfile.ZipFile(images.parent / "images.zip", "w") as archive:
+        for file in images.iterdir():
+            archive.write(file, file.name)
+    os.utime(images.parent / "images.zip", (OLD, OLD))
+    assert find_unfinished(images.parent / "images.zip") == []
+    later = (images.parent / "out/labels/a.tif").stat().st_mtime + 10
+    os.utime(images.parent / "images.zip", (later, later))
+    assert find_unfinished(images.parent / "images.zip") == ["a", "b", "c"]
+
+
+def change(**settings):
+    return PROVENANCE | {"settings": PROVENANCE["settings"] | settings}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(PROVENANCE | {"weights_sha256": "77aa"}, id="weights"),
+        pytest.param(change(nucleus_threshold=0.5), id="a number"),
+        pytest.param(change(halving_diameters=[33, 81]), id="a number in a list"),
+        pytest.param(change(min_area=20), id="one setting more"),
+        pytest.param({"weights_sha256": "5f2b", "settings": {}}, id="no settings"),
+    ],
+)
+def test_labels_of_other_weights_or_settings_are_refused(images, other):
+    write(images.parent / "out", "b", draw_nuclei()[1], other)
+    with pytest.raises(UserError, match=r"labels/b\.tif was predicted with other.*--overwrite.*--out"):
+        find_unfinished(images)
+    (images.parent / "out/masks/b.png").unlink()  # it will be predicted again in any case
+    assert find_unfinished(images) == ["b"]
+
+
+@pytest.mark.parametrize("spacing", [{"indent": 2}, {"separators": (" ,", " : ")}, {"separators": (",", ":")}])
+def test_provenance_in_another_order_and_spacing_is_the_same(images, spacing):
+    settings = dict(reversed(PROVENANCE["settings"].items()))
+    text = json.dumps({"settings": settings, "weights_sha256": "5f2b"}, **spacing)
+    assert text != json.dumps(PROVENANCE)
+    write_description(images.parent / "out/labels/b.tif", text)
+    assert find_unfinished(images) == []
+
+
+def test_labels_of_another_program_are_not_taken_for_our_own(images):
+    write_description(images.parent / "out/labels/b.tif", "ImageJ=1.54f")
+    with pytest.raises(UserError, match=r"labels/b\.tif was predicted with other"):
+        find_unfinished(images)
+
+
+def test_labels_that_cannot_be_read_are_named(images):
+    (images.parent / "out/labels/b.tif").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"labels/b\.tif"):
+        find_unfinished(images)
+
+
+def test_an_image_that_was_removed_is_named(images):
+    files = outputs.prediction_files(images.parent / "out", "b")
+    assert files.are_complete()
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        outputs.find_unfinished([Sample("b", images / "nowhere.png")], images.parent / "out", PROVENANCE)
+
+
+def test_only_what_a_killed_run_left_is_removed(tmp_path):
+    write(tmp_path, "a", draw_nuclei()[1])
+    before = {file for file in tmp_path.rglob("*") if file.is_file()}
+    for name in ("masks/.unfinished-7-b.png", "labels/.unfinished-7-b.tif", "overlays/.unfinished-9-b.png"):
+        (tmp_path / name).touch()
+    outputs.remove_unfinished(str(tmp_path))
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == before
+    outputs.remove_unfinished(tmp_path / "nowhere")
+
+
+# Provenance.
+
+
+def test_provenance_comes_back_as_it_was_written(tmp_path):
+    files = write(tmp_path, "a", draw_nuclei()[1])
+    assert outputs.read_provenance(files.labels) == PROVENANCE
+
+
+@pytest.mark.parametrize("description", ["", "ImageJ=1.54f\nunit=micron", "{not json", "[1, 2]", "0.45", "null", '"a"'])
+def test_labels_of_another_program_have_no_provenance(tmp_path, description):
+    write_description(tmp_path / "a.tif", description or None)
+    assert outputs.read_provenance(tmp_path / "a.tif") == {}
+
+
+def test_the_shape_that_tifffile_describes_is_no_provenance(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5), np.uint16))
+    assert outputs.read_provenance(tmp_path / "a.tif") == {}
+
+
+def test_provenance_of_what_is_no_tiff_is_an_error(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"a\.tif"):
+        outputs.read_provenance(tmp_path / "a.tif")
+    with pytest.raises(FileNotFoundError) as error:
+        outputs.read_provenance(tmp_path / "gone.tif")
+    assert error.value.filename == str(tmp_path / "gone.tif")
+
+
+# Writing.
+
+
+def test_files_agree_and_have_the_promised_types(tmp_path):
+    labels = np.zeros((40, 50), np.int32)
+    labels[5:15, 5:15] = 1
+    labels[20:30, 20:35] = 2
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    outputs.make_folders(tmp_path)
+    overlay = outputs.outline_nuclei(picture, labels)
+    outputs.write_prediction(outputs.prediction_files(tmp_path, "a"), labels, overlay, PROVENANCE)
+    mask = np.asarray(Image.open(tmp_path / "masks/a.png"))
+    written = tifffile.imread(tmp_path / "labels/a.tif")
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}
+    assert written.dtype == np.uint16
+    np.testing.assert_array_equal(written, labels)
+    np.testing.assert_array_equal(mask == 255, labels > 0)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "overlays/a.png")), overlay)
+    names = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert names == {"masks/a.png", "labels/a.tif", "overlays/a.png"}
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(65_535, np.uint16), (65_536, np.uint32)])
+def test_labels_take_32_bits_where_16_are_too_few(tmp_path, count, dtype):
+    labels = np.arange(70_000, dtype=np.int32).clip(0, count).reshape(250, 280)
+    files = write(tmp_path, "many", labels)
+    written = tifffile.imread(files.labels)
+    assert written.dtype == dtype
+    np.testing.assert_array_equal(written, labels)
+
+
+def test_the_tiled_mask_of_a_larger_image_of_this_name_goes(tmp_path):
+    outputs.make_folders(tmp_path)
+    (tmp_path / "masks/a.tif").touch()
+    files = write(tmp_path, "a", draw_nuclei()[1])
+    assert files.existing_mask() == tmp_path / "masks/a.png"
+
+
+def test_labels_are_written_last(tmp_path):
+    outputs.make_folders(tmp_path)
+    (tmp_path / "masks/a.png").mkdir()  # where the mask is to be
+    with pytest.raises(OSError, match="make room there") as error:
+        write(tmp_path, "a", draw_nuclei()[1])
+    assert error.value.filename == str(tmp_path / "masks/a.png")
+    assert not list(tmp_path.glob("labels/*"))
+
+
+@pytest.mark.parametrize("shape", [(100, 130), (16, 16), (5, 7), (33, 16)])
+def test_tiles_hold_what_the_strips_held(tmp_path, monkeypatch, shape):
+    monkeypatch.setattr(outputs, "TIFF_TILE", 16)
+    labels = np.random.default_rng(0).integers(0, 2**32, shape, np.uint32)
+    strips = (labels[row : row + 32] for row in range(0, shape[0], 32))
+    outputs.save_tiles(tmp_path / "a.tif", strips, shape, np.uint32, PROVENANCE)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        page = tiff.pages[0]
+        assert tiff.is_bigtiff and (page.tilelength, page.tilewidth) == (16, 16)
+        assert page.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
+        assert page.dtype == np.uint32
+        np.testing.assert_array_equal(tiff.asarray(), labels)
+    assert outputs.read_provenance(tmp_path / "a.tif") == PROVENANCE
+    with open_rows(tmp_path / "a.tif") as rows:
+        np.testing.assert_array_equal(rows[3:5], labels[3:5])
+
+
+def test_the_submission_holds_the_nuclei_of_the_label_files(tmp_path):
+    labels = draw_nuclei((30, 40))[1]
+    write(tmp_path, "a", labels)
+    write(tmp_path, "empty", 0 * labels)
+    write(tmp_path, "not asked for", labels)
+    with open(outputs.save_submission(tmp_path, ["empty", "a"]), newline="") as stream:
+        header, *rows = csv.reader(stream)
+    assert header == ["ImageId", "EncodedPixels"]
+    assert [name for name, _ in rows] == ["empty", "a", "a", "a", "a"] and rows[0][1] == ""
+    decoded = np.zeros_like(labels)
+    for number, (_, runs) in enumerate(rows[1:], start=1):
+        decoded += number * decode_runs(runs, labels.shape)
+    np.testing.assert_array_equal(decoded, labels)
+
+
+# Pictures.
+
+
+def test_outlines_are_drawn_on_the_rims_of_nuclei_only():
+    picture = np.random.default_rng(0).integers(0, 200, (20, 30, 3), np.uint8)
+    labels = np.zeros((20, 30), np.int32)
+    labels[4:12, 5:15] = 1
+    labels[4:12, 15:22] = 2  # touches the first
+    before = picture.copy()
+    outlined = outputs.outline_nuclei(picture, labels)
+    is_outline = (outlined == outputs.OUTLINE_COLOUR).all(axis=-1)
+    expected = labels > 0
+    expected[5:11, 6:14] = False
+    expected[5:11, 16:21] = False
+    np.testing.assert_array_equal(is_outline, expected)
+    np.testing.assert_array_equal(outlined[~is_outline], before[~is_outline])
+    np.testing.assert_array_equal(picture, before)
+
+
+def test_a_picture_without_nuclei_has_no_outlines():
+    picture = np.random.default_rng(0).integers(0, 200, (20, 30, 3), np.uint8)
+    np.testing.assert_array_equal(outputs.outline_nuclei(picture, np.zeros((20, 30), np.int32)), picture)
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
+def test_contact_sheet_shows_every_picture(tmp_path, name):
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 0, 250), (0, 250, 250)]
+    pictures = [np.full((20, 30, 3), colour, np.uint8) for colour in colours]
+    outputs.save_contact_sheet(pictures, list("abcde"), str(tmp_path / name))
+    assert Image.open(tmp_path / name).format == {"sheet.png": "PNG", "sheet.jpg": "JPEG"}[name]
+    sheet = read_image(tmp_path / name)
+    for colour in colours:
+        assert (abs(sheet.astype(int) - colour) < 5).all(axis=-1).sum() > 1000
+
+
+def test_pictures_lie_in_rows_of_the_columns_asked_for(tmp_path):
+    pictures = [np.full((20, 20, 3), 90, np.uint8)] * 4
+    outputs.save_contact_sheet(pictures, list("abcd"), tmp_path / "wide.png")
+    outputs.save_contact_sheet(pictures, list("abcd"), tmp_path / "high.png", columns=1)
+    wide = read_image(tmp_path / "wide.png")
+    high = read_image(tmp_path / "high.png")
+    assert wide.shape[1] == 4 * high.shape[1] and high.shape[0] == 4 * wide.shape[0]
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """The names of the windows that were opened; a.png and b.png are there to be shown."""
+    names = []
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    monkeypatch.setattr(plt, "show", lambda: names.extend(plt.get_figlabels()))
+    monkeypatch.setattr(outputs.sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    yield names
+    plt.close("all")
+
+
+def test_a_window_a_picture_opens_where_there_is_a_display(tmp_path, shown):
+    outputs.show_pictures(tmp_path / "a.png", tmp_path / "b.png")
+    assert shown == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+
+
+def test_no_window_opens_without_a_display(tmp_path, shown, monkeypatch):
+    monkeypatch.delenv("DISPLAY")
+    outputs.show_pictures(tmp_path / "a.png")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    outputs.show_pictures(tmp_path / "a.png")
+    assert shown == []
+    monkeypatch.delenv("MPLBACKEND")
+    outputs.show_pictures(tmp_path / "a.png")
+    assert shown == [str(tmp_path / "a.png")]

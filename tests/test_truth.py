@@ -1,0 +1,244 @@
+"""True nuclei from mask files, from run lengths and from Kaggle's solution table."""
+
+import numpy as np
+import pytest
+from conftest import draw_nuclei, draw_source, save_image, write_source
+
+import data.truth
+from data.files import UserError, find_samples
+from data.truth import decode_runs, encode_runs, load_samples, read_labels, read_mask, read_sample, read_solution
+
+GRAY = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+
+
+def only(source):
+    (sample,) = find_samples(source)
+    return sample
+
+
+# Images with their labels.
+
+
+def test_images_and_labels_come_in_the_order_of_the_samples(tmp_path):
+    drawn = draw_source(tmp_path)
+    samples = find_samples(tmp_path)[::-1]
+    images, labels = load_samples(samples)
+    for sample, image, image_labels in zip(samples, images, labels, strict=True):
+        assert image.shape[:2] == image_labels.shape
+        np.testing.assert_array_equal(image_labels, drawn[sample.id][1])
+
+
+def test_the_first_sample_that_cannot_be_read_is_named(tmp_path, source):
+    for name in ("image_03", "image_05"):
+        (source / name / "images" / f"{name}.png").write_text("no image")
+    with pytest.raises(UserError, match=r"image_03\.png: not an image"):
+        load_samples(find_samples(source))
+
+
+def test_a_fault_of_our_own_in_a_thread_is_raised(source, monkeypatch):
+    def fail(file):
+        raise AttributeError("ours")
+
+    monkeypatch.setattr(data.truth, "read_image", fail)
+    with pytest.raises(AttributeError, match="ours"):
+        load_samples(find_samples(source))
+
+
+def test_an_image_of_three_equal_channels_takes_the_memory_of_one(tmp_path):
+    gray, labels = draw_nuclei()
+    write_source(tmp_path, {"a": (np.dstack([gray] * 3), labels)})
+    image, _ = read_sample(only(tmp_path))
+    np.testing.assert_array_equal(image, np.dstack([gray] * 3))
+    assert image.base.size == gray.size
+
+
+# Labels.
+
+TWO = np.zeros((6, 8), np.int32)
+TWO[1:3, 1:4] = 1
+TWO[4:6, 5:8] = 2
+MASKS = {
+    "0 and 1": lambda mask: mask.astype(np.uint8),
+    "0 and 255": lambda mask: mask.astype(np.uint8) * 255,
+    "one bit": lambda mask: mask,
+    "16 bit": lambda mask: mask.astype(np.uint16) * 256,
+    "RGBA": lambda mask: np.dstack([mask.astype(np.uint8) * 255] * 3 + [np.full_like(mask, 255, np.uint8)]),
+}
+
+
+@pytest.mark.parametrize("values", MASKS)
+def test_masks_of_any_value_become_numbers(tmp_path, values):
+    save_image(tmp_path / "a" / "images" / "a.png", np.zeros(TWO.shape, np.uint8))
+    for number in (1, 2):
+        save_image(tmp_path / "a" / "masks" / f"{number}.png", MASKS[values](TWO == number))
+    labels = read_labels(only(tmp_path), TWO.shape)
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, TWO)
+
+
+def test_a_pixel_of_two_masks_belongs_to_the_later_one(tmp_path):
+    save_image(tmp_path / "a" / "images" / "a.png", np.zeros((1, 3), np.uint8))
+    save_image(tmp_path / "a" / "masks" / "1.png", np.array([[9, 9, 0]], np.uint8))
+    save_image(tmp_path / "a" / "masks" / "2.png", np.array([[0, 9, 9]], np.uint8))
+    assert read_labels(only(tmp_path), (1, 3)).tolist() == [[1, 2, 2]]
+
+
+def test_an_image_without_masks_is_named(tmp_path):
+    save_image(tmp_path / "bare" / "images" / "bare.png", GRAY)
+    with pytest.raises(UserError, match=r"bare\.png: it has no masks; expected bare/masks/"):
+        read_labels(only(tmp_path), GRAY.shape)
+
+
+def test_a_mask_of_another_size_is_named(tmp_path):
+    write_source(tmp_path, {"a": draw_nuclei()})
+    save_image(tmp_path / "a" / "masks" / "odd.png", np.eye(5, 7, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"odd\.png.*\(5, 7\).*\(32, 32\)"):
+        load_samples(find_samples(tmp_path))
+
+
+def test_a_mask_is_one_file_of_0_and_another_value(tmp_path):
+    mask = read_mask(save_image(tmp_path / "mask.png", np.array([[0, 7, 7], [0, 0, 7]], np.uint8)))
+    assert mask.dtype == bool
+    assert mask.tolist() == [[False, True, True], [False, False, True]]
+
+
+WRONG = {  # name -> pixels and what the error says
+    "labelled picture": (np.arange(35).reshape(5, 7).astype(np.uint8) // 12, "several"),
+    "coloured labels": (np.dstack([TWO == 1, TWO == 2, TWO == 0]).astype(np.uint8) * 200, "several"),
+    "photograph": (GRAY, "several"),
+    "inverted": (np.where(np.pad(np.ones((2, 2)), 3)[:5, :7], 0, 255).astype(np.uint8), "inverted"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_is_no_mask_of_one_nucleus_is_refused(tmp_path, fault):
+    pixels, reason = WRONG[fault]
+    save_image(tmp_path / "a" / "images" / "a.png", np.zeros(pixels.shape[:2], np.uint8))
+    save_image(tmp_path / "a" / "masks" / "odd.png", pixels)
+    with pytest.raises(UserError, match=rf"odd\.png.*{reason}"):
+        read_labels(only(tmp_path), pixels.shape[:2])
+
+
+# Run lengths.
+
+
+def encode_slowly(mask):
+    """Pixel by pixel, as the competition describes it."""
+    runs = []
+    before = False
+    for number, pixel in enumerate(mask.T.reshape(-1), start=1):
+        if pixel and not before:
+            runs.append([number, 0])
+        if pixel:
+            runs[-1][1] += 1
+        before = pixel
+    return " ".join(f"{start} {length}" for start, length in runs)
+
+
+BY_HAND = {
+    "": [[0, 0, 0], [0, 0, 0]],
+    "1 6": [[1, 1, 1], [1, 1, 1]],
+    "1 1": [[1, 0, 0], [0, 0, 0]],
+    "6 1": [[0, 0, 0], [0, 0, 1]],
+    "2 1 4 1 6 1": [[0, 0, 0], [1, 1, 1]],
+    "2 2": [[0, 1, 0], [1, 0, 0]],  # from the foot of one column to the head of the next
+}
+
+
+@pytest.mark.parametrize("runs", BY_HAND)
+def test_run_lengths_by_hand(runs):
+    mask = np.array(BY_HAND[runs], bool)
+    assert encode_runs(mask) == ([runs] if runs else [])
+    decoded = decode_runs(runs, (2, 3))
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, mask)
+
+
+def test_run_lengths_there_and_back():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        labels = rng.integers(0, rng.integers(2, 6), rng.integers(1, 12, 2))
+        runs = encode_runs(labels)
+        assert len(runs) == labels.max()
+        for number, text in enumerate(runs, start=1):
+            assert text == encode_slowly(labels == number)
+            np.testing.assert_array_equal(decode_runs(text, labels.shape), labels == number)
+
+
+@pytest.mark.parametrize("runs", ["1", "1 2 3", "a b", "1.5 2", "0 1", "1 0", "-1 2", "6 2", "7 1", "1 3 2 1"])
+def test_wrong_run_lengths_are_refused(runs):
+    with pytest.raises(UserError, match="run"):
+        decode_runs(runs, (2, 3))
+
+
+# The solution table.
+
+HEADER = "ImageId,EncodedPixels,Height,Width,Usage\n"
+
+
+def write_table(tmp_path, rows, header=HEADER):
+    (tmp_path / "solution.csv").write_text(header + rows)
+    return tmp_path / "solution.csv"
+
+
+def test_solution_numbers_nuclei_and_leaves_out_ignored_rows(tmp_path):
+    rows = "a,1 2,2,3,Private\nb,1 4,2,2,Ignored\na,5 2,2,3,Public\nc,2 1,1,2,Private\n"
+    labels = read_solution(write_table(tmp_path, rows))
+    assert sorted(labels) == ["a", "c"]
+    assert labels["a"].dtype == np.int32
+    assert labels["a"].tolist() == [[1, 0, 2], [1, 0, 2]]
+    assert labels["c"].tolist() == [[0, 1]]
+
+
+def test_a_pixel_of_two_rows_belongs_to_the_later_one(tmp_path):
+    rows = "a,1 2,1,3,Public\na,2 2,1,3,Public\n"
+    assert read_solution(write_table(tmp_path, rows))["a"].tolist() == [[1, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "a,1 2,3,2,Public",  # another size than in the row before
+        "a,9 9,2,3,Public",  # past the end
+        "a,5 3,2,3,Public",
+        "a,5 1 6,2,3,Public",  # half a pair
+        "a,5 0,2,3,Public",
+        "a,5 -1,2,3,Public",
+        "a,0 1,2,3,Public",
+        "a,4 2 5 1,2,3,Public",  # one run on another
+        "a,1 2,2,3,Public",  # a nucleus twice
+        "b,1 2,two,3,Public",
+        "b,1 2,90000000000,90000000000,Public",
+        "a,1 2,2",
+        "a",
+    ],
+)
+def test_a_wrong_row_is_named_by_its_line(tmp_path, row):
+    file = write_table(tmp_path, f"a,1 2,2,3,Public\n{row}\n")
+    with pytest.raises(UserError, match=r"solution\.csv, line 3: "):
+        read_solution(file)
+
+
+def test_a_table_as_windows_writes_it(tmp_path):
+    file = tmp_path / "solution.csv"
+    rows = (HEADER + "a,1 2,2,3,Public\n").replace("\n", "\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert read_solution(file)["a"].tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
+def test_a_row_that_ends_before_its_runs(tmp_path):
+    file = write_table(tmp_path, "a,2,3\n", "ImageId,Height,Width,EncodedPixels\n")
+    with pytest.raises(UserError, match=r"solution\.csv, line 2: "):
+        read_solution(file)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    file = write_table(tmp_path, "a,1 2\n", "ImageId,EncodedPixels\n")
+    with pytest.raises(UserError, match=r"solution\.csv: no column Height, Width"):
+        read_solution(file)
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        read_solution(tmp_path / "nowhere.csv")
+    assert error.value.filename == str(tmp_path / "nowhere.csv")
