@@ -31,14 +31,28 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from scipy import ndimage
-from skimage.morphology import remove_small_holes
-from skimage.segmentation import watershed
+from skimage.measure import regionprops
 from tqdm import tqdm
 
+from data.artifacts import find_ground
 from data.cluster import map_on_cluster
 from data.files import Sample, UserError, find_samples, hash_file, run_script, write_whole
-from data.images import halve, open_rows, read_image, read_shape, subsample
+from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
+from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness
+from data.nuclei import (
+    MAX_AREA_RATIO,
+    MAX_HOLE_AREA,
+    MIN_AREA,
+    MIN_SEED_AREA,
+    NUCLEUS_THRESHOLD,
+    SEED_THRESHOLD,
+    certainty,
+    common_diameter,
+    drop_covered,
+    largest_area,
+    local_contrast,
+    separate_nuclei,
+)
 from data.outputs import (
     FAST_COMPRESSION,
     Provenance,
@@ -57,31 +71,38 @@ from data.outputs import (
     show_pictures,
     write_prediction,
 )
-from data.slides import STRIP, label_strips, predict_strips, sample_windows
+from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
 from Model import depth_of, load_unet
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
+    COLOURS,
     DATA,
-    HIGH_PERCENTILE,
-    LOW_PERCENTILE,
-    common_diameter,
+    Normalization,
+    find_colours,
+    is_stained,
     measure_normalization,
+    prepare_image,
     to_display,
     to_grayscale,
 )
 
 WEIGHTS = "weights/unet.keras"
-# From probabilities to nuclei; all chosen on validation images, see weights/README.md.
-NUCLEUS_THRESHOLD = 0.45  # probability from which a pixel is nucleus
-SEED_THRESHOLD = 0.5  # of nucleus minus border probability, inside a nucleus
-MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
-MIN_AREA = 20  # pixels, a disk 5 pixels across; smaller pieces are noise
-MAX_HOLE_AREA = 300  # pixels; a hole as large as a common nucleus is background
-MAX_AREA_RATIO = 10  # to the common nucleus: a larger piece is a vessel or a fibre
+# What looks like nuclei.
+MIN_CONTRAST = 5  # standard deviations that nuclei stand out by, in an image that looks like noise
+MAX_CONTRAST = 10  # standard deviations; nuclei that stand out more are not better
+SURE_CHANNEL = 1.5  # times the score of the next channel, for a channel to be chosen
+SCORED_NUCLEI = 200  # of an image
 # Scale.
-HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size
+HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
 HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
 MERGED_DIAMETER_RATIO = 2  # nuclei that become so much wider at the smaller size have merged
+MAX_DIAMETER = 100  # pixels; an image of wider nuclei is halved until they are narrower
+THUMBNAIL_HALVINGS = (5, 4, 3, 2)  # of the thumbnails that wide nuclei are looked for in, smallest first
+MIN_THUMBNAIL = 24  # pixels, the shorter side
+MIN_THUMBNAIL_DIAMETER = 12  # pixels, in the thumbnail; narrower nuclei are looked for in the next one
+MIN_CERTAINTY = 0.7  # mean distance of the probability from 0.5, doubled, inside of nuclei
+MAX_COVERED_SHARE = 0.9  # of a thumbnail that nuclei cover
+MANY_NUCLEI = 10  # so many sure, narrow nuclei at full size contradict wide ones in thumbnails
 HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
 # Work.
 READ_AHEAD = 8  # images
@@ -94,19 +115,29 @@ SHOWN_IMAGES = 8  # in predictions.png
 Probabilities = tuple[np.ndarray, np.ndarray]  # of nucleus and of border, (H, W) float32
 
 
+@dataclass(frozen=True)
+class InputOptions:
+    """How images are to be seen; None: it is found out for each image."""
+
+    channel: str | None = None  # "red", "green", "blue", or "max", the brightest of the three
+    background: str | None = None  # "dark" or "bright"
+
+
 @dataclass
 class PredictionJob:
-    """An image on its way from gray to labels."""
+    """An image, seen in one way, from its gray to its labels."""
 
     gray: np.ndarray  # (H, W) float32 in [0, 1]
-    sample: Sample | None = None
-    image: np.ndarray | None = None  # as in the file
     probabilities: Probabilities | None = None  # mean over the scales until now
     labels_future: Future | None = None  # of (H, W) int32
-    halvings: int = 0  # of the smallest scale that the labels use
+    normalization: Normalization | None = None
+    debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
+    reading: str = ""  # channel or background that was tried; "" for the usual one
+    wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
+    scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved
 
 
-def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, int]:
+def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """Finds the nuclei of one image, at the scales that their width asks for.
 
     Args:
@@ -114,26 +145,202 @@ def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, int]:
         gray: (H, W) float32 in [0, 1], from `to_grayscale`.
 
     Returns:
-        labels (H, W) int32, and how often height and width were halved for the smallest scale used.
+        labels (H, W) int32, and the scales that they are predicted at: how often height and width are halved.
     """
     job = PredictionJob(gray)
+    run_jobs(model, [job])
+    return job.labels_future.result(), job.scales
+
+
+@dataclass
+class ImageWork:
+    """An image of a source on its way from its file to its files."""
+
+    sample: Sample
+    image: np.ndarray  # as in the file
+    jobs: list[PredictionJob]  # one for each way that the image can be seen
+
+
+def segment_image(
+    model: keras.Model, image: np.ndarray, options: InputOptions = InputOptions()
+) -> tuple[np.ndarray, PredictionJob]:
+    """Finds the nuclei of one image.
+
+    Args:
+        model: from `load_unet`.
+        image: (H, W) or (H, W, 3), any real dtype.
+        options: channel and background.
+
+    Returns:
+        labels (H, W) int32, and the job, which tells how they were found.
+
+    Raises:
+        UserError: several channels look like nuclei.
+    """
+    jobs = make_jobs(image, options)
+    run_jobs(model, jobs)
+    job = choose_job(jobs)
+    return finish_labels(job), job
+
+
+def make_jobs(image: np.ndarray, options: InputOptions) -> list[PredictionJob]:
+    """Prepares an image (H, W) or (H, W, 3) for the network; one job for each way that it can be seen."""
+    background = options.background
+    if image.ndim == 3 and options.channel in COLOURS:
+        return [make_job(image[..., COLOURS.index(options.channel)], options.channel, background)]
+    colours = [] if options.channel else find_colours(image)
+    if colours:
+        return [make_job(image[..., COLOURS.index(colour)], colour, background or "dark") for colour in colours]
+    job = make_job(image, "", background)
+    if background is None and job.normalization.has_bright_background and not is_stained(image):
+        # A dark background that bright nuclei nearly cover looks like a bright one.
+        return [job, make_job(image, "dark background", "dark")]
+    return [job]
+
+
+def make_job(image: np.ndarray, reading: str, background: str | None) -> PredictionJob:
+    """The job of an image (H, W) or (H, W, 3), seen in one way, which `reading` names."""
+    gray, normalization, debris = prepare_image(image, background)
+    return PredictionJob(gray, normalization=normalization, debris=debris, reading=reading)
+
+
+def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
+    """The job of an image whose answer looks most like nuclei.
+
+    Raises:
+        UserError: several channels do.
+    """
+    if len(jobs) == 1:
+        return jobs[0]
+    ranked = sorted(jobs, key=score_nuclei, reverse=True)
+    first = score_nuclei(ranked[0])
+    second = score_nuclei(ranked[1])
+    if ranked[0].reading in COLOURS and second * SURE_CHANNEL > first:
+        names = " and ".join(job.reading for job in ranked[:2])
+        raise UserError(f"its channels {names} both look like nuclei; choose one with --channel")
+    return ranked[0]
+
+
+def score_nuclei(job: PredictionJob) -> float:
+    """How much the labels of a job look like nuclei: sure, round, and apart from what is around them; 0 for none."""
+    labels = job.labels_future.result()
+    if not labels.any():
+        return 0.0
+    solidity = np.mean([region.solidity for region in regionprops(labels)[:SCORED_NUCLEI]])
+    contrast = min(local_contrast(job.gray, labels), MAX_CONTRAST)
+    return certainty(job.probabilities[0], labels) * contrast * float(solidity) ** 4
+
+
+def run_jobs(model: keras.Model, jobs: Sequence[PredictionJob]) -> None:
+    """Predicts jobs at all scales that they ask for."""
     with ThreadPoolExecutor(1) as pool:
-        predict_jobs(model, [job], pool)
-        refine_jobs(model, [job], pool)
-        return job.labels_future.result(), job.halvings
+        start_jobs(model, jobs, pool)
+        refine_jobs(model, jobs, pool)
+
+
+def finish_labels(job: PredictionJob) -> np.ndarray:
+    """The labels of a job, (H, W) int32, without what is noise or debris."""
+    labels = job.labels_future.result()
+    if job.normalization is None or not labels.any():
+        return labels
+    if not job.normalization.has_signal and local_contrast(job.gray, labels) < MIN_CONTRAST:
+        return np.zeros_like(labels)
+    if job.debris is not None:
+        return drop_covered(labels, job.debris)
+    return labels
+
+
+def start_jobs(model: keras.Model, jobs: Sequence[PredictionJob], pool: Executor) -> None:
+    """Predicts images at their first scale, which is smaller than full size only for very wide nuclei."""
+    estimate_diameters(model, jobs, pool)
+    predict_jobs(model, [job for job in jobs if first_scale(job.wide_diameter) == 0], pool, 0)
+    for job in jobs:
+        first = first_scale(job.wide_diameter)
+        if first == 0:
+            continue
+        # Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail.
+        predict_jobs(model, [job], pool, 0)
+        if has_sure_narrow_nuclei(job):
+            job.wide_diameter = 0.0
+        else:
+            job.labels_future = None
+            predict_jobs(model, [job], pool, first)
+
+
+def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
+    """Whether the labels of a job at full size are many nuclei of a width that the network knows, and sure."""
+    labels = job.labels_future.result()
+    is_narrow = MIN_THUMBNAIL_DIAMETER <= common_diameter(labels) <= HALVING_DIAMETERS[0]
+    return labels.max() >= MANY_NUCLEI and is_narrow and certainty(job.probabilities[0], labels) >= MIN_CERTAINTY
 
 
 def refine_jobs(model: keras.Model, jobs: Sequence[PredictionJob], pool: Executor) -> None:
-    """Predicts images of wide nuclei again at a half, and of very wide ones at a quarter.
+    """Predicts images of wide nuclei again at a half, and of very wide ones at a quarter of the first scale.
 
-    The grain inside large nuclei vanishes at a smaller size, but outlines are sharper at full size.
+    The grain inside large nuclei vanishes at a smaller size, but outlines are sharper at a larger one.
     """
-    for halvings, diameter in enumerate(HALVING_DIAMETERS, start=1):
-        wide = [job for job in jobs if common_diameter(job.labels_future.result()) > diameter]
-        predict_jobs(model, wide, pool, halvings)
+    for step, diameter in enumerate(HALVING_DIAMETERS, start=1):
+        wide = []
+        for job in jobs:
+            width = common_diameter(job.labels_future.result())
+            if job.wide_diameter and not has_sure_narrow_nuclei(job):
+                width = max(width, job.wide_diameter)
+            if width > diameter * 2 ** first_scale(job.wide_diameter):
+                wide.append(job)
+        for first in sorted({first_scale(job.wide_diameter) for job in wide}):
+            chosen = [job for job in wide if first_scale(job.wide_diameter) == first]
+            predict_jobs(model, chosen, pool, first + step)
 
 
-def predict_jobs(model: keras.Model, jobs: Iterable[PredictionJob], pool: Executor, halvings: int = 0) -> None:
+def first_scale(diameter: float) -> int:
+    """How often an image is halved until nuclei of this diameter are at most MAX_DIAMETER wide."""
+    return max(math.ceil(math.log2(diameter / MAX_DIAMETER)), 0) if diameter > 0 else 0
+
+
+def estimate_diameters(model: keras.Model, jobs: Iterable[PredictionJob], pool: Executor) -> None:
+    """Looks for wide nuclei in thumbnails, from the smallest to the largest, and sets `wide_diameter`.
+
+    The network knows nuclei 10 to 40 pixels wide. Wider ones fall to pieces at full size, but in some thumbnail they
+    have a width that it knows, and in all smaller ones they are too narrow to be found: so the first thumbnail with
+    nuclei of a known width tells their size, whatever the answers at larger sizes are.
+    """
+    pyramids = {id(job): [job.gray] for job in jobs}
+    for pyramid in pyramids.values():
+        for _ in range(max(THUMBNAIL_HALVINGS)):
+            pyramid.append(halve(pyramid[-1]))
+    undecided = list(jobs)
+    for halvings in THUMBNAIL_HALVINGS:
+        groups = {}
+        for job in undecided:
+            thumbnail = pyramids[id(job)][halvings]
+            if min(thumbnail.shape) >= MIN_THUMBNAIL:
+                groups.setdefault(thumbnail.shape, []).append(job)
+        futures = []
+        for group in groups.values():
+            thumbnails = np.stack([pyramids[id(job)][halvings] for job in group])
+            nucleus, border = predict_probability(model, thumbnails)
+            for job, *probabilities in zip(group, nucleus, border, strict=True):
+                futures.append((job, pool.submit(measure_thumbnail, *probabilities)))
+        for job, diameter in futures:
+            job.wide_diameter = diameter.result() * 2**halvings
+        undecided = [job for job in undecided if job.wide_diameter == 0]
+
+
+def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray) -> float:
+    """Common diameter of the nuclei of a thumbnail, in its pixels; 0 if they are too narrow or unsure.
+
+    Args:
+        nucleus: (h, w) float in [0, 1], of `predict_probability`.
+        border: (h, w) float in [0, 1], likewise.
+    """
+    labels = separate_nuclei(nucleus, border)
+    diameter = common_diameter(labels)
+    is_sure = certainty(nucleus, labels) >= MIN_CERTAINTY
+    is_picture_of_nuclei = np.mean(labels > 0) <= MAX_COVERED_SHARE
+    return diameter if is_sure and is_picture_of_nuclei and diameter >= MIN_THUMBNAIL_DIAMETER else 0.0
+
+
+def predict_jobs(model: keras.Model, jobs: Iterable[PredictionJob], pool: Executor, halvings: int) -> None:
     """Runs the network at one scale, in batches of one shape; the pool separates the nuclei.
 
     While the network runs on a batch, the pool works on the batch before.
@@ -148,15 +355,16 @@ def predict_jobs(model: keras.Model, jobs: Iterable[PredictionJob], pool: Execut
     for job in jobs:
         groups.setdefault(job.gray.shape, []).append(job)
     for (height, width), group in groups.items():
-        batch_size = max(BATCH_PIXELS // (height * width), 1)
+        batch_size = max(BATCH_PIXELS * 4**halvings // (height * width), 1)
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
             grays = np.stack([job.gray for job in batch])  # (batch, H, W)
             nucleus, border = predict_probability(model, grays, halvings)
             for job, *probabilities in zip(batch, nucleus, border, strict=True):
-                if halvings == 0:
+                if job.labels_future is None:
                     job.probabilities = probabilities
-                    job.labels_future = pool.submit(separate_nuclei, *probabilities)
+                    job.scales = (halvings,)
+                    job.labels_future = pool.submit(separate_nuclei, *probabilities, area_scale=4**halvings)
                 else:
                     job.probabilities = average_scales(job.probabilities, probabilities)
                     job.labels_future = pool.submit(keep_unless_merged, job, job.labels_future, halvings)
@@ -167,11 +375,11 @@ def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int) -> np
 
     Nothing changes the probabilities before these labels are there.
     """
-    labels = separate_nuclei(*job.probabilities)
+    labels = separate_nuclei(*job.probabilities, area_scale=4 ** job.scales[0])
     before = earlier.result()
-    if common_diameter(labels) > MERGED_DIAMETER_RATIO * common_diameter(before):
+    if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * common_diameter(before):
         return before
-    job.halvings = halvings
+    job.scales += (halvings,)
     return labels
 
 
@@ -201,11 +409,11 @@ def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0)
     return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
 
 
-def predict_scales(model: keras.Model, gray: np.ndarray, halvings: int) -> Probabilities:
-    """Mean probabilities of one image over its full size and `halvings` smaller ones."""
-    probabilities = predict_probability(model, gray)
-    for smaller in range(1, halvings + 1):
-        probabilities = average_scales(probabilities, predict_probability(model, gray, smaller))
+def predict_scales(model: keras.Model, gray: np.ndarray, scales: Sequence[int]) -> Probabilities:
+    """Mean probabilities of one image over several scales, the largest first."""
+    probabilities = predict_probability(model, gray, scales[0])
+    for halvings in scales[1:]:
+        probabilities = average_scales(probabilities, predict_probability(model, gray, halvings))
     return probabilities
 
 
@@ -215,70 +423,7 @@ def average_scales(larger: Probabilities, smaller: Probabilities) -> list[np.nda
     return [a + weight * (b - a) for a, b in zip(larger, smaller, strict=True)]
 
 
-def separate_nuclei(nucleus: np.ndarray, border: np.ndarray, max_area: float | None = None) -> np.ndarray:
-    """Numbers the nuclei; a watershed from seeds inside the borders separates touching ones.
-
-    Args:
-        nucleus: (H, W) float in [0, 1], of `predict_probability`.
-        border: (H, W) float in [0, 1], likewise.
-        max_area: pixels of a nucleus at most; None: MAX_AREA_RATIO times the common nucleus of these.
-
-    Returns:
-        labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least
-        MIN_AREA pixels.
-    """
-    mask = nucleus > NUCLEUS_THRESHOLD
-    # Small holes are filled, but not small background at the edge of the image, which
-    # remove_small_holes takes for a hole and binary_fill_holes does not: both must agree.
-    without_holes = ndimage.binary_fill_holes(mask)
-    mask = remove_small_holes(mask, max_size=MAX_HOLE_AREA) & without_holes
-    seeds = find_seeds(mask, mask & (nucleus - border > SEED_THRESHOLD))
-    # The watershed floods from the middle of each nucleus; floods meet on the border between two.
-    labels = watershed(border - nucleus, seeds, mask=mask)
-    if max_area is None:
-        max_area = largest_area(labels)
-    return filter_by_area(labels, MIN_AREA, max_area)
-
-
-def largest_area(labels: np.ndarray) -> float:
-    """Pixels that a nucleus among these labels, (H, W) int, may have at most."""
-    return MAX_AREA_RATIO * math.pi / 4 * common_diameter(labels) ** 2
-
-
-def find_seeds(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Numbers one seed for each nucleus.
-
-    Args:
-        mask: (H, W) bool, nuclei.
-        inside: (H, W) bool, nuclei without the borders between them.
-
-    Returns:
-        (H, W) int.
-    """
-    seeds = filter_by_area(ndimage.label(inside)[0], MIN_SEED_AREA)
-    # A piece of the mask without a seed is one small nucleus: it is its own seed.
-    pieces, count = ndimage.label(mask)
-    has_seed = np.zeros(count + 1, bool)
-    has_seed[pieces[seeds > 0]] = True
-    own_seeds = pieces + seeds.max()
-    seeds = np.where(has_seed[pieces], seeds, own_seeds)
-    seeds[~mask] = 0
-    return seeds
-
-
-def filter_by_area(labels: np.ndarray, min_area: int, max_area: float = math.inf) -> np.ndarray:
-    """Sets to 0 what has fewer or more pixels; the rest becomes 1…K without gaps, int32.
-
-    >>> filter_by_area(np.array([0, 7, 3, 7, 2, 3, 5, 5, 5]), 2, 2).tolist()
-    [0, 2, 1, 2, 0, 1, 0, 0, 0]
-    """
-    areas = np.bincount(labels.ravel())
-    is_kept = (areas >= min_area) & (areas <= max_area)
-    is_kept[0] = False
-    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.int32)[labels]
-
-
-def describe_provenance(weights: str | Path) -> Provenance:
+def describe_provenance(weights: str | Path, options: InputOptions = InputOptions()) -> Provenance:
     """What labels/ID.tif says of its origin: the weights and the settings that labels depend on."""
     settings = {
         "low_percentile": LOW_PERCENTILE,
@@ -292,13 +437,21 @@ def describe_provenance(weights: str | Path) -> Provenance:
         "max_area_ratio": MAX_AREA_RATIO,
         "halving_diameters": list(HALVING_DIAMETERS),
         "halved_weight": HALVED_WEIGHT,
+        "min_contrast": MIN_CONTRAST,
         "merged_diameter_ratio": MERGED_DIAMETER_RATIO,
+        "max_diameter": MAX_DIAMETER,
+        "channel": options.channel,
+        "background": options.background,
     }
     return {"weights_sha256": hash_file(weights), "settings": settings}
 
 
 def predict_samples(
-    samples: Sequence[Sample], model: keras.Model, out: str | Path, provenance: Provenance
+    samples: Sequence[Sample],
+    model: keras.Model,
+    out: str | Path,
+    provenance: Provenance,
+    options: InputOptions = InputOptions(),
 ) -> tuple[list[str], dict[str, str]]:
     """Predicts images and writes their files; an image that cannot be read is named and skipped.
 
@@ -309,6 +462,7 @@ def predict_samples(
         model: from `load_unet`.
         out: folder to write to.
         provenance: of `describe_provenance`, which the label files keep.
+        options: channel and background.
 
     Returns:
         ids written, sorted; and of those skipped id -> reason.
@@ -316,20 +470,20 @@ def predict_samples(
     make_folders(out)
     written = []
     skipped = {}
-    writing = deque()  # futures of ids
+    writing = deque()  # pairs of an id and the future of its files
     progress = tqdm(total=len(samples), desc="predicting", unit="image", disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
-        earlier = []  # jobs that wait for their labels
-        for chunk in read_ahead(samples, pool):
-            jobs, slides = collect_jobs(chunk, skipped)
-            predict_jobs(model, jobs, pool)
+        earlier = []  # images that wait for their labels
+        for chunk in read_ahead(samples, pool, options):
+            images, slides = collect_work(chunk, skipped)
+            start_jobs(model, [job for work in images for job in work.jobs], pool)
             # By now the labels of the list before are there.
-            refine_jobs(model, earlier, pool)
-            writing += [pool.submit(finish_job, job, out, provenance) for job in earlier]
-            earlier = jobs
+            refine_jobs(model, [job for work in earlier for job in work.jobs], pool)
+            writing += [(work.sample.id, pool.submit(finish_work, work, out, provenance)) for work in earlier]
+            earlier = images
             for slide in slides:
                 try:
-                    predict_slide(slide, model, out, provenance)
+                    predict_slide(slide, model, out, provenance, options)
                     written.append(slide.id)
                 except (UserError, OSError) as error:
                     if isinstance(error, OSError) and error.filename != str(slide.image):
@@ -337,28 +491,41 @@ def predict_samples(
                     _skip(slide.id, error, skipped)
             bar.update(len(chunk))
             while len(writing) > READ_AHEAD:
-                written.append(writing.popleft().result())
-        written += [work.result() for work in writing]
+                collect_written(*writing.popleft(), written, skipped)
+        for name, future in writing:
+            collect_written(name, future, written, skipped)
     return sorted(written), skipped
 
 
-def collect_jobs(
+def collect_written(name: str, future: Future, written: list[str], skipped: dict[str, str]) -> None:
+    """Waits until the files of an image are written; an image that cannot be decided on is skipped."""
+    try:
+        reading = future.result()
+    except UserError as error:
+        _skip(name, error, skipped)
+        return
+    written.append(name)
+    if reading:
+        tqdm.write(f"{name}: {reading} was chosen; --channel or --background chooses another")
+
+
+def collect_work(
     chunk: Sequence[tuple[Sample, Future]], skipped: dict[str, str]
-) -> tuple[list[PredictionJob], list[Sample]]:
-    """Sorts what `read_ahead` read into jobs and large images; adds the rest to `skipped`."""
-    jobs = []
+) -> tuple[list[ImageWork], list[Sample]]:
+    """Sorts what `read_ahead` read into images and large images; adds the rest to `skipped`."""
+    images = []
     slides = []
     for sample, reading in chunk:
         try:
-            job = reading.result()
+            work = reading.result()
         except (UserError, OSError) as error:
             _skip(sample.id, error, skipped)
             continue
-        if job is None:
+        if work is None:
             slides.append(sample)
         else:
-            jobs.append(job)
-    return jobs, slides
+            images.append(work)
+    return images, slides
 
 
 def _skip(name: str, reason: object, skipped: dict[str, str]) -> None:
@@ -366,8 +533,10 @@ def _skip(name: str, reason: object, skipped: dict[str, str]) -> None:
     skipped[name] = str(reason)
 
 
-def read_ahead(samples: Sequence[Sample], pool: Executor) -> Iterator[list[tuple[Sample, Future]]]:
-    """Yields lists of samples with their `read_job`, while the pool reads the list after.
+def read_ahead(
+    samples: Sequence[Sample], pool: Executor, options: InputOptions
+) -> Iterator[list[tuple[Sample, Future]]]:
+    """Yields lists of samples with their `read_work`, while the pool reads the list after.
 
     The first list is empty, because nothing has been read yet. The last one is empty too, so that the caller can finish
     the list before it.
@@ -378,28 +547,31 @@ def read_ahead(samples: Sequence[Sample], pool: Executor) -> Iterator[list[tuple
     ahead = []
     for chunk in [*chunks, [], []]:
         now = ahead
-        ahead = [(sample, pool.submit(read_job, sample)) for sample in chunk]
+        ahead = [(sample, pool.submit(read_work, sample, options)) for sample in chunk]
         yield now
 
 
-def read_job(sample: Sample) -> PredictionJob | None:
-    """Reads image and gray of a sample; None for an image that is too large to be read whole."""
+def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
+    """Reads an image and makes its jobs; None for an image that is too large to be read whole."""
     if math.prod(read_shape(sample.image)) > LARGE_IMAGE:
         return None
     image = read_image(sample.image)
-    return PredictionJob(to_grayscale(image), sample, image)
+    return ImageWork(sample, image, make_jobs(image, options))
 
 
-def finish_job(job: PredictionJob, out: str | Path, provenance: Provenance) -> str:
-    """Writes the files of a job; returns the id."""
-    labels = job.labels_future.result()
-    job.probabilities = None  # a job that waits for its turn takes memory
-    overlay = outline_nuclei(to_display(job.image), labels)
-    write_prediction(prediction_files(out, job.sample.id), labels, overlay, provenance)
-    return job.sample.id
+def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str:
+    """Writes the files of an image; returns the channel or background that was chosen, "" for the usual one."""
+    job = choose_job(work.jobs)
+    labels = finish_labels(job)
+    work.jobs = []  # an image that waits for its turn takes memory
+    overlay = outline_nuclei(to_display(work.image), labels)
+    write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance)
+    return job.reading
 
 
-def predict_slide(sample: Sample, model: keras.Model, out: str | Path, provenance: Provenance) -> None:
+def predict_slide(
+    sample: Sample, model: keras.Model, out: str | Path, provenance: Provenance, options: InputOptions
+) -> None:
     """Predicts a large image in strips, without holding the whole, and writes its files.
 
     Raises:
@@ -409,17 +581,13 @@ def predict_slide(sample: Sample, model: keras.Model, out: str | Path, provenanc
     files = prediction_files(out, sample.id)
     with open_rows(sample.image) as image:
         shape = image.shape[:2]
-        normalization = measure_normalization(subsample(image, NORMALIZATION_PIXELS))
-
-        def read_gray(start: int, stop: int) -> np.ndarray:
-            return to_grayscale(image[start:stop], normalization)
-
+        read_gray = choose_gray(model, image, options)
         # Scale and size of the nuclei are those of nine windows.
-        sampled_labels, halvings = find_nuclei(model, sample_windows(shape, read_gray))
+        sampled_labels, scales = find_nuclei(model, sample_windows(shape, read_gray))
         max_area = largest_area(sampled_labels) or None
-        predict = functools.partial(predict_scales, model, halvings=halvings)
-        separate = functools.partial(separate_nuclei, max_area=max_area)
-        halo = HALO_PIXELS * 2 ** (depth_of(model) + halvings)
+        predict = functools.partial(predict_scales, model, scales=scales)
+        separate = functools.partial(separate_nuclei, max_area=max_area, area_scale=4 ** scales[0])
+        halo = HALO_PIXELS * 2 ** (depth_of(model) + scales[-1])
         strips = label_strips(predict_strips(shape, read_gray, predict, halo, sample.id[:20]), separate)
         # Labels take their name last, for they say that the image is done.
         with write_whole(files.labels) as part:
@@ -436,8 +604,37 @@ def predict_slide(sample: Sample, model: keras.Model, out: str | Path, provenanc
         files.mask.unlink(missing_ok=True)  # of a smaller image of this name
 
 
+def choose_gray(model: keras.Model, image: np.ndarray | TiffRows, options: InputOptions) -> ReadGray:
+    """Finds out on parts of a large image how it is to be seen; returns what reads the gray of its rows.
+
+    Raises:
+        UserError: several channels look like nuclei.
+    """
+    windows = sample_windows(image.shape[:2], lambda start, stop: image[start:stop])
+    jobs = make_jobs(windows, options)
+    if len(jobs) > 1:
+        run_jobs(model, jobs)
+    reading = choose_job(jobs).reading
+    channel = COLOURS.index(reading) if reading in COLOURS else slice(None)
+    background = "dark" if reading else options.background
+    small = subsample(image, NORMALIZATION_PIXELS)[..., channel]
+    ground = find_ground(brightness(small))
+    normalization = measure_normalization(small, ground, background)
+    step = math.ceil(image.shape[1] / small.shape[1])
+
+    def read_gray(start: int, stop: int) -> np.ndarray:
+        gray = to_grayscale(image[start:stop][..., channel], normalization)
+        if ground is not None:
+            rows = np.arange(start, stop) // step
+            columns = np.arange(gray.shape[1]) // step
+            gray[ground[rows[:, None], columns]] = 0
+        return gray
+
+    return read_gray
+
+
 def predict_on_cluster(
-    samples: Sequence[Sample], weights: str, out: Path, data: str, address: str
+    samples: Sequence[Sample], weights: str, out: Path, data: str, address: str, options: InputOptions
 ) -> tuple[list[str], dict[str, str]]:
     """As `predict_samples`, by the workers of a running Dask cluster, which write the files.
 
@@ -448,7 +645,8 @@ def predict_on_cluster(
     paths = [str(Path(path).resolve()) for path in (data, weights, out)]
     script = Path(__file__).resolve()
     ids = [sample.id for sample in samples]
-    answers = map_on_cluster(ids, READ_AHEAD, script, "predict_on_worker", [run, *paths], address)
+    arguments = [run, *paths, options.channel, options.background]
+    answers = map_on_cluster(ids, READ_AHEAD, script, "predict_on_worker", arguments, address)
     written = []
     skipped = {}
     with tqdm(total=len(ids), desc="predicting", unit="image", disable=None) as bar:
@@ -462,21 +660,22 @@ def predict_on_cluster(
 
 
 def predict_on_worker(
-    ids: Sequence[str], run: str, data: str, weights: str, out: str
+    ids: Sequence[str], run: str, data: str, weights: str, out: str, channel: str | None, background: str | None
 ) -> tuple[list[str], dict[str, str]]:
     """What a Dask worker does; returns as `predict_samples`."""
-    samples, model, provenance = prepare_worker(run, data, weights)
+    options = InputOptions(channel, background)
+    samples, model, provenance = prepare_worker(run, data, weights, options)
     missing = {name: "no longer there" for name in ids if name not in samples}
     present = [samples[name] for name in ids if name in samples]
-    written, skipped = predict_samples(present, model, out, provenance)
+    written, skipped = predict_samples(present, model, out, provenance, options)
     return written, missing | skipped
 
 
 @functools.lru_cache(1)
-def prepare_worker(run: str, data: str, weights: str) -> tuple[dict, keras.Model, Provenance]:
+def prepare_worker(run: str, data: str, weights: str, options: InputOptions) -> tuple[dict, keras.Model, Provenance]:
     """What a worker needs for all its images of one run: samples by id, network, provenance."""
     samples = {sample.id: sample for sample in find_samples(data)}
-    return samples, load_unet(weights), describe_provenance(weights)
+    return samples, load_unet(weights), describe_provenance(weights, options)
 
 
 def show_predictions(out: str | Path) -> Path:
@@ -518,6 +717,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument("--weights", default=WEIGHTS, help="network (default %(default)s)")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     files.add_argument("--overwrite", action="store_true", help="redo images that are done")
+    images = parser.add_argument_group("images (found out for each image, where not given)")
+    images.add_argument("--channel", choices=(*COLOURS, "max"), help="of RGB merges, or the brightest of the three")
+    images.add_argument("--background", choices=("dark", "bright"), help="on which nuclei are bright, or dark")
     results = parser.add_argument_group("results")
     results.add_argument("--show", action="store_true", help="show the files afterwards")
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
@@ -531,7 +733,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = find_samples(args.data)
     out = Path(args.out or default_out(args.data))
     model = load_unet(args.weights)
-    provenance = describe_provenance(args.weights)
+    options = InputOptions(args.channel, args.background)
+    provenance = describe_provenance(args.weights, options)
     make_folders(out)
     remove_unfinished(out)
     unfinished = samples if args.overwrite else find_unfinished(samples, out, provenance)
@@ -540,9 +743,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{done} of {len(samples)} images are done; --overwrite to redo")
     started = time.perf_counter()
     if args.scheduler and unfinished:
-        written, skipped = predict_on_cluster(unfinished, args.weights, out, args.data, args.scheduler)
+        written, skipped = predict_on_cluster(unfinished, args.weights, out, args.data, args.scheduler, options)
     else:
-        written, skipped = predict_samples(unfinished, model, out, provenance)
+        written, skipped = predict_samples(unfinished, model, out, provenance, options)
     seconds = time.perf_counter() - started
     if len(skipped) == len(samples):
         raise UserError(f"{args.data}: none of its {len(samples)} images can be read")

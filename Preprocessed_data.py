@@ -24,8 +24,22 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
+from data.artifacts import find_ground, remove_outliers
 from data.files import Sample, UserError, find_samples, run_script
 from data.images import read_image
+from data.intensity import (
+    HIGH_PERCENTILE,
+    LOW_PERCENTILE,
+    brightness,
+    find_dim_nuclei,
+    haematoxylin,
+    measure_background,
+    normalize,
+    percentile_range,
+    percentiles,
+    picture_values,
+    stands_out,
+)
 from data.outputs import outline_nuclei, save_contact_sheet
 from data.truth import read_labels
 
@@ -35,10 +49,12 @@ TRAINING_DATA = ("data/stage1_train", "data/stage1_train.zip")
 CONTACT_SHEET = "data/contact_sheet.png"
 SHOWN_IMAGES = 16  # in the contact sheet
 # Gray.
-LOW_PERCENTILE = 0.5  # becomes black
-HIGH_PERCENTILE = 99.8  # becomes white; nuclei may fill only 1 % of an image
 BRIGHT_MEDIAN = 0.4  # of the range from black to white; a median above it is a bright background
 COLOUR_DIFFERENCE = 0.02  # of white; a mean difference of the channels above it is a stain
+COLOURS = ("red", "green", "blue")
+MIN_COLOUR = 0.1  # of the strongest channel; weaker channels of an RGB image show nothing
+MAX_CORRELATION = 0.95  # of the channels of an RGB image; with less they show different things
+DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleus
 FLUORESCENCE = "fluorescence"
 BRIGHTFIELD = "brightfield"
 STAINED_TISSUE = "stained tissue"
@@ -54,21 +70,26 @@ class Normalization(NamedTuple):
     """How an image becomes gray: which channel, and the values that become 0 and 1."""
 
     has_bright_background: bool
-    low: float
-    high: float
+    low: float  # becomes black
+    high: float  # becomes white
+    background: float  # value of the background
+    noise: float  # its standard deviation
+    is_stained: bool = False
+    has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
+    debris: float = np.inf  # what is brighter is no nucleus
 
 
 def to_grayscale(image: np.ndarray, normalization: Normalization | None = None) -> np.ndarray:
     """Makes the single channel that the network sees, in which nuclei are bright.
 
-    On a dark background (fluorescence) it is the brightness. On a bright one, where nuclei absorb
-    the light, it is the inverted red channel: haematoxylin is blue and absorbs red, eosin and
-    blood are red and do not, so that little but nuclei is left (Ruifrok & Johnston, "Quantification
-    of histochemical staining by color deconvolution", 2001).
+    On a dark background (fluorescence) it is the brightness. On a bright one, where nuclei absorb the light, it is the
+    inverted brightness or, of stained tissue, the amount of haematoxylin: eosin, DAB, blood are other stains (Ruifrok
+    & Johnston, "Quantification of histochemical staining by color deconvolution", 2001). Ground without picture becomes
+    black; hot and dead pixels become as their neighbours.
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype.
-        normalization: of `measure_normalization`, where the image is a part of a larger one.
+        normalization: of `measure_normalization`, where the image is a part of a larger one; then no ground is sought.
 
     Returns:
         gray: (H, W) float32 in [0, 1], as from `normalize`; all 0 where the image is constant.
@@ -77,98 +98,108 @@ def to_grayscale(image: np.ndarray, normalization: Normalization | None = None) 
     [[0.0, 0.0, 0.5], [0.0, 1.0, 1.0]]
     """
     if normalization is None:
-        normalization = measure_normalization(image)
-    channel = select_channel(image, normalization.has_bright_background)
-    gray = normalize(channel, normalization.low, normalization.high)
-    return 1 - gray if normalization.has_bright_background else gray
+        return prepare_image(image)[0]
+    channel = select_channel(image, normalization.has_bright_background, normalization.is_stained)
+    channel = remove_outliers(channel, normalization.background, normalization.noise)
+    return normalize(channel, normalization.low, normalization.high)
 
 
-def measure_normalization(image: np.ndarray) -> Normalization:
-    """The background of an image, and the values of its channel that become black and white."""
-    is_bright = has_bright_background(image)
-    percentages = (LOW_PERCENTILE, HIGH_PERCENTILE)
+def prepare_image(
+    image: np.ndarray, background: str | None = None
+) -> tuple[np.ndarray, Normalization, np.ndarray | None]:
+    """Makes the gray of a whole image, and keeps what was found out on the way.
+
+    Args:
+        image: (H, W) or (H, W, 3), any real dtype.
+        background: of `measure_normalization`.
+
+    Returns:
+        gray: of `to_grayscale`.
+        normalization: of `measure_normalization`.
+        debris: (H, W) bool, pixels that are far too bright for nuclei; None where there are none.
+    """
+    ground = find_ground(brightness(image))
+    normalization = measure_normalization(image, ground, background)
+    gray = to_grayscale(image, normalization)
+    if ground is not None:
+        gray[ground] = 0
+    if np.isinf(normalization.debris):
+        return gray, normalization, None
+    return gray, normalization, brightness(image) > normalization.debris
+
+
+def measure_normalization(
+    image: np.ndarray, ground: np.ndarray | None = None, background: str | None = None
+) -> Normalization:
+    """Finds the background of an image, and the values of its channel that become black and white.
+
+    Args:
+        image: (H, W) or (H, W, 3), any real dtype.
+        ground: (H, W) bool of `find_ground`; these pixels do not count.
+        background: "dark" or "bright"; None: it is found out.
+    """
+    is_bright = has_bright_background(image, ground)
+    if background is not None:
+        is_bright = background == "bright"
+    has_stain = is_bright and is_stained(image)
+    channel = select_channel(image, is_bright, has_stain)
+    median, noise = measure_background(channel, ground)
+    channel = remove_outliers(channel, median, noise)
+    values = picture_values(channel, ground)
+    low, high = percentile_range(values)
+    has_signal = has_stain or stands_out(values, noise)
+    normalization = Normalization(is_bright, low, high, median, noise, has_stain, has_signal)
     if is_bright:
-        percentages = (100 - HIGH_PERCENTILE, 100 - LOW_PERCENTILE)
-    low, high = percentile_range(select_channel(image, is_bright), *percentages)
-    return Normalization(is_bright, low, high)
+        return normalization
+    dim_high = find_dim_nuclei(channel, median, noise, high)
+    if dim_high is None:
+        return normalization
+    debris = median + DEBRIS_RATIO * (dim_high - median)
+    return normalization._replace(high=dim_high, debris=debris)
 
 
-def select_channel(image: np.ndarray, has_bright_background: bool) -> np.ndarray:
-    """(H, W): the red channel where the background is bright, else the brightness."""
-    if has_bright_background and image.ndim == 3:
-        return brightness(image[..., 0])
-    return brightness(image)
+def find_colours(image: np.ndarray) -> list[str]:
+    """Names of the channels of an RGB merge on a dark background that show different things; [] for other images.
 
-
-def brightness(image: np.ndarray) -> np.ndarray:
-    """The brightest channel, (H, W): a fluorescent stain may be shown in any one colour."""
-    if image.dtype == bool:
-        image = image.astype(np.uint8)
-    if image.ndim == 2:
-        return image
-    red, green, blue = np.moveaxis(image, -1, 0)
-    return np.maximum(np.maximum(red, green), blue)  # ten times as fast as max(axis=-1)
-
-
-def percentile_range(
-    channel: np.ndarray, low: float = LOW_PERCENTILE, high: float = HIGH_PERCENTILE
-) -> tuple[float, float]:
-    """Values at two percentiles, [0, 100]; the extremes where the percentiles are one value."""
-    low_value, high_value = percentiles(channel, (low, high))
-    if high_value <= low_value:  # a constant image, or very few bright pixels
-        low_value = channel.min()
-        high_value = channel.max()
-    return float(low_value), float(high_value)
-
-
-def percentiles(channel: np.ndarray, percentages: Sequence[float]) -> np.ndarray:
-    """`np.percentile`; of 8 bits by counting, in a fraction of the time.
-
-    Args:
-        channel: (H, W), any real dtype.
-        percentages: N numbers in [0, 100].
-
-    Returns:
-        (N,) float.
-
-    >>> percentiles(np.array([[7, 0], [200, 100]], np.uint8), (0, 50, 90)).tolist()
-    [0.0, 53.5, 170.0]
+    A gray image in three equal channels, and one that is shown in any one colour, are no merges.
     """
-    if channel.dtype != np.uint8:
-        return np.percentile(channel, percentages)
-    cumulative = np.cumsum(np.bincount(channel.ravel()))
-    ranks = np.array(percentages) / 100 * (channel.size - 1)  # fractions lie between two pixels
-    below = np.searchsorted(cumulative, np.floor(ranks), "right")
-    above = np.searchsorted(cumulative, np.ceil(ranks), "right")
-    return below + ranks % 1 * (above - below)
+    if image.ndim == 2 or has_bright_background(image, find_ground(brightness(image))):
+        return []
+    signals = [percentile_range(image[..., index], 50, HIGH_PERCENTILE) for index in range(3)]
+    heights = [high - low for low, high in signals]
+    shown = [index for index in range(3) if heights[index] > MIN_COLOUR * max(heights)]
+    if len(shown) < 2:
+        return []
+    pixels = image[::2, ::2].reshape(-1, 3)[:, shown].astype(np.float32)
+    correlations = np.corrcoef(pixels.T)
+    is_merge = correlations.min() < MAX_CORRELATION
+    return [COLOURS[index] for index in shown] if is_merge else []
 
 
-def normalize(channel: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Percentile normalization: `clip((channel - low) / (high - low), 0, 1)`.
-
-    Exposure differs from one microscope to the next by more than a factor of ten.
-
-    Args:
-        channel: any shape and real dtype.
-        low: value that becomes 0.
-        high: value that becomes 1.
-
-    Returns:
-        float32 in [0, 1], of the same shape.
-    """
-    float_type = np.result_type(channel, np.float32).type  # float32 is enough for 8 and 16 bits
-    value_range = max(high - low, float(np.finfo(np.float32).tiny))
-    gray = np.clip((channel - float_type(low)) / float_type(value_range), 0, 1)
-    return gray.astype(np.float32, copy=False)
+def select_channel(image: np.ndarray, has_bright_background: bool, is_stained: bool = False) -> np.ndarray:
+    """The channel of an image in which nuclei are bright, (H, W): see `to_grayscale`."""
+    if is_stained:
+        return haematoxylin(image)
+    if not has_bright_background:
+        return brightness(image)
+    dark = brightness(image[..., 0] if image.ndim == 3 else image)
+    return ~dark if dark.dtype.kind == "u" else -dark
 
 
-def has_bright_background(image: np.ndarray) -> bool:
+def has_bright_background(image: np.ndarray, ground: np.ndarray | None = None) -> bool:
     """Whether most of the image is nearer to its brightest than to its darkest parts.
 
-    In stage1_train and stage1_test the median lies below 0.32 of the range on dark backgrounds,
-    above 0.47 on bright ones. It is relative to the image, for 12 bits often come in files of 16.
+    In stage1_train and stage1_test the median lies below 0.32 of the range on dark backgrounds, above 0.47 on bright
+    ones. It is relative to the image, for 12 bits often come in files of 16. Hot pixels do not count.
+
+    Args:
+        image: (H, W) or (H, W, 3), any real dtype.
+        ground: (H, W) bool of `find_ground`; these pixels do not count.
     """
-    low, median, high = percentiles(brightness(image), (LOW_PERCENTILE, 50, HIGH_PERCENTILE))
+    channel = brightness(image)
+    background, noise = measure_background(channel, ground)
+    values = picture_values(remove_outliers(channel, background, noise), ground)
+    low, median, high = percentiles(values, (LOW_PERCENTILE, 50, HIGH_PERCENTILE))
     return bool(median - low > BRIGHT_MEDIAN * (high - low))
 
 
@@ -182,14 +213,19 @@ def image_kind(image: np.ndarray) -> str:
     """
     if not has_bright_background(image):
         return FLUORESCENCE
+    return STAINED_TISSUE if is_stained(image) else BRIGHTFIELD
+
+
+def is_stained(image: np.ndarray) -> bool:
+    """Whether the channels of an image, (H, W) or (H, W, 3), differ as those of stained tissue do."""
     if image.ndim == 2:
-        return BRIGHTFIELD
+        return False
     red, green, blue = np.moveaxis(image, -1, 0)
     darkest = np.minimum(np.minimum(red, green), blue)
     brightest = brightness(image)
     difference = brightest.mean(dtype=float) - darkest.mean(dtype=float)
     _, white = percentile_range(brightest)
-    return STAINED_TISSUE if difference > COLOUR_DIFFERENCE * white else BRIGHTFIELD
+    return bool(difference > COLOUR_DIFFERENCE * white)
 
 
 def to_display(image: np.ndarray) -> np.ndarray:
@@ -207,24 +243,6 @@ def to_display(image: np.ndarray) -> np.ndarray:
         return (255 * normalize(image, 0, high)).astype(np.uint8)
     gray = (255 * normalize(brightest, low, high)).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
-
-
-def common_diameter(labels: np.ndarray) -> float:
-    """Median diameter of the nuclei in pixels, weighted by their area; 0 if there are none.
-
-    The diameter of a nucleus is that of the disk of its area. The weight by area keeps small
-    pieces, which are many where a nucleus falls apart, from counting as much as nuclei.
-
-    >>> common_diameter(np.repeat([[0, 1, 2]], 100, axis=0)).__round__(3)
-    11.284
-    """
-    areas = np.bincount(labels.ravel())[1:]
-    areas = np.sort(areas[areas > 0])
-    if not len(areas):
-        return 0.0
-    cumulative = np.cumsum(areas)
-    median_area = areas[np.searchsorted(cumulative, cumulative[-1] / 2)]
-    return float(np.sqrt(4 / np.pi * median_area))
 
 
 def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -35,12 +35,12 @@ import numpy as np
 import Model
 from data.augment import draw_crop, make_target, whole_image
 from data.files import Sample, UserError, find_samples, run_script, write_whole
+from data.nuclei import common_diameter
 from data.outputs import show_pictures
 from data.truth import load_samples
 from Preprocessed_data import (
     KINDS,
     SEED,
-    common_diameter,
     find_training_data,
     hold_out_kind,
     image_kind,

@@ -20,9 +20,9 @@ Answer = tuple[list[str], dict[str, str]]  # ids done; id -> why it was skipped
 
 
 def map_on_cluster(
-    ids: Sequence[str], max_chunk: int, script: Path, function: str, paths: list[str], address: str
+    ids: Sequence[str], max_chunk: int, script: Path, function: str, arguments: list[str | None], address: str
 ) -> Iterator[Answer]:
-    """Has the workers call `function(ids, *paths)` of a script on chunks of the ids.
+    """Has the workers call `function(ids, *arguments)` of a script on chunks of the ids.
 
     A chunk whose worker dies goes to another worker.
 
@@ -31,7 +31,7 @@ def map_on_cluster(
         max_chunk: ids in one call at most.
         script: the file that holds the function, under the same path on every worker.
         function: its name.
-        paths: its other arguments, files and folders that every worker must see.
+        arguments: its other arguments; the files and folders among them must be seen by every worker.
         address: of the scheduler.
 
     Yields:
@@ -45,13 +45,14 @@ def map_on_cluster(
     except ImportError as error:
         raise UserError("--scheduler needs Dask; pip install distributed") from error
     folder = str(script.parent)
+    paths = [argument for argument in arguments if argument and Path(argument).is_absolute()]
     module = script.stem
 
     def work(chunk: list[str]) -> Answer:
         """Runs on a worker: imports the script and calls its function."""
         if folder not in sys.path:
             sys.path.insert(0, folder)
-        return getattr(importlib.import_module(module), function)(chunk, *paths)
+        return getattr(importlib.import_module(module), function)(chunk, *arguments)
 
     try:
         client = Client(address, timeout=CONNECT_SECONDS)

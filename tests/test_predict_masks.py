@@ -14,7 +14,8 @@ from skimage.draw import disk
 import data.outputs
 import Model
 import Predict_masks
-from data import slides
+import Preprocessed_data
+from data import nuclei, slides
 from data.files import UserError, find_samples, hash_file
 from data.images import read_image
 
@@ -74,15 +75,15 @@ def test_images_of_wide_nuclei_are_predicted_at_smaller_sizes_too(tmp_path):
     images = Counter()
     for count, height, width, _ in network.batches:
         images[height, width] += count
-    assert images == {(100, 120): 3, (50, 60): 2, (25, 30): 1}
+    assert images == {(100, 120): 3, (50, 60): 2, (25, 30): 3 + 1}  # three thumbnails
     for halvings, name in enumerate(radii):
         image = np.asarray(Image.open(tmp_path / f"{name}.png"))
         mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
         assert mask.shape == image.shape and np.mean(mask == image) > 0.98
-        labels, found_halvings = Predict_masks.find_nuclei(Threshold(), np.float32(image / 255))
+        labels, scales = Predict_masks.find_nuclei(Threshold(), np.float32(image / 255))
         written = tifffile.imread(tmp_path / "out/labels" / f"{name}.tif")
         np.testing.assert_array_equal(written, labels)
-        assert found_halvings == halvings
+        assert scales == tuple(range(halvings + 1))
 
 
 def test_where_nuclei_merge_at_a_smaller_size_the_larger_one_is_kept():
@@ -94,9 +95,9 @@ def test_where_nuclei_merge_at_a_smaller_size_the_larger_one_is_kept():
             return answer if batch.shape[1] == 128 else np.zeros_like(answer) + (1, 0)
 
     gray = draw_disks((128, 128), [(40, 40), (90, 90)], 20)
-    labels, halvings = Predict_masks.find_nuclei(Merging(), gray)
-    assert halvings == 0
-    np.testing.assert_array_equal(labels, Predict_masks.separate_nuclei(gray, 0 * gray))
+    labels, scales = Predict_masks.find_nuclei(Merging(), gray)
+    assert scales == (0,)
+    np.testing.assert_array_equal(labels, nuclei.separate_nuclei(gray, 0 * gray))
     assert labels.max() == 2
 
 
@@ -167,7 +168,7 @@ def test_scales_are_averaged_from_the_largest_to_the_smallest():
             return super().predict_on_batch(np.full_like(batch, batch.shape[1] / 100))
 
     gray = np.zeros((64, 96), np.float32)
-    nucleus, border = Predict_masks.predict_scales(Size(), gray, 2)
+    nucleus, border = Predict_masks.predict_scales(Size(), gray, (0, 1, 2))
     np.testing.assert_allclose(nucleus, ((0.64 + 2 * 0.32) / 3 + 2 * 0.16) / 3, rtol=1e-6)
     assert border.shape == gray.shape and not border.any()
 
@@ -177,7 +178,7 @@ def test_scales_are_averaged_from_the_largest_to_the_smallest():
 
 def test_disks_apart_are_counted_and_kept_to_the_pixel():
     nucleus = draw_disks((80, 100), [(20, 20), (20, 60), (60, 40), (60, 80), (15, 85)], 9)
-    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    labels = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     expected, count = ndimage.label(nucleus)
     assert count == labels.max() == 5 and labels.dtype == np.int32
     np.testing.assert_array_equal(labels > 0, expected > 0)
@@ -187,8 +188,8 @@ def test_touching_disks_are_separated_at_the_border():
     nucleus = draw_disks((40, 60), [(20, 20), (20, 37)], 9)
     border = np.zeros_like(nucleus)
     border[10:31, 27:31] = 1
-    joined = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
-    separated = Predict_masks.separate_nuclei(nucleus, border)
+    joined = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    separated = nuclei.separate_nuclei(nucleus, border)
     assert joined.max() == 1 and separated.max() == 2
     np.testing.assert_array_equal(separated > 0, nucleus > 0)
     assert separated[20, 15] != separated[20, 42]
@@ -200,13 +201,13 @@ def test_holes_are_filled_and_specks_removed():
     nucleus = draw_disks((60, 60), [(30, 30)], 12)
     nucleus[28:32, 28:32] = 0
     nucleus[2:5, 2:5] = 1
-    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    labels = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     assert labels.max() == 1 and labels[30, 30] == 1 and labels[3, 3] == 0
 
 
 def test_background_at_the_edge_of_the_image_is_no_hole():
     nucleus = draw_disks((60, 60), [(24, 24)], 30)  # cuts off a corner of 100 pixels
-    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    labels = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     np.testing.assert_array_equal(labels, nucleus)
 
 
@@ -215,14 +216,14 @@ def test_what_is_ten_times_as_large_as_a_common_nucleus_is_none(width, count):
     nucleus = draw_disks((100, 120), [(50, column) for column in range(6, 120, 10)], 4)
     area = nucleus.sum() / 12
     nucleus[5 : 5 + width, 10 : 10 + int(area)] = 1  # 9 or 11 times as large
-    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    labels = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     assert labels.max() == count and labels[5, 10] == count - 12
 
 
 def test_a_large_nucleus_among_few_small_ones_stays():
     nucleus = draw_disks((100, 100), [(6, column) for column in range(6, 96, 10)], 4)
     nucleus += draw_disks((100, 100), [(60, 50)], 30)
-    labels = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    labels = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     np.testing.assert_array_equal(labels > 0, nucleus > 0)
 
 
@@ -232,17 +233,17 @@ def test_each_number_is_one_connected_piece():
     border = ndimage.gaussian_filter(rng.random((128, 128)), 3)
     nucleus = (nucleus - nucleus.min()) / np.ptp(nucleus)
     border = (border - border.min()) / np.ptp(border)
-    labels = Predict_masks.separate_nuclei(nucleus, border * 0.4)
+    labels = nuclei.separate_nuclei(nucleus, border * 0.4)
     assert labels.max() > 5
     assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
     for number in range(1, labels.max() + 1):
         assert ndimage.label(labels == number)[1] == 1
-        assert (labels == number).sum() >= Predict_masks.MIN_AREA
+        assert (labels == number).sum() >= nuclei.MIN_AREA
 
 
 def test_nothing_there_gives_no_nucleus():
     zero = np.zeros((20, 30), np.float32)
-    assert not Predict_masks.separate_nuclei(zero, zero).any()
+    assert not nuclei.separate_nuclei(zero, zero).any()
 
 
 # Provenance.
@@ -303,7 +304,7 @@ def test_many_images_of_many_shapes_each_get_their_own_answer(tmp_path, monkeypa
     assert list(skipped) == ["05"] and written == sorted(set(truth) - {"05"})
     for name in written:
         mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}.png"))
-        np.testing.assert_array_equal(mask > 0, truth[name])
+        assert np.count_nonzero((mask > 0) != truth[name]) <= 12  # sharp corners are out of line with their neighbours
         assert data.outputs.read_provenance(tmp_path / "out" / "labels" / f"{name}.tif") == MARK
     counts = [shape[0] for shape in network.batches]
     assert max(counts) == 2 and sum(counts) == 10
@@ -331,10 +332,10 @@ def test_an_image_that_cannot_be_opened_is_named_and_skipped(tmp_path, capsys):
 @pytest.mark.parametrize("large_image", [2048 * 2048, 100], ids=["whole", "in tiles"])
 @pytest.mark.parametrize("fault", [AttributeError, MemoryError, ValueError])
 def test_a_fault_of_our_own_is_not_skipped(tmp_path, monkeypatch, capsys, fault, large_image):
-    def to_grayscale(image, normalization=None):
+    def brightness(image):
         raise fault("of our own")
 
-    monkeypatch.setattr(Predict_masks, "to_grayscale", to_grayscale)
+    monkeypatch.setattr(Preprocessed_data, "brightness", brightness)
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", large_image)
     samples = save_images(tmp_path / "images", "ab")
     with pytest.raises(fault, match="^of our own$") as error:

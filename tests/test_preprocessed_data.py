@@ -11,9 +11,9 @@ from scipy.ndimage import gaussian_filter
 import Preprocessed_data
 from data.files import UserError, find_samples
 from data.images import read_image
+from data.nuclei import common_diameter
 from Preprocessed_data import (
     TRAINING_DATA,
-    common_diameter,
     find_training_data,
     format_summary,
     group_tiles,
@@ -83,10 +83,12 @@ def test_a_constant_image_is_all_0(value):
     np.testing.assert_array_equal(gray, np.zeros((4, 4)))
 
 
-def test_one_bright_pixel_in_a_thousand_is_not_lost():
-    image = np.zeros((50, 50), np.uint8)
-    image[3, 4] = 90
-    np.testing.assert_array_equal(to_grayscale(image), image > 0)
+def test_a_few_bright_pixels_in_a_thousand_are_not_lost_but_one_alone_is_hot():
+    image = np.zeros((100, 100), np.uint8)
+    image[3:6, 4:7] = 90
+    assert to_grayscale(image)[4, 5] == 1 and to_grayscale(image)[50:].max() == 0
+    image[70, 70] = 255
+    assert to_grayscale(image)[70, 70] == 0
 
 
 @pytest.mark.parametrize("stained", [False, True])
@@ -107,16 +109,17 @@ def test_normalization_names_the_background_and_the_values_that_become_0_and_1()
     ramp = np.arange(1001, dtype=np.float32)
     bright = measure_normalization(np.sqrt(ramp)[None])  # most values are high
     assert bright.has_bright_background
-    assert (bright.low, bright.high) == pytest.approx((2**0.5, 995**0.5), abs=1e-3)
+    assert (bright.low, bright.high) == pytest.approx((-(995**0.5), -(2**0.5)), abs=1e-3)  # of the inverted values
     dark = measure_normalization(ramp[None] ** 3)  # most values are low
     assert not dark.has_bright_background
     assert (dark.low, dark.high) == pytest.approx((5**3, 998**3), rel=1e-3)
 
 
-def test_the_channel_is_red_on_a_bright_background_and_else_the_brightest():
-    np.testing.assert_array_equal(select_channel(RGB, True), RGB[..., 0])
+def test_nuclei_are_bright_in_the_channel():
+    np.testing.assert_array_equal(select_channel(RGB, True), 255 - RGB[..., 0])
     np.testing.assert_array_equal(select_channel(RGB, False), RGB.max(axis=-1))
-    np.testing.assert_array_equal(select_channel(GRAY, True), GRAY)
+    np.testing.assert_array_equal(select_channel(GRAY, True), 255 - GRAY)
+    np.testing.assert_array_equal(select_channel(GRAY / 7.0, True), -(GRAY / 7.0))
     assert select_channel(GRAY > 99, True).dtype == np.uint8
 
 

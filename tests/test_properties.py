@@ -14,7 +14,7 @@ from scipy import ndimage
 import Evaluate_model
 import Model
 import Predict_masks
-from data import outputs, slides
+from data import nuclei, outputs, slides
 from data.files import find_samples
 from data.images import read_image
 from data.truth import decode_runs, encode_runs
@@ -45,7 +45,7 @@ def assert_well_numbered(labels):
     assert set(np.unique(labels)) - {0} == set(range(1, labels.max() + 1))
     for number in range(1, labels.max() + 1):
         assert ndimage.label(labels == number)[1] == 1
-        assert (labels == number).sum() >= Predict_masks.MIN_AREA
+        assert (labels == number).sum() >= nuclei.MIN_AREA
 
 
 @MANY
@@ -63,7 +63,7 @@ def test_gray_is_from_0_to_1_whatever_the_image_holds(image):
 @MANY
 @given(PROBABILITIES)
 def test_nuclei_are_well_numbered_whatever_the_network_answers(answer):
-    labels = Predict_masks.separate_nuclei(*answer)
+    labels = nuclei.separate_nuclei(*answer)
     assert labels.shape == answer.shape[1:]
     assert_well_numbered(labels)
 
@@ -78,8 +78,8 @@ def test_nuclei_lower_than_the_context_are_the_same_in_strips(disks):
     answer = np.stack([nucleus, 0 * nucleus])
     with mock.patch.object(slides, "CONTEXT_ROWS", 30):
         strips = (answer[:, top : top + 40] for top in range(0, 150, 40))
-        labels = np.concatenate(list(slides.label_strips(strips, Predict_masks.separate_nuclei)))
-    whole = Predict_masks.separate_nuclei(*answer)
+        labels = np.concatenate(list(slides.label_strips(strips, nuclei.separate_nuclei)))
+    whole = nuclei.separate_nuclei(*answer)
     for number, (height, _) in enumerate(ndimage.find_objects(whole), start=1):
         if height.stop - height.start <= 30:
             found = np.unique(labels[whole == number])

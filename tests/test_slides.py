@@ -14,7 +14,7 @@ from skimage.draw import disk
 import data.outputs
 import Model
 import Predict_masks
-from data import slides
+from data import nuclei, slides
 from data.files import find_samples
 from data.images import read_image
 from Preprocessed_data import DATA, brightness
@@ -96,7 +96,7 @@ def test_the_halo_is_as_wide_as_an_answer_of_the_network_depends_on(small_strips
     keras.utils.set_random_seed(1)
     model = Model.Unet(2, 4).build()
     gray = np.random.default_rng(0).random((150, 300), np.float32)
-    predict = functools.partial(Predict_masks.predict_scales, model, halvings=halvings)
+    predict = functools.partial(Predict_masks.predict_scales, model, scales=range(halvings + 1))
     halo = Predict_masks.HALO_PIXELS * 2 ** (2 + halvings)
     strips = slides.predict_strips(gray.shape, reader(gray), predict, halo, name="a")
     np.testing.assert_allclose(np.concatenate(list(strips), axis=1), predict(gray), atol=1e-5)
@@ -117,7 +117,7 @@ def test_no_more_rows_are_read_than_a_strip_and_its_halo(small_strips):
 # Numbers.
 
 
-def label_in_strips(answer, separate=Predict_masks.separate_nuclei):
+def label_in_strips(answer, separate=nuclei.separate_nuclei):
     """Labels of probabilities (2, H, W) that come in strips."""
     strips = (answer[:, row : row + slides.STRIP] for row in range(0, answer.shape[1], slides.STRIP))
     return np.concatenate(list(slides.label_strips(strips, separate)))
@@ -129,7 +129,7 @@ def test_a_nucleus_across_strips_is_one_nucleus(small_strips):
     nucleus = draw_disks((200, 160), centres, 9)
     answer = np.stack([nucleus, np.zeros_like(nucleus)])
     labels = label_in_strips(answer)
-    whole = Predict_masks.separate_nuclei(*answer)
+    whole = nuclei.separate_nuclei(*answer)
     assert labels.dtype == np.int32 and labels.max() == whole.max() == 8
     np.testing.assert_array_equal(labels > 0, whole > 0)
     pairs = np.unique(np.stack([labels, whole])[:, whole > 0], axis=1)
@@ -139,18 +139,18 @@ def test_a_nucleus_across_strips_is_one_nucleus(small_strips):
 def test_a_nucleus_higher_than_strip_and_context_is_one_nucleus(small_strips):
     nucleus = draw_disks((400, 300), [(200, 120)], 110) + draw_disks((400, 300), [(50, 280)], 15)
     answer = np.stack([nucleus, np.zeros_like(nucleus)])
-    np.testing.assert_array_equal(label_in_strips(answer), Predict_masks.separate_nuclei(*answer))
+    np.testing.assert_array_equal(label_in_strips(answer), nuclei.separate_nuclei(*answer))
 
 
 def test_a_vessel_across_strips_is_no_nucleus(small_strips):
     disks = [(row, column) for row in range(8, 380, 14) for column in range(8, 90, 14)]
     nucleus = draw_disks((384, 120), disks, 5)
-    whole = Predict_masks.separate_nuclei(nucleus, np.zeros_like(nucleus))
+    whole = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     nucleus[:, 100:112] = 1
     answer = np.stack([nucleus, np.zeros_like(nucleus)])
-    np.testing.assert_array_equal(Predict_masks.separate_nuclei(*answer), whole)
-    max_area = Predict_masks.largest_area(whole)
-    labels = label_in_strips(answer, functools.partial(Predict_masks.separate_nuclei, max_area=max_area))
+    np.testing.assert_array_equal(nuclei.separate_nuclei(*answer), whole)
+    max_area = nuclei.largest_area(whole)
+    labels = label_in_strips(answer, functools.partial(nuclei.separate_nuclei, max_area=max_area))
     assert labels.max() == whole.max() == len(disks)
     np.testing.assert_array_equal(labels > 0, whole > 0)
 

@@ -53,6 +53,7 @@ import Model
 import Predict_masks
 import Preprocessed_data
 import Train
+from data import nuclei
 from data.files import File, Sample, UserError, find_samples, run_script
 from data.images import read_image
 from data.outputs import make_folders, outline_nuclei, prediction_files, save_tiles, write_prediction
@@ -77,7 +78,7 @@ def segment_classically(image: np.ndarray) -> np.ndarray:
     seeds = np.zeros(smooth.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(-distance, seeds, mask=mask)
-    return Predict_masks.filter_by_area(labels, Predict_masks.MIN_AREA)
+    return nuclei.filter_by_area(labels, nuclei.MIN_AREA)
 
 
 def build_plain_unet() -> keras.Model:

@@ -1,0 +1,142 @@
+"""Numbers the nuclei of the network's answer, and measures them.
+
+In:  probabilities of nucleus and of border, (H, W) float in [0, 1].
+Out: labels (H, W) int32, 0 background, 1…K.
+"""
+
+import math
+
+import numpy as np
+from scipy import ndimage
+from skimage.morphology import remove_small_holes
+from skimage.segmentation import expand_labels, watershed
+
+# Separation; all chosen on validation images, see weights/README.md.
+NUCLEUS_THRESHOLD = 0.45  # probability from which a pixel is nucleus
+SEED_THRESHOLD = 0.5  # of nucleus minus border probability, inside a nucleus
+MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
+MIN_AREA = 20  # pixels, a disk 5 pixels across; smaller pieces are noise
+MAX_HOLE_AREA = 300  # pixels; a hole as large as a common nucleus is background
+MAX_AREA_RATIO = 10  # to the common nucleus: a larger piece is a vessel or a fibre
+# The ring around a nucleus that is its background.
+RING_GAP = 2  # pixels between a nucleus and the ring around it that is its background
+MIN_RING = 3  # pixels, width of that ring
+MIN_DEVIATION = 1e-3  # of gray
+
+
+def separate_nuclei(
+    nucleus: np.ndarray, border: np.ndarray, max_area: float | None = None, area_scale: int = 1
+) -> np.ndarray:
+    """Numbers the nuclei; a watershed from seeds inside the borders separates touching ones.
+
+    Args:
+        nucleus: (H, W) float in [0, 1], of `predict_probability`.
+        border: (H, W) float in [0, 1], likewise.
+        max_area: pixels of a nucleus at most; None: MAX_AREA_RATIO times the common nucleus of these.
+        area_scale: pixels for one pixel of the scale that was predicted at; limits of area grow with it.
+
+    Returns:
+        labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least
+        MIN_AREA pixels.
+    """
+    mask = nucleus > NUCLEUS_THRESHOLD
+    # Small holes are filled, but not small background at the edge of the image, which
+    # remove_small_holes takes for a hole and binary_fill_holes does not: both must agree.
+    without_holes = ndimage.binary_fill_holes(mask)
+    mask = remove_small_holes(mask, max_size=MAX_HOLE_AREA * area_scale) & without_holes
+    seeds = find_seeds(mask, mask & (nucleus - border > SEED_THRESHOLD), MIN_SEED_AREA * area_scale)
+    # The watershed floods from the middle of each nucleus; floods meet on the border between two.
+    labels = watershed(border - nucleus, seeds, mask=mask)
+    if max_area is None:
+        max_area = largest_area(labels)
+    return filter_by_area(labels, MIN_AREA * area_scale, max_area)
+
+
+def find_seeds(mask: np.ndarray, inside: np.ndarray, min_area: int) -> np.ndarray:
+    """Numbers one seed for each nucleus.
+
+    Args:
+        mask: (H, W) bool, nuclei.
+        inside: (H, W) bool, nuclei without the borders between them.
+        min_area: pixels; smaller seeds are noise.
+
+    Returns:
+        (H, W) int.
+    """
+    seeds = filter_by_area(ndimage.label(inside)[0], min_area)
+    # A piece of the mask without a seed is one small nucleus: it is its own seed.
+    pieces, count = ndimage.label(mask)
+    has_seed = np.zeros(count + 1, bool)
+    has_seed[pieces[seeds > 0]] = True
+    own_seeds = pieces + seeds.max()
+    seeds = np.where(has_seed[pieces], seeds, own_seeds)
+    seeds[~mask] = 0
+    return seeds
+
+
+def filter_by_area(labels: np.ndarray, min_area: int, max_area: float = math.inf) -> np.ndarray:
+    """Sets to 0 what has fewer or more pixels; the rest becomes 1…K without gaps, int32.
+
+    >>> filter_by_area(np.array([0, 7, 3, 7, 2, 3, 5, 5, 5]), 2, 2).tolist()
+    [0, 2, 1, 2, 0, 1, 0, 0, 0]
+    """
+    areas = np.bincount(labels.ravel())
+    is_kept = (areas >= min_area) & (areas <= max_area)
+    is_kept[0] = False
+    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.int32)[labels]
+
+
+def largest_area(labels: np.ndarray) -> float:
+    """Pixels that a nucleus among these labels, (H, W) int, may have at most."""
+    return MAX_AREA_RATIO * math.pi / 4 * common_diameter(labels) ** 2
+
+
+def certainty(nucleus: np.ndarray, labels: np.ndarray) -> float:
+    """Mean distance of the probability of nucleus from 0.5, doubled, inside of nuclei; in [0, 1], 0 without nuclei."""
+    inside = labels > 0
+    return float(np.abs(2 * nucleus[inside] - 1).mean()) if inside.any() else 0.0
+
+
+def local_contrast(gray: np.ndarray, labels: np.ndarray) -> float:
+    """How far nuclei stand out: the median, over nuclei, of their signal in standard deviations of what is around.
+
+    Args:
+        gray: (H, W) float in [0, 1].
+        labels: (H, W) int32.
+    """
+    width = max(common_diameter(labels) / 2, MIN_RING)
+    rings = expand_labels(labels, RING_GAP + width)
+    rings[expand_labels(labels, RING_GAP) > 0] = 0
+    numbers = np.flatnonzero(np.bincount(rings.ravel())[1:] >= MIN_AREA) + 1  # nuclei that have a ring
+    if not len(numbers):
+        return 0.0
+    signal = ndimage.mean(gray, labels, numbers) - ndimage.mean(gray, rings, numbers)
+    deviation = ndimage.standard_deviation(gray, rings, numbers)
+    return float(np.median(signal / np.maximum(deviation, MIN_DEVIATION)))
+
+
+def drop_covered(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Labels without those that mostly lie on a mask, (H, W) bool; the rest is 1…K without gaps."""
+    areas = np.bincount(labels.ravel())
+    covered = np.bincount(labels[mask], minlength=len(areas))
+    is_kept = covered <= areas / 2
+    is_kept[0] = False
+    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.int32)[labels]
+
+
+def common_diameter(labels: np.ndarray) -> float:
+    """Median diameter of the nuclei in pixels, weighted by their area; 0 if there are none.
+
+    The diameter of a nucleus is that of the disk of its area. The weight by area keeps small
+    pieces, which are many where a nucleus falls apart, from counting as much as nuclei.
+
+    >>> common_diameter(np.repeat([[0, 1, 2]], 100, axis=0)).__round__(3)
+    11.284
+    """
+    areas = np.bincount(labels.ravel())[1:]
+    areas = np.sort(areas[areas > 0])
+    if not len(areas):
+        return 0.0
+    cumulative = np.cumsum(areas)
+    median_area = areas[np.searchsorted(cumulative, cumulative[-1] / 2)]
+    return float(np.sqrt(4 / np.pi * median_area))

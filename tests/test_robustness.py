@@ -1,0 +1,257 @@
+"""What people bring: borders, hot pixels, debris, noise, any scale, merges, stains; each case has its own answer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.color import combine_stains, rgb_from_hed
+from skimage.draw import disk
+from skimage.transform import resize
+
+import Evaluate_model
+import Model
+import Predict_masks
+import Preprocessed_data
+from data import artifacts
+from data.files import UserError
+from data.images import read_image
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "data/sample"
+OFFSET = 420  # gray levels of a camera
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """The committed network."""
+    return Model.load_unet(ROOT / "weights/unet.keras")
+
+
+def draw_nuclei(diameter, count=12, seed=0, blur=None):
+    """Apart, soft nuclei of one diameter: signal (H, W) float in [0, 1] and labels (H, W) int32."""
+    rng = np.random.default_rng(seed)
+    across = int(np.ceil(np.sqrt(count)))
+    pitch = int(1.8 * diameter) + 8
+    labels = np.zeros((across * pitch, across * pitch), np.int32)
+    for number in range(count):
+        row, column = number // across, number % across
+        centre = np.array([row + 0.5, column + 0.5]) * pitch + rng.uniform(-0.1, 0.1, 2) * diameter
+        labels[disk(centre, diameter / 2, shape=labels.shape)] = number + 1
+    signal = ndimage.gaussian_filter((labels > 0).astype(float), blur or max(diameter / 20, 0.7))
+    return signal, labels
+
+
+def draw_camera(signal, seed=0, height=600, noise=12):
+    """A signal as a camera of 16 bits writes it."""
+    rng = np.random.default_rng([seed, 1])
+    return (OFFSET + height * signal + noise * rng.standard_normal(signal.shape)).astype(np.uint16)
+
+
+def segment(unet, image, **options):
+    labels, _ = Predict_masks.segment_image(unet, image, Predict_masks.InputOptions(**options))
+    return labels
+
+
+def assert_same_nuclei(labels, expected, is_picture=slice(None)):
+    found = len(np.unique(labels[is_picture])) - 1
+    wanted = len(np.unique(expected[is_picture])) - 1
+    assert abs(found - wanted) <= 0.02 * wanted
+    assert Evaluate_model.dice_score(labels[is_picture] > 0, expected[is_picture] > 0) >= 0.97
+
+
+# Levels and background.
+
+
+@pytest.fixture(scope="module")
+def camera(unet):
+    """A dim camera image of 49 nuclei and its answer."""
+    signal, _ = draw_nuclei(18, 49)
+    image = draw_camera(signal)
+    labels = segment(unet, image)
+    assert labels.max() == 49
+    return image, labels
+
+
+@pytest.mark.parametrize("width", [1, 3, 6])
+@pytest.mark.parametrize("value", [0, 300, 2000, 65535])
+def test_a_flat_border_does_not_count(unet, camera, width, value):
+    image, expected = camera
+    disturbed = image.copy()
+    inside = np.zeros(image.shape, bool)
+    inside[width:-width, width:-width] = True
+    disturbed[~inside] = value
+    assert_same_nuclei(segment(unet, disturbed), expected, inside)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.05])
+@pytest.mark.parametrize("value", [0, 900, 65535])
+def test_hot_and_dead_pixels_do_not_count(unet, camera, share, value):
+    image, expected = camera
+    is_hit = np.random.default_rng(0).random(image.shape) < share
+    assert_same_nuclei(segment(unet, np.where(is_hit, value, image).astype(np.uint16)), expected)
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.04])
+@pytest.mark.parametrize("ratio", [15, 40, 100])
+def test_one_very_bright_object_hides_no_nuclei(unet, camera, share, ratio):
+    image, expected = camera
+    radius = np.sqrt(share * image.size / np.pi)
+    bright = np.zeros(image.shape, bool)
+    bright[disk((100, 120), radius, shape=image.shape)] = True
+    disturbed = np.where(bright, min(OFFSET + ratio * 600, 65535), image).astype(np.uint16)
+    hidden = np.unique(expected[ndimage.binary_dilation(bright, iterations=5)])
+    away = ~np.isin(expected, hidden[hidden > 0]) & ~ndimage.binary_dilation(bright, iterations=5)
+    assert_same_nuclei(segment(unet, disturbed), expected, away)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_ground_beside_tissue_is_no_picture(unet, value):
+    image = read_image(SAMPLE / "tissue_white_1/images/tissue_white_1.png")
+    expected = segment(unet, image)
+    disturbed = image.copy()
+    disturbed[:, :100] = value
+    inside = np.zeros(expected.shape, bool)
+    inside[:, 115:] = True
+    labels = segment(unet, disturbed)
+    assert not labels[:, :98].any()
+    assert Evaluate_model.dice_score(labels[inside] > 0, expected[inside] > 0) >= 0.97
+
+
+def test_a_clipped_black_background_is_part_of_the_picture():
+    signal, _ = draw_nuclei(18, 16)
+    noise = np.random.default_rng(0).standard_normal(signal.shape)
+    image = np.clip(100 * signal + 2 * noise - 2, 0, 255).astype(np.uint8)
+    assert (image == 0).mean() > 0.5
+    assert artifacts.find_ground(image) is None
+
+
+def test_the_median_of_neighbours_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    for dtype in (np.uint8, np.uint16, np.float32):
+        channel = rng.integers(0, 250, (40, 31)).astype(dtype)
+        expected = ndimage.median_filter(channel, 3, mode="mirror")
+        np.testing.assert_array_equal(artifacts.median_of_neighbours(channel), expected)
+
+
+def test_nuclei_that_cover_most_of_a_picture_are_told_from_a_bright_background(unet):
+    signal, labels = draw_nuclei(30, 16)
+    crop = signal[12:-12, 12:-12]
+    grown = ndimage.gaussian_filter((ndimage.distance_transform_edt(labels == 0) < 9).astype(float), 1.5)[
+        12:-12, 12:-12
+    ]
+    rng = np.random.default_rng(0)
+    confluent = (20 + 130 * grown + 3 * rng.standard_normal(crop.shape)).astype(np.uint8)
+    assert Preprocessed_data.has_bright_background(confluent)
+    found, job = Predict_masks.segment_image(unet, confluent)
+    assert job.reading == "dark background" and 14 <= found.max() <= 18
+    # Pale nuclei on a bright background stay what they are, and an option decides.
+    pale = (220 - 120 * signal + 3 * rng.standard_normal(signal.shape)).astype(np.uint8)
+    found, job = Predict_masks.segment_image(unet, pale)
+    assert job.reading == "" and found.max() == 16
+    assert segment(unet, confluent, background="dark").max() >= 14
+
+
+# Emptiness.
+
+
+def draw_noise():
+    """Pictures of 8 and 16 bits in which there is nothing."""
+    shape = (256, 256)
+    rng = np.random.default_rng(0)
+    white = rng.standard_normal(shape)
+    pictures = {"white": white, "poisson": rng.poisson(3, shape) - 3.0}
+    for width in (0.7, 1, 1.5, 2, 3, 5, 8):
+        smooth = ndimage.gaussian_filter(white, width)
+        pictures[f"smooth {width}"] = smooth / smooth.std()
+    for size in (3, 5):
+        pictures[f"median {size}"] = ndimage.median_filter(white, size)
+    for factor in (3, 8):
+        small = rng.standard_normal((256 // factor + 1, 256 // factor + 1))
+        pictures[f"resized {factor}"] = resize(small, shape, order=1)
+    rows, columns = np.mgrid[-1:1:256j, -1:1:256j]
+    radius = np.hypot(rows, columns)
+    pictures["haze"] = 4 * np.exp(-2 * radius**2) + white / 2
+    pictures["vignette"] = 3 - 3 * radius**2 + white / 4
+    return pictures
+
+
+@pytest.mark.parametrize("name", draw_noise())
+def test_noise_and_haze_hold_no_nuclei(unet, name):
+    noise = draw_noise()[name]
+    for image in (np.clip(60 + 8 * noise, 0, 255).astype(np.uint8), (2000 + 60 * noise).astype(np.uint16)):
+        assert segment(unet, image).max() == 0
+
+
+def test_one_nucleus_in_an_empty_field_is_found(unet):
+    signal, _ = draw_nuclei(18, 1)
+    field = np.zeros((400, 400))
+    field[200 : 200 + signal.shape[0], 150 : 150 + signal.shape[1]] = signal
+    assert segment(unet, draw_camera(field, height=200)).max() == 1
+
+
+# Scale.
+
+
+@pytest.mark.parametrize("diameter", [8, 14, 30, 60, 100, 150, 220, 300])
+def test_nuclei_of_any_size_are_found(unet, diameter):
+    signal, truth = draw_nuclei(diameter, 12 if diameter < 100 else 4)
+    labels = segment(unet, draw_camera(signal))
+    assert labels.max() == truth.max()
+    assert Evaluate_model.dice_score(labels > 0, truth > 0) > (0.9 if diameter > 10 else 0.8)
+
+
+# Channels and stains.
+
+
+def draw_merge(colour, other_height=1.0):
+    """An RGB merge with nuclei in one colour and a mesh of membranes in green; and the labels."""
+    signal, labels = draw_nuclei(18, 25)
+    distance = ndimage.distance_transform_edt(labels == 0)
+    mesh = np.exp(-((distance - 5) ** 2) / 4)
+    rng = np.random.default_rng(0)
+    merge = 4 * rng.standard_normal((*labels.shape, 3)) + 12
+    merge[..., Preprocessed_data.COLOURS.index(colour)] += 120 * signal
+    merge[..., 1] += 150 * other_height * mesh
+    return np.clip(merge, 0, 255).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize("colour", ["blue", "red"])
+def test_the_channel_that_looks_like_nuclei_is_chosen_and_said(unet, colour):
+    merge, truth = draw_merge(colour)
+    labels, job = Predict_masks.segment_image(unet, merge)
+    assert job.reading == colour and labels.max() == truth.max()
+    assert Evaluate_model.dice_score(labels > 0, truth > 0) > 0.9
+    np.testing.assert_array_equal(segment(unet, merge, channel=colour), labels)
+
+
+def test_two_channels_of_nuclei_are_refused_with_the_option(unet):
+    signal, _ = draw_nuclei(18, 25)
+    other, _ = draw_nuclei(18, 25, seed=5)
+    noise = 4 * np.random.default_rng(0).standard_normal((*signal.shape, 3)) + 12
+    noise[..., 0] += 120 * np.roll(other, 15, axis=(0, 1))
+    noise[..., 2] += 120 * signal
+    merge = np.clip(noise, 0, 255).astype(np.uint8)
+    with pytest.raises(UserError, match="both look like nuclei; choose one with --channel"):
+        segment(unet, merge)
+    assert segment(unet, merge, channel="blue").max() == 25
+
+
+def test_gray_in_any_one_colour_is_no_merge():
+    signal, _ = draw_nuclei(18, 16)
+    gray = (10 + 100 * signal).astype(np.uint8)
+    zero = np.zeros_like(gray)
+    for image in (gray, np.dstack([gray] * 3), np.dstack([zero, gray, zero]), np.dstack([zero, gray, gray])):
+        assert Preprocessed_data.find_colours(image) == []
+
+
+@pytest.mark.parametrize("marker", ["nuclear", "membrane"])
+def test_a_brown_marker_hides_no_nuclei(unet, marker):
+    signal, truth = draw_nuclei(18, 16)
+    distance = ndimage.distance_transform_edt(truth == 0)
+    dab = signal * (truth % 2) if marker == "nuclear" else np.exp(-((distance - 5) ** 2) / 6)
+    stains = np.dstack([0.05 + 0.25 * signal, np.zeros_like(signal), 0.35 * dab])
+    image = (255 * combine_stains(stains, rgb_from_hed)).clip(0, 255).astype(np.uint8)
+    labels = segment(unet, image)
+    assert labels.max() == truth.max()
+    assert Evaluate_model.dice_score(labels > 0, truth > 0) > 0.9
