@@ -122,6 +122,7 @@ def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -
             provenance = read_provenance(file)
         except (OSError, UserError):
             continue  # named when it is read whole
+        provenance.pop("image", None)  # each is of its own image
         if provenance and provenance not in [other for other, _ in known]:
             known.append((provenance, file))
     if len(known) > 1:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import Sample, UserError, find_samples, run_script
+from data.files import Sample, UserError, find_beside_scripts, find_samples, run_script
 from data.images import read_image
-from data.outputs import default_out, outline_nuclei, prediction_files, save_contact_sheet, show_pictures
+from data.outputs import claim_out, default_out, outline_nuclei, prediction_files, save_contact_sheet, show_pictures
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, save_scores
 from Model import load_unet
@@ -67,18 +67,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     files = parser.add_argument_group("files")
     files.add_argument("--data", help="images with masks")
-    files.add_argument("--weights", default=WEIGHTS, help="network (default %(default)s)")
+    files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    data = args.data or find_training_data(default=DATA)
+    data = args.data or find_training_data(default=find_beside_scripts(DATA))
     out = Path(args.out or default_out(data))
     model = load_unet(args.weights)
     samples = choose_samples(data, args.weights)
     open_truth(data)  # stops now, before the prediction, if the source has no truth
+    claim_out(out, data)
     written, unread = predict_samples(samples, model, out, describe_provenance(args.weights))
     rows, unscored = evaluate(data, out, written)
     print(format_table(rows))

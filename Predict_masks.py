@@ -1,17 +1,21 @@
 """Predicts the nuclei of images with trained weights, writes them to files, shows the files.
 
-In:  images (folder, Kaggle folder, .zip or one file) and the weights that Train.py saved.
-Out, in --out (default data/<source name>_predicted), at each image's own size:
+In:  images (folders with their sub-folders, Kaggle folders, .zips, files, wildcards, or a .txt that lists paths) and
+     the weights that Train.py saved. DAY/NAME.png gets the ID DAY__NAME.
+Out, in --out (default data/<source name>_predicted, without data/ where the working directory has none), at each
+     image's own size:
      masks/ID.png     8-bit, 255 nucleus, 0 background
      labels/ID.tif    one number per nucleus, 0 background; uint16, or uint32 for many nuclei
      overlays/ID.png  the image with each nucleus outlined
      predictions.png  with --show: some of them side by side
      submission.csv   with --submission: the nuclei in run lengths, the table that Kaggle takes
+     source.json      the absolute paths of the images' sources
 An image of more than 4 million pixels is predicted in tiles: its mask is masks/ID.tif, mask and
-labels are tiled TIFFs, its overlay is reduced. A rerun predicts what is missing or out of date.
+labels are tiled TIFFs, its overlay is reduced. A rerun predicts what is missing and images that changed.
 Exit code 1: some images could not be read; they were named and skipped.
 
     python Predict_masks.py --data data/sample
+    python Predict_masks.py --data day1 day2 "more/*.tif"
     python Predict_masks.py --data my_images --weights weights/unet.keras --out my_nuclei
     python Predict_masks.py --data my_images --out my_nuclei --show
     python Predict_masks.py --data my_images --out my_nuclei --scheduler tcp://10.0.0.1:8786
@@ -36,7 +40,7 @@ from tqdm import tqdm
 
 from data.artifacts import find_ground
 from data.cluster import map_on_cluster
-from data.files import Sample, UserError, find_samples, hash_file, run_script, write_whole
+from data.files import Sample, UserError, find_beside_scripts, find_samples, hash_file, run_script, write_whole
 from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
 from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness
 from data.nuclei import (
@@ -56,6 +60,8 @@ from data.nuclei import (
 from data.outputs import (
     FAST_COMPRESSION,
     Provenance,
+    add_image,
+    claim_out,
     default_out,
     find_predictions,
     find_unfinished,
@@ -565,6 +571,7 @@ def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str
     labels = finish_labels(job)
     work.jobs = []  # an image that waits for its turn takes memory
     overlay = outline_nuclei(to_display(work.image), labels)
+    provenance = add_image(provenance, work.sample.image)
     write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance)
     return job.reading
 
@@ -579,6 +586,7 @@ def predict_slide(
         OSError: a file cannot be written.
     """
     files = prediction_files(out, sample.id)
+    provenance = add_image(provenance, sample.image)
     with open_rows(sample.image) as image:
         shape = image.shape[:2]
         read_gray = choose_gray(model, image, options)
@@ -634,7 +642,7 @@ def choose_gray(model: keras.Model, image: np.ndarray | TiffRows, options: Input
 
 
 def predict_on_cluster(
-    samples: Sequence[Sample], weights: str, out: Path, data: str, address: str, options: InputOptions
+    samples: Sequence[Sample], weights: str, out: Path, data: Sequence[str], address: str, options: InputOptions
 ) -> tuple[list[str], dict[str, str]]:
     """As `predict_samples`, by the workers of a running Dask cluster, which write the files.
 
@@ -642,10 +650,10 @@ def predict_on_cluster(
     the same paths.
     """
     run = str(time.time_ns())  # tells this run from others of the same workers
-    paths = [str(Path(path).resolve()) for path in (data, weights, out)]
+    paths = [os.path.abspath(path) for path in (weights, out, *data)]
     script = Path(__file__).resolve()
     ids = [sample.id for sample in samples]
-    arguments = [run, *paths, options.channel, options.background]
+    arguments = [run, options.channel, options.background, *paths]
     answers = map_on_cluster(ids, READ_AHEAD, script, "predict_on_worker", arguments, address)
     written = []
     skipped = {}
@@ -660,11 +668,11 @@ def predict_on_cluster(
 
 
 def predict_on_worker(
-    ids: Sequence[str], run: str, data: str, weights: str, out: str, channel: str | None, background: str | None
+    ids: Sequence[str], run: str, channel: str | None, background: str | None, weights: str, out: str, *data: str
 ) -> tuple[list[str], dict[str, str]]:
     """What a Dask worker does; returns as `predict_samples`."""
     options = InputOptions(channel, background)
-    samples, model, provenance = prepare_worker(run, data, weights, options)
+    samples, model, provenance = prepare_worker(run, options, weights, *data)
     missing = {name: "no longer there" for name in ids if name not in samples}
     present = [samples[name] for name in ids if name in samples]
     written, skipped = predict_samples(present, model, out, provenance, options)
@@ -672,9 +680,9 @@ def predict_on_worker(
 
 
 @functools.lru_cache(1)
-def prepare_worker(run: str, data: str, weights: str, options: InputOptions) -> tuple[dict, keras.Model, Provenance]:
+def prepare_worker(run: str, options: InputOptions, weights: str, *data: str) -> tuple[dict, keras.Model, Provenance]:
     """What a worker needs for all its images of one run: samples by id, network, provenance."""
-    samples = {sample.id: sample for sample in find_samples(data)}
+    samples = {sample.id: sample for sample in find_samples(*data)}
     return samples, load_unet(weights), describe_provenance(weights, options)
 
 
@@ -713,8 +721,10 @@ def show_predictions(out: str | Path) -> Path:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
-    files.add_argument("--data", default=DATA, help="images (default %(default)s)")
-    files.add_argument("--weights", default=WEIGHTS, help="network (default %(default)s)")
+    data = find_beside_scripts(DATA)
+    sources = "images: folders, .zips, files, wildcards or .txt lists of paths"
+    files.add_argument("--data", nargs="+", metavar="SOURCE", default=[data], help=f"{sources} (default {DATA})")
+    files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     files.add_argument("--overwrite", action="store_true", help="redo images that are done")
     images = parser.add_argument_group("images (found out for each image, where not given)")
@@ -730,12 +740,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    samples = find_samples(args.data)
-    out = Path(args.out or default_out(args.data))
+    samples = find_samples(*args.data)
+    out = Path(args.out or default_out(*args.data))
     model = load_unet(args.weights)
     options = InputOptions(args.channel, args.background)
     provenance = describe_provenance(args.weights, options)
-    make_folders(out)
+    claim_out(out, *args.data)
     remove_unfinished(out)
     unfinished = samples if args.overwrite else find_unfinished(samples, out, provenance)
     done = len(samples) - len(unfinished)
@@ -748,7 +758,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, skipped = predict_samples(unfinished, model, out, provenance, options)
     seconds = time.perf_counter() - started
     if len(skipped) == len(samples):
-        raise UserError(f"{args.data}: none of its {len(samples)} images can be read")
+        raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be read")
     print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     print(f"saved masks, labels and overlays to {out}")
     if args.submission:

@@ -25,7 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from data.artifacts import find_ground, remove_outliers
-from data.files import Sample, UserError, find_samples, run_script
+from data.files import Sample, UserError, find_beside_scripts, find_samples, run_script
 from data.images import read_image
 from data.intensity import (
     HIGH_PERCENTILE,
@@ -381,7 +381,7 @@ def find_training_data(default: str | None = None) -> str:
     Raises:
         UserError: it is not there and there is no default.
     """
-    for source in TRAINING_DATA:
+    for source in map(find_beside_scripts, TRAINING_DATA):
         if Path(source).exists():
             return source
     if default is None:
@@ -440,8 +440,9 @@ def save_overview(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], ki
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
-    files.add_argument("--data", default=DATA, help="images and masks (default %(default)s)")
-    files.add_argument("--out", default=CONTACT_SHEET, help="picture (default %(default)s)")
+    files.add_argument("--data", default=find_beside_scripts(DATA), help=f"images and masks (default {DATA})")
+    contact_sheet = CONTACT_SHEET if Path(CONTACT_SHEET).parent.is_dir() else Path(CONTACT_SHEET).name
+    files.add_argument("--out", default=contact_sheet, help="picture (default %(default)s)")
     return parser.parse_args(argv)
 
 

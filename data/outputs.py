@@ -5,6 +5,7 @@ Out: files of `prediction_files` in one folder. Every file is written whole or n
 """
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,18 @@ import tifffile
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from data.files import UNFINISHED, Sample, UserError, figure_format, modification_time, write_whole
+from data.files import (
+    SOURCE_RECORD,
+    UNFINISHED,
+    File,
+    Sample,
+    UserError,
+    describe_file,
+    figure_format,
+    has_wildcard,
+    source_name,
+    write_whole,
+)
 from data.images import decoding, read_image
 from data.truth import encode_runs
 
@@ -30,7 +42,7 @@ FAST_COMPRESSION = 1  # of zlib; PNGs a fifth larger, written three times as fas
 SHEET_DPI = 110
 DISPLAY_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY")  # set where Linux has a screen
 
-Provenance = dict  # what labels/ID.tif says of its weights and settings; JSON types only
+Provenance = dict  # what labels/ID.tif says of its weights, settings and image; JSON types only
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,59 @@ def prediction_files(out: str | Path, name: str) -> PredictionFiles:
     )
 
 
-def default_out(data: str | Path) -> Path:
-    """data/<source name>_predicted."""
-    return Path("data") / f"{Path(data).resolve().stem}_predicted"
+def default_out(*sources: str | Path) -> Path:
+    """The folder for the results of these sources, where nothing of other sources lies.
+
+    It is <source name>_predicted, in data/ if the working directory has that. Where other results are there already,
+    it is <parent>_<source name>_predicted or has a number. Several sources are named by the folder that holds them all.
+    """
+    data = Path("data") if Path("data").is_dir() else Path()
+    origins = describe_sources(sources)
+    source = Path(os.path.commonpath(origins))
+    name = source_name(source) or "images"
+    parent = source.parent.name
+    names = [name, f"{parent}_{name}"] if parent else [name]
+    numbered = (f"{names[-1]}_{number}" for number in itertools.count(2))
+    folders = (data / f"{candidate}_predicted" for candidate in itertools.chain(names, numbered))
+    return next(out for out in folders if _is_free(out, origins))
+
+
+def _is_free(out: Path, origins: Iterable[str]) -> bool:
+    """Whether a folder is not there, is empty, or holds results of these sources."""
+    if not out.is_dir():
+        return not out.exists()
+    return not any(out.iterdir()) or set(origins) <= set(read_sources(out))
+
+
+def describe_sources(sources: Sequence[str | Path]) -> list[str]:
+    """Absolute paths of sources, sorted; wildcards, and files among several sources, count as their folders."""
+    origins = set()
+    for source in sources:
+        path = Path(os.path.abspath(source))
+        is_part_of_folder = path.is_file() and len(sources) > 1 and path.suffix.lower() not in (".zip", ".txt")
+        if is_part_of_folder:
+            path = path.parent
+        while has_wildcard(path):
+            path = path.parent
+        origins.add(str(path))
+    return sorted(origins)
+
+
+def read_sources(out: str | Path) -> list[str]:
+    """The sources whose results lie in a folder, by its source.json; [] if it does not say."""
+    try:
+        return list(json.loads(Path(out, SOURCE_RECORD).read_text(encoding="utf-8"))["sources"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def claim_out(out: str | Path, *sources: str | Path) -> None:
+    """Makes a folder for results, says where it is, and adds these sources to its source.json."""
+    print(f"writing to {out}")
+    make_folders(out)
+    known = sorted({*read_sources(out), *describe_sources(sources)})
+    with write_whole(Path(out, SOURCE_RECORD)) as file:
+        file.write_text(json.dumps({"sources": known}, indent=2) + "\n", encoding="utf-8")
 
 
 def find_predictions(out: str | Path) -> list[str]:
@@ -74,7 +136,7 @@ def find_predictions(out: str | Path) -> list[str]:
 
 
 def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Provenance) -> list[Sample]:
-    """The samples that lack a file, or whose image is younger than its labels.
+    """The samples that lack a file, or whose labels are of another image, by its size and checksum.
 
     Raises:
         UserError: other weights or settings made the labels that are there.
@@ -85,12 +147,14 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
         if not files.are_complete():
             unfinished.append(sample)
             continue
-        if read_provenance(files.labels) != provenance:
+        known = read_provenance(files.labels)
+        image = known.pop("image", None)
+        if known != provenance:
             raise UserError(
                 f"{files.labels} was predicted with other weights or settings; "
                 "redo all with --overwrite, or name another --out"
             )
-        if modification_time(sample.image) > files.labels.stat().st_mtime:
+        if image != describe_file(sample.image):
             unfinished.append(sample)
     return unfinished
 
@@ -109,7 +173,7 @@ def remove_unfinished(out: str | Path) -> None:
 
 
 def read_provenance(labels: Path) -> Provenance:
-    """What `write_prediction` wrote into a label file of its weights and settings, else {}."""
+    """What `write_prediction` wrote into a label file of its weights, settings and image, else {}."""
     with decoding(labels), tifffile.TiffFile(labels) as tiff:
         description = tiff.pages[0].description
     try:
@@ -120,6 +184,11 @@ def read_provenance(labels: Path) -> Provenance:
     return provenance if is_ours else {}
 
 
+def add_image(provenance: Provenance, image: File) -> Provenance:
+    """A provenance that names the image too, by its size and checksum."""
+    return provenance | {"image": describe_file(image)}
+
+
 def write_prediction(files: PredictionFiles, labels: np.ndarray, overlay: np.ndarray, provenance: Provenance) -> None:
     """Writes overlay, mask and labels of one image; labels last, for they say that it is done.
 
@@ -127,7 +196,7 @@ def write_prediction(files: PredictionFiles, labels: np.ndarray, overlay: np.nda
         files: of `prediction_files`; their folders exist.
         labels: (H, W) int32.
         overlay: (H, W, 3) uint8.
-        provenance: of the weights and settings.
+        provenance: of the weights and settings, with the image from `add_image`.
     """
     dtype = np.uint16 if labels.max() <= np.iinfo(np.uint16).max else np.uint32
     with write_whole(files.overlay) as file:

@@ -101,6 +101,22 @@ def test_workers_do_not_keep_the_weights_of_an_earlier_run(workers, command, tmp
     assert read_files(tmp_path / "here1") != read_files(tmp_path / "here2")
 
 
+def test_workers_find_the_images_of_several_sources(workers, command, tmp_path, monkeypatch):
+    files = sorted((tmp_path / "images").iterdir())
+    for number, file in enumerate(files[:6]):
+        folder = tmp_path / f"day{number % 2}" / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        file.rename(folder / f"{number // 2}.png")
+    monkeypatch.chdir(tmp_path)
+    weights = command[2:]
+    data = ["--data", "day0/images", "day1/images/*.png"]
+    assert Predict_masks.main([*data, *weights, "--out", "here"]) == 0
+    assert Predict_masks.main([*data, *weights, "--out", "shared", "--scheduler", workers.scheduler_address]) == 0
+    ids = {f"day{day}__{number}" for day in range(2) for number in range(3)}
+    assert {file.stem for file in (tmp_path / "here/labels").iterdir()} == ids
+    assert read_files(tmp_path / "shared") == read_files(tmp_path / "here")
+
+
 def test_workers_that_cannot_work_are_one_line(workers, command, tmp_path):
     address = workers.scheduler_address
 

@@ -186,6 +186,14 @@ def test_predictions_of_other_weights_or_settings_are_not_scored_together(case, 
     assert len(Evaluate_model.evaluate(truth, predicted, ids=["good", "nothing"])[0]) == 2
 
 
+def test_labels_of_several_images_are_scored_together(case):
+    truth, predicted = case
+    describe(predicted, provenance())
+    other = json.loads(provenance()) | {"image": {"size": 7, "crc32": 1}}
+    save_labels(predicted / "labels/missed.tif", draw().astype(np.uint16), json.dumps(other))
+    assert len(Evaluate_model.evaluate(truth, predicted)[0]) == 3
+
+
 def test_provenance_in_another_order_and_spacing_is_the_same(case):
     truth, predicted = case
     describe(predicted, provenance())

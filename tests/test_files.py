@@ -4,18 +4,19 @@ import errno
 import hashlib
 import io
 import logging
-import os
 import re
 import resource
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 from conftest import draw_source, save_image
 from PIL import Image
 
-from data.files import UNFINISHED, UserError, find_samples, hash_file, modification_time, run_script, write_whole
+from data import files
+from data.files import UNFINISHED, UserError, describe_file, find_samples, hash_file, run_script, write_whole
 from data.images import read_image
 from data.truth import load_samples, read_sample
 
@@ -186,8 +187,9 @@ def test_changed_archives_are_read_or_named(tmp_path):
         changed[rng.integers(len(content))] = rng.integers(256)
         (tmp_path / "a.zip").write_bytes(changed)
         try:
-            (sample,) = find_samples(tmp_path / "a.zip")
-            if sample.masks:
+            for sample in find_samples(tmp_path / "a.zip"):
+                if not sample.masks:
+                    continue
                 image, labels = read_sample(sample)
                 assert image.shape[:2] == labels.shape
         except UserError as error:
@@ -245,16 +247,175 @@ def test_two_images_of_one_id_are_refused(tmp_path):
         find_samples(tmp_path)
 
 
-# Times and hashes.
+# Several folders.
 
 
-def test_a_file_in_an_archive_is_as_old_as_the_archive(tmp_path):
-    image = save_image(tmp_path / "a.png", GRAY)
-    archive = write_archive(tmp_path / "b.zip", KAGGLE)
-    os.utime(image, (1000, 1000))
-    os.utime(archive, (2000, 2000))
-    assert modification_time(only(image).image) == 1000
-    assert modification_time(only(archive).image) == 2000
+def write_tree(folder, *names):
+    """Writes an image of its own for each name."""
+    for number, name in enumerate(names):
+        save_image(folder / name, GRAY + np.uint8(number))
+    return folder
+
+
+def ids(*sources):
+    return [sample.id for sample in find_samples(*sources)]
+
+
+TREES = {
+    "folders": (["A01/f1.png", "A01/f2.png", "B02/f1.png"], ["A01__f1", "A01__f2", "B02__f1"]),
+    "one folder": (["day1/img.png"], ["day1__img"]),
+    "deeper": (["a/b/c/d.png"], ["a__b__c__d"]),
+    "images beside folders": (["overview.png", "day1/img.png"], ["day1__img", "overview"]),
+    "folders named images": (["day1/images/img.png", "day2/images/img.png"], ["day1__img", "day2__img"]),
+    "Kaggle": (["x/images/x.png", "y/images/y.png", "y/masks/1.png"], ["x", "y"]),
+    "Kaggle beside images": (["x/images/x.png", "x/masks/1.png", "a.png"], ["a", "x"]),
+    "images and masks": (["images/a.png", "images/b.png", "masks/a.png", "masks/b.png"], ["a", "b"]),
+    "masks alone": (["masks/a.png", "labels/a.png"], ["labels__a", "masks__a"]),
+    "masks in a folder of images": (["a.png", "masks/a.png", "overlays/a.png"], ["a"]),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_sub_folders_become_part_of_the_id(tmp_path, tree, is_zip):
+    names, expected = TREES[tree]
+    source = write_tree(tmp_path / "plate", *names)
+    if is_zip:
+        source = zip_folder(source, tmp_path / "plate.zip", "plate/")
+    assert ids(source) == expected
+
+
+def test_each_id_has_its_own_image(tmp_path):
+    source = write_tree(tmp_path / "plate", "A01/f1.png", "B02/f1.png", "f1.png")
+    pixels = {sample.id: read_image(sample.image) for sample in find_samples(source)}
+    np.testing.assert_array_equal(pixels["B02__f1"], GRAY + np.uint8(1))
+    np.testing.assert_array_equal(pixels["f1"], GRAY + np.uint8(2))
+
+
+def test_folders_that_would_share_an_id_are_refused(tmp_path):
+    write_tree(tmp_path / "plate", "day1/img.png", "day1__img.png")
+    with pytest.raises(UserError, match="two images have the id day1__img"):
+        find_samples(tmp_path / "plate")
+
+
+def test_what_is_left_out_is_said_in_one_line_once(tmp_path, capsys):
+    source = write_tree(tmp_path / "mixed", "images/a.png", "images/b.png", "masks/a.png", "labels/a.tif", ".b.png")
+    for name in ("one.czi", "two.CZI", "table.xlsx", "Thumbs.db"):
+        (source / name).touch()
+    (source / "a.png").symlink_to("nowhere.png")
+    assert ids(source) == ids(source) == ["a", "b"]
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == ""
+    texts = {"3 files (.czi, .xlsx)", "2 masks beside images", "1 broken link (a.png)"}
+    assert line.startswith("left out: ") and set(re.split(", (?=[0-9])", line.removeprefix("left out: "))) == texts
+
+
+def test_kaggles_masks_are_not_left_out(tmp_path, source, capsys):
+    find_samples(source)
+    assert capsys.readouterr().err == ""
+
+
+def test_results_within_the_source_are_not_its_images(tmp_path, capsys):
+    source = write_tree(tmp_path / "plate", "a.png", "plate_predicted/masks/a.png", "plate_predicted/predictions.png")
+    (source / "plate_predicted/source.json").write_text("{}")
+    assert ids(source) == ["a"]
+    assert capsys.readouterr().err == "left out: 2 pictures of earlier results\n"
+
+
+def test_linked_folders_are_read_and_loops_end(tmp_path):
+    write_tree(tmp_path / "disk", "img.png")
+    source = write_tree(tmp_path / "plate", "day1/img.png")
+    (source / "day2").symlink_to(tmp_path / "disk")
+    (source / "loop").symlink_to(source)
+    assert ids(source) == ["day1__img", "day2__img"]
+
+
+# Several sources.
+
+
+def test_sources_with_ids_of_their_own_keep_them(tmp_path):
+    write_tree(tmp_path, "x/a.png", "y/b.png", "z/c.png")
+    archive = zip_folder(tmp_path / "z", tmp_path / "z.zip")
+    assert ids(tmp_path / "x", tmp_path / "y/b.png", archive) == ["a", "b", "c"]
+
+
+def test_sources_that_share_an_id_are_told_apart_by_their_folders(tmp_path):
+    write_tree(tmp_path, "day1/images/img.png", "day2/images/img.png", "day2/images/b.png", "day3/c.png")
+    sources = [tmp_path / "day1/images", tmp_path / "day2/images", tmp_path / "day3"]
+    assert ids(*sources) == ids(*sources[::-1]) == ["c", "day1__img", "day2__b", "day2__img"]
+    images = [file for source in sources[:2] for file in source.iterdir()]
+    assert ids(*images) == ["day1__img", "day2__b", "day2__img"]
+
+
+def test_an_image_of_two_sources_is_one(tmp_path):
+    write_tree(tmp_path, "x/a.png", "x/b.png")
+    assert ids(tmp_path / "x", tmp_path / "x/a.png", tmp_path / "x/../x") == ["a", "b"]
+
+
+def test_a_wildcard_stands_for_what_matches(tmp_path):
+    write_tree(tmp_path, "x/a.png", "x/b.tif", "y/c.png", "[d].png")
+    assert ids(tmp_path / "x/*.png") == ["a"]
+    assert ids(f"{tmp_path}/*/*.png") == ["a", "c"]
+    assert ids(f"{tmp_path}/**/*.png") == ["[d]", "a", "c"]
+    assert ids(tmp_path / "[d].png") == ["[d]"]
+    with pytest.raises(UserError, match=r"x/\*\.jpg: no file matches"):
+        find_samples(tmp_path / "x/*.jpg")
+
+
+def test_of_many_files_the_unread_are_left_out(tmp_path, capsys):
+    write_tree(tmp_path, "x/a.png", "x/b.png")
+    (tmp_path / "x/notes.docx").touch()
+    (tmp_path / "x/gone.png").symlink_to("nowhere.png")
+    assert ids(*(tmp_path / "x").iterdir()) == ["a", "b"]
+    line = capsys.readouterr().err
+    assert "1 file (.docx)" in line and "1 broken link (gone.png)" in line and line.count("\n") == 1
+
+
+def test_a_list_names_one_path_a_line(tmp_path):
+    write_tree(tmp_path, "x/a.png", "x/b c.png", "y/d.tif")
+    lines = ["x/a.png", "", "  x/b c.png\r", str(tmp_path / "y/*.tif")]
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8-sig")
+    assert ids(tmp_path / "list.txt") == ["a", "b c", "d"]
+    (tmp_path / "list.txt").write_text("x/a.png\nx/gone.png")
+    with pytest.raises(UserError, match=r"list\.txt: .*x/gone\.png: no such file.*one path a line"):
+        find_samples(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"list\.txt: expected a text file"):
+        find_samples(tmp_path / "list.txt")
+
+
+# Paths that are not there.
+
+
+def test_a_typo_in_a_path_advises_about_the_path(tmp_path):
+    write_tree(tmp_path, "experiment/day1/a.png")
+    with pytest.raises(UserError, match=f"is {tmp_path}/experiment/day1 meant\\?") as error:
+        find_samples(tmp_path / "experiment/dya1")
+    assert "download" not in str(error.value)
+    with pytest.raises(UserError, match=f"is {tmp_path}/experiment meant\\?"):
+        find_samples(tmp_path / "experimnet/day1/a.png")
+    with pytest.raises(UserError, match=f"{tmp_path}/experiment exists, but no zzz in it"):
+        find_samples(tmp_path / "experiment/zzz/a.png")
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_samples(tmp_path / "experiment/day1/a.png/b")
+    with pytest.raises(UserError, match=r"python data/download\.py"):
+        find_samples(tmp_path / "stage1_train.zip")
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"link\.png: the link is broken, nowhere\.png is not there"):
+        find_samples(tmp_path / "link.png")
+
+
+# Checksums.
+
+
+def test_a_file_and_an_entry_of_an_archive_are_described_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHECKSUM_BYTES", 50)
+    image = tmp_path / "a.png"
+    image.write_bytes(IMAGE)
+    expected = {"size": len(IMAGE), "crc32": zlib.crc32(IMAGE)}
+    assert describe_file(image) == expected
+    assert describe_file(only(write_archive(tmp_path / "b.zip", KAGGLE)).image) == expected
 
 
 def test_the_hash_is_that_of_the_bytes(tmp_path):

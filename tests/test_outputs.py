@@ -65,9 +65,59 @@ def test_an_id_may_hold_a_dot(tmp_path):
     assert files.are_complete() and outputs.find_predictions(tmp_path) == ["a.1"]
 
 
-def test_the_default_folder_is_named_after_the_source():
+@pytest.fixture
+def working_folder(tmp_path, monkeypatch):
+    """An empty folder, in which the scripts run."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def test_the_default_folder_is_named_after_the_source(working_folder):
+    assert outputs.default_out("some/images") == Path("images_predicted")
+    (working_folder / "data").mkdir()
     assert outputs.default_out("some/images") == Path("data/images_predicted")
     assert outputs.default_out("data/stage1_test.zip/") == Path("data/stage1_test_predicted")
+    assert outputs.default_out("one.png") == Path("data/one_predicted")
+    (working_folder / "exp.1").mkdir()
+    assert outputs.default_out("exp.1") == Path("data/exp.1_predicted")
+    assert outputs.default_out("some/images/*.tif") == Path("data/images_predicted")
+    assert outputs.default_out("day1", "day2/images") == Path("data/work_predicted")
+
+
+def test_files_of_one_folder_are_named_by_it(working_folder):
+    (working_folder / "plate").mkdir()
+    names = ["plate/a.png", "plate/b.png"]
+    for name in names:
+        Path(name).touch()
+    assert outputs.default_out(*names) == outputs.default_out("plate/*.png") == Path("plate_predicted")
+
+
+def test_two_sources_do_not_share_the_default_folder(working_folder):
+    expected = ["images_predicted", "day2_images_predicted", "day2_images_2_predicted", "day2_images_3_predicted"]
+    sources = ["day1/images", "day2/images", "other/day2/images", "more/day2/images"]
+    for _ in range(2):
+        for source, folder in zip(sources, expected, strict=True):
+            out = outputs.default_out(source)
+            outputs.claim_out(out, source)
+            assert out == Path(folder)
+            assert outputs.read_sources(out) == [str(working_folder / source)]
+
+
+def test_a_folder_of_unknown_origin_is_not_the_default(working_folder):
+    (working_folder / "images_predicted").mkdir()
+    assert outputs.default_out("day1/images") == Path("images_predicted")
+    (working_folder / "images_predicted/source.json").write_text("[]")
+    assert outputs.read_sources("images_predicted") == []
+    assert outputs.default_out("day1/images") == Path("day1_images_predicted")
+    (working_folder / "day1_images_predicted").touch()
+    assert outputs.default_out("day1/images") == Path("day1_images_2_predicted")
+
+
+def test_a_folder_that_was_named_may_hold_several_sources(working_folder):
+    outputs.claim_out("out", "b", "a")
+    outputs.claim_out("out", "c")
+    assert outputs.read_sources("out") == [str(working_folder / name) for name in "abc"]
 
 
 # What is there.
@@ -87,13 +137,13 @@ def test_predictions_are_found_by_their_labels_and_masks(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder of three images, older than their predictions in out."""
+    """A folder of three images, and their predictions in out."""
     (tmp_path / "images").mkdir()
     for name in "abc":
         image, labels = draw_nuclei()
         Image.fromarray(image).save(tmp_path / f"images/{name}.png")
-        os.utime(tmp_path / f"images/{name}.png", (OLD, OLD))
-        write(tmp_path / "out", name, labels)
+        provenance = outputs.add_image(PROVENANCE, tmp_path / f"images/{name}.png")
+        write(tmp_path / "out", name, labels, provenance)
     return tmp_path / "images"
 
 
@@ -110,21 +160,30 @@ def test_an_image_that_lacks_a_file_is_unfinished(images, missing):
     assert find_unfinished(images) == ["b"]
 
 
-def test_an_image_younger_than_its_labels_is_unfinished(images):
+def test_an_image_that_was_replaced_is_unfinished_whatever_its_time(images):
     later = (images.parent / "out/labels/c.tif").stat().st_mtime + 10
     os.utime(images / "c.png", (later, later))
+    assert find_unfinished(images) == []
+    Image.fromarray(draw_nuclei(seed=9)[0]).save(images / "c.png")
+    os.utime(images / "c.png", (OLD, OLD))
     assert find_unfinished(images) == ["c"]
 
 
-def test_an_archive_younger_than_the_labels_is_unfinished(images):
+def test_an_entry_of_an_archive_that_was_replaced_is_unfinished(images):
     with zipfile.ZipFile(images.parent / "images.zip", "w") as archive:
         for file in images.iterdir():
             archive.write(file, file.name)
-    os.utime(images.parent / "images.zip", (OLD, OLD))
     assert find_unfinished(images.parent / "images.zip") == []
-    later = (images.parent / "out/labels/a.tif").stat().st_mtime + 10
-    os.utime(images.parent / "images.zip", (later, later))
-    assert find_unfinished(images.parent / "images.zip") == ["a", "b", "c"]
+    Image.fromarray(draw_nuclei(seed=9)[0]).save(images / "c.png")
+    with zipfile.ZipFile(images.parent / "images.zip", "w") as archive:
+        for file in images.iterdir():
+            archive.write(file, file.name)
+    assert find_unfinished(images.parent / "images.zip") == ["c"]
+
+
+def test_labels_that_name_no_image_are_unfinished(images):
+    write(images.parent / "out", "b", draw_nuclei()[1])
+    assert find_unfinished(images) == ["b"]
 
 
 def change(**settings):
@@ -152,8 +211,9 @@ def test_labels_of_other_weights_or_settings_are_refused(images, other):
 @pytest.mark.parametrize("spacing", [{"indent": 2}, {"separators": (" ,", " : ")}, {"separators": (",", ":")}])
 def test_provenance_in_another_order_and_spacing_is_the_same(images, spacing):
     settings = dict(reversed(PROVENANCE["settings"].items()))
-    text = json.dumps({"settings": settings, "weights_sha256": "5f2b"}, **spacing)
-    assert text != json.dumps(PROVENANCE)
+    image = outputs.add_image({}, images / "b.png")
+    text = json.dumps({**image, "settings": settings, "weights_sha256": "5f2b"}, **spacing)
+    assert text != json.dumps(outputs.add_image(PROVENANCE, images / "b.png"))
     write_description(images.parent / "out/labels/b.tif", text)
     assert find_unfinished(images) == []
 

@@ -1,6 +1,7 @@
 """Predict_masks: scales, padding, separation of touching nuclei, and what becomes of each image."""
 
 import json
+import os
 from collections import Counter
 
 import keras
@@ -16,7 +17,7 @@ import Model
 import Predict_masks
 import Preprocessed_data
 from data import nuclei, slides
-from data.files import UserError, find_samples, hash_file
+from data.files import UserError, describe_file, find_samples, hash_file
 from data.images import read_image
 
 MARK = {"weights_sha256": "5f2b", "settings": {"min_area": 20}}
@@ -305,7 +306,8 @@ def test_many_images_of_many_shapes_each_get_their_own_answer(tmp_path, monkeypa
     for name in written:
         mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}.png"))
         assert np.count_nonzero((mask > 0) != truth[name]) <= 12  # sharp corners are out of line with their neighbours
-        assert data.outputs.read_provenance(tmp_path / "out" / "labels" / f"{name}.tif") == MARK
+        provenance = data.outputs.read_provenance(tmp_path / "out" / "labels" / f"{name}.tif")
+        assert provenance == MARK | {"image": describe_file(source / f"{name}.png")}
     counts = [shape[0] for shape in network.batches]
     assert max(counts) == 2 and sum(counts) == 10
 
@@ -366,7 +368,8 @@ def test_an_image_has_one_mask_whatever_its_size_was_before(tmp_path, large_imag
         monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", large_image)
         assert Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", MARK) == (["a"], {})
         assert list(tmp_path.glob("out/masks/*")) == [mask]
-        assert data.outputs.read_provenance(files.labels) == MARK
+        provenance = data.outputs.read_provenance(files.labels)
+        assert provenance == MARK | {"image": describe_file(samples[0].image)}
         labels = read_image(files.labels)
         assert labels.max() == 1
         np.testing.assert_array_equal(read_image(mask) > 0, labels > 0)
@@ -491,6 +494,80 @@ def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, 
     assert "are done" not in capsys.readouterr().out
     settings = data.outputs.read_provenance(out / "labels/a.tif")["settings"]
     assert settings["min_area"] == 21
+
+
+def save_fields(folder, names, count):
+    """Writes images of so many disks that the committed weights tell apart; they lie elsewhere in each image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(names):
+        rng = np.random.default_rng(seed)
+        corners = np.mgrid[0:3, 0:4].reshape(2, -1).T[:count]
+        image = 15 + 140 * draw_disks((126, 168), corners * 42 + 21 + rng.uniform(-5, 5, corners.shape), 9)
+        image += rng.normal(0, 4, image.shape)
+        Image.fromarray(image.astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def count_nuclei(out, name):
+    return int(read_image(out / "labels" / f"{name}.tif").max())
+
+
+@pytest.fixture
+def predict(tmp_path, monkeypatch):
+    """predict("--data", "a"): runs the command with the committed weights in an empty working directory."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def predict(*arguments):
+        assert Predict_masks.main([str(argument) for argument in arguments]) == 0
+        return work
+
+    return predict
+
+
+def test_two_folders_of_one_name_keep_their_own_results(tmp_path, predict, capsys):
+    folders = []
+    for day, count in (("day1", 6), ("day2", 12)):
+        folders.append(save_fields(tmp_path / day / "images", ["img001.png"], count))
+        work = predict("--data", folders[-1])
+    assert "writing to day2_images_predicted" in capsys.readouterr().out
+    for folder in folders[::-1]:
+        predict("--data", folder)
+        assert "1 of 1 images are done" in capsys.readouterr().out
+    assert count_nuclei(work / "images_predicted", "img001") == 6
+    assert count_nuclei(work / "day2_images_predicted", "img001") == 12
+    predict("--data", *folders, "--out", "both")
+    assert count_nuclei(work / "both", "day1__img001") == 6
+    assert count_nuclei(work / "both", "day2__img001") == 12
+
+
+def test_a_replaced_image_is_predicted_anew_though_it_is_older(tmp_path, predict, capsys):
+    images = save_fields(tmp_path / "images", ["a.png", "b.png"], 6)
+    predict("--data", images, "--out", "out")
+    save_fields(images, ["a.png"], 12)
+    os.utime(images / "a.png", (1_000_000_000, 1_000_000_000))
+    work = predict("--data", images, "--out", "out")
+    assert "1 of 2 images are done" in capsys.readouterr().out
+    assert (count_nuclei(work / "out", "a"), count_nuclei(work / "out", "b")) == (12, 6)
+
+
+def test_a_rerun_within_the_folder_of_the_images_does_not_predict_its_results(tmp_path, predict, monkeypatch, capsys):
+    plate = save_fields(tmp_path / "plate", ["a.png"], 6)
+    save_fields(plate / "day1", ["a.png"], 12)
+    monkeypatch.chdir(plate)
+    for _ in range(2):
+        predict("--data", ".", "--show")
+    assert "2 of 2 images are done" in capsys.readouterr().out
+    assert count_nuclei(plate / "plate_predicted", "a") == 6
+    assert count_nuclei(plate / "plate_predicted", "day1__a") == 12
+
+
+def test_the_sample_and_the_weights_are_found_from_any_folder(run, tmp_path):
+    done = run("Predict_masks.py")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "sample_predicted/labels").glob("*.tif"))) == 12
+    assert "default data/sample" in run("Predict_masks.py", "--help").stdout
 
 
 def test_mistakes_of_the_command(mistake, source, tiny_weights, tmp_path):

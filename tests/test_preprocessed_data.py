@@ -9,6 +9,7 @@ from conftest import draw_nuclei
 from scipy.ndimage import gaussian_filter
 
 import Preprocessed_data
+from data import files
 from data.files import UserError, find_samples
 from data.images import read_image
 from data.nuclei import common_diameter
@@ -306,16 +307,20 @@ def test_what_is_no_record_is_named(tmp_path, content):
 
 
 def test_the_training_data_are_found_as_a_folder_or_an_archive(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "scripts/data/files.py"))
     with pytest.raises(UserError, match="download"):
         find_training_data()
     assert find_training_data(default="data/sample") == "data/sample"
     folder, archive = TRAINING_DATA
-    (tmp_path / "data").mkdir()
-    (tmp_path / archive).touch()
-    assert find_training_data(default="data/sample") == archive
-    (tmp_path / folder).mkdir()
-    assert find_training_data() == folder
+    for place, prefix in ((tmp_path / "scripts", f"{tmp_path}/scripts/"), (tmp_path / "work", "")):
+        (place / "data").mkdir(parents=True)
+        (place / archive).touch()
+        assert find_training_data(default="data/sample") == prefix + archive
+        (place / folder).mkdir()
+        assert find_training_data() == prefix + folder
+        (place / folder).rmdir()
 
 
 # The command line.
