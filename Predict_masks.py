@@ -30,7 +30,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -139,6 +139,7 @@ class PredictionJob:
     normalization: Normalization | None = None
     debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
     reading: str = ""  # channel or background that was tried; "" for the usual one
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
     wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
     scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved
 
@@ -153,7 +154,7 @@ def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, tuple
     Returns:
         labels (H, W) int32, and the scales that they are predicted at: how often height and width are halved.
     """
-    job = PredictionJob(gray)
+    job = PredictionJob(gray, thumbnails=make_thumbnails(gray))
     run_jobs(model, [job])
     return job.labels_future.result(), job.scales
 
@@ -207,7 +208,8 @@ def make_jobs(image: np.ndarray, options: InputOptions) -> list[PredictionJob]:
 def make_job(image: np.ndarray, reading: str, background: str | None) -> PredictionJob:
     """The job of an image (H, W) or (H, W, 3), seen in one way, which `reading` names."""
     gray, normalization, debris = prepare_image(image, background)
-    return PredictionJob(gray, normalization=normalization, debris=debris, reading=reading)
+    thumbnails = make_thumbnails(gray)
+    return PredictionJob(gray, normalization=normalization, debris=debris, reading=reading, thumbnails=thumbnails)
 
 
 def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
@@ -258,7 +260,7 @@ def finish_labels(job: PredictionJob) -> np.ndarray:
 
 def start_jobs(model: keras.Model, jobs: Sequence[PredictionJob], pool: Executor) -> None:
     """Predicts images at their first scale, which is smaller than full size only for very wide nuclei."""
-    estimate_diameters(model, jobs, pool)
+    estimate_diameters(model, jobs)
     predict_jobs(model, [job for job in jobs if first_scale(job.wide_diameter) == 0], pool, 0)
     for job in jobs:
         first = first_scale(job.wide_diameter)
@@ -303,33 +305,35 @@ def first_scale(diameter: float) -> int:
     return max(math.ceil(math.log2(diameter / MAX_DIAMETER)), 0) if diameter > 0 else 0
 
 
-def estimate_diameters(model: keras.Model, jobs: Iterable[PredictionJob], pool: Executor) -> None:
+def estimate_diameters(model: keras.Model, jobs: Sequence[PredictionJob]) -> None:
     """Looks for wide nuclei in thumbnails, from the smallest to the largest, and sets `wide_diameter`.
 
     The network knows nuclei 10 to 40 pixels wide. Wider ones fall to pieces at full size, but in some thumbnail they
     have a width that it knows, and in all smaller ones they are too narrow to be found: so the first thumbnail with
     nuclei of a known width tells their size, whatever the answers at larger sizes are.
     """
-    pyramids = {id(job): [job.gray] for job in jobs}
-    for pyramid in pyramids.values():
-        for _ in range(max(THUMBNAIL_HALVINGS)):
-            pyramid.append(halve(pyramid[-1]))
     undecided = list(jobs)
     for halvings in THUMBNAIL_HALVINGS:
         groups = {}
         for job in undecided:
-            thumbnail = pyramids[id(job)][halvings]
-            if min(thumbnail.shape) >= MIN_THUMBNAIL:
+            thumbnail = job.thumbnails.get(halvings)
+            if thumbnail is not None:
                 groups.setdefault(thumbnail.shape, []).append(job)
-        futures = []
         for group in groups.values():
-            thumbnails = np.stack([pyramids[id(job)][halvings] for job in group])
-            nucleus, border = predict_probability(model, thumbnails)
+            nucleus, border = predict_probability(model, np.stack([job.thumbnails[halvings] for job in group]))
             for job, *probabilities in zip(group, nucleus, border, strict=True):
-                futures.append((job, pool.submit(measure_thumbnail, *probabilities)))
-        for job, diameter in futures:
-            job.wide_diameter = diameter.result() * 2**halvings
+                job.wide_diameter = measure_thumbnail(*probabilities) * 2**halvings
         undecided = [job for job in undecided if job.wide_diameter == 0]
+
+
+def make_thumbnails(gray: np.ndarray) -> dict[int, np.ndarray]:
+    """How often the gray of an image is halved -> the thumbnail, for those that are large enough."""
+    thumbnails = {}
+    for halvings in range(1, max(THUMBNAIL_HALVINGS) + 1):
+        gray = halve(gray)
+        if halvings in THUMBNAIL_HALVINGS and min(gray.shape) >= MIN_THUMBNAIL:
+            thumbnails[halvings] = gray
+    return thumbnails
 
 
 def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray) -> float:
@@ -339,6 +343,8 @@ def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray) -> float:
         nucleus: (h, w) float in [0, 1], of `predict_probability`.
         border: (h, w) float in [0, 1], likewise.
     """
+    if not (nucleus > NUCLEUS_THRESHOLD).any():
+        return 0.0
     labels = separate_nuclei(nucleus, border)
     diameter = common_diameter(labels)
     is_sure = certainty(nucleus, labels) >= MIN_CERTAINTY

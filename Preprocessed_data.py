@@ -119,8 +119,8 @@ def prepare_image(
         debris: (H, W) bool, pixels that are far too bright for nuclei; None where there are none.
     """
     ground = find_ground(brightness(image))
-    normalization = measure_normalization(image, ground, background)
-    gray = to_grayscale(image, normalization)
+    normalization, channel = _measure(image, ground, background)
+    gray = normalize(channel, normalization.low, normalization.high)
     if ground is not None:
         gray[ground] = 0
     if np.isinf(normalization.debris):
@@ -138,24 +138,31 @@ def measure_normalization(
         ground: (H, W) bool of `find_ground`; these pixels do not count.
         background: "dark" or "bright"; None: it is found out.
     """
-    is_bright = has_bright_background(image, ground)
-    if background is not None:
-        is_bright = background == "bright"
+    return _measure(image, ground, background)[0]
+
+
+def _measure(image: np.ndarray, ground: np.ndarray | None, background: str | None) -> tuple[Normalization, np.ndarray]:
+    """The normalization of an image, and its channel (H, W) without hot and dead pixels."""
+    channel, median, noise = clean_channel(brightness(image), ground)
+    is_bright = _is_mostly_bright(picture_values(channel, ground)) if background is None else background == "bright"
     has_stain = is_bright and is_stained(image)
-    channel = select_channel(image, is_bright, has_stain)
-    median, noise = measure_background(channel, ground)
-    channel = remove_outliers(channel, median, noise)
+    if is_bright:
+        channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain), ground)
     values = picture_values(channel, ground)
     low, high = percentile_range(values)
     has_signal = has_stain or stands_out(values, noise)
     normalization = Normalization(is_bright, low, high, median, noise, has_stain, has_signal)
-    if is_bright:
-        return normalization
-    dim_high = find_dim_nuclei(channel, median, noise, high)
-    if dim_high is None:
-        return normalization
-    debris = median + DEBRIS_RATIO * (dim_high - median)
-    return normalization._replace(high=dim_high, debris=debris)
+    dim_high = None if is_bright else find_dim_nuclei(channel, median, noise, high)
+    if dim_high is not None:
+        debris = median + DEBRIS_RATIO * (dim_high - median)
+        normalization = normalization._replace(high=dim_high, debris=debris)
+    return normalization, channel
+
+
+def clean_channel(channel: np.ndarray, ground: np.ndarray | None) -> tuple[np.ndarray, float, float]:
+    """A channel (H, W) without hot and dead pixels, its background and the noise of that."""
+    median, noise = measure_background(channel, ground)
+    return remove_outliers(channel, median, noise), median, noise
 
 
 def find_colours(image: np.ndarray) -> list[str]:
@@ -163,7 +170,7 @@ def find_colours(image: np.ndarray) -> list[str]:
 
     A gray image in three equal channels, and one that is shown in any one colour, are no merges.
     """
-    if image.ndim == 2 or has_bright_background(image, find_ground(brightness(image))):
+    if image.ndim == 2 or (image[::4, ::4] == image[::4, ::4, :1]).all():
         return []
     signals = [percentile_range(image[..., index], 50, HIGH_PERCENTILE) for index in range(3)]
     heights = [high - low for low, high in signals]
@@ -172,8 +179,9 @@ def find_colours(image: np.ndarray) -> list[str]:
         return []
     pixels = image[::2, ::2].reshape(-1, 3)[:, shown].astype(np.float32)
     correlations = np.corrcoef(pixels.T)
-    is_merge = correlations.min() < MAX_CORRELATION
-    return [COLOURS[index] for index in shown] if is_merge else []
+    if correlations.min() >= MAX_CORRELATION or has_bright_background(image, find_ground(brightness(image))):
+        return []
+    return [COLOURS[index] for index in shown]
 
 
 def select_channel(image: np.ndarray, has_bright_background: bool, is_stained: bool = False) -> np.ndarray:
@@ -196,9 +204,11 @@ def has_bright_background(image: np.ndarray, ground: np.ndarray | None = None) -
         image: (H, W) or (H, W, 3), any real dtype.
         ground: (H, W) bool of `find_ground`; these pixels do not count.
     """
-    channel = brightness(image)
-    background, noise = measure_background(channel, ground)
-    values = picture_values(remove_outliers(channel, background, noise), ground)
+    channel, _, _ = clean_channel(brightness(image), ground)
+    return _is_mostly_bright(picture_values(channel, ground))
+
+
+def _is_mostly_bright(values: np.ndarray) -> bool:
     low, median, high = percentiles(values, (LOW_PERCENTILE, 50, HIGH_PERCENTILE))
     return bool(median - low > BRIGHT_MEDIAN * (high - low))
 
