@@ -40,7 +40,16 @@ from tqdm import tqdm
 
 from data.artifacts import find_ground
 from data.cluster import map_on_cluster
-from data.files import Sample, UserError, find_beside_scripts, find_samples, hash_file, run_script, write_whole
+from data.files import (
+    Sample,
+    UserError,
+    describe_file,
+    find_beside_scripts,
+    find_samples,
+    hash_file,
+    run_script,
+    write_whole,
+)
 from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
 from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness
 from data.nuclei import (
@@ -164,6 +173,7 @@ class ImageWork:
     """An image of a source on its way from its file to its files."""
 
     sample: Sample
+    checksum: dict  # of the file, before it was read
     image: np.ndarray  # as in the file
     jobs: list[PredictionJob]  # one for each way that the image can be seen
 
@@ -567,8 +577,9 @@ def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
     """Reads an image and makes its jobs; None for an image that is too large to be read whole."""
     if math.prod(read_shape(sample.image)) > LARGE_IMAGE:
         return None
+    checksum = describe_file(sample.image)
     image = read_image(sample.image)
-    return ImageWork(sample, image, make_jobs(image, options))
+    return ImageWork(sample, checksum, image, make_jobs(image, options))
 
 
 def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str:
@@ -577,7 +588,7 @@ def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str
     labels = finish_labels(job)
     work.jobs = []  # an image that waits for its turn takes memory
     overlay = outline_nuclei(to_display(work.image), labels)
-    provenance = add_image(provenance, work.sample.image)
+    provenance = provenance | {"image": work.checksum}
     write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance)
     return job.reading
 

@@ -255,3 +255,67 @@ def test_a_brown_marker_hides_no_nuclei(unet, marker):
     labels = segment(unet, image)
     assert labels.max() == truth.max()
     assert Evaluate_model.dice_score(labels > 0, truth > 0) > 0.9
+
+
+# All of it at once.
+
+
+def draw_combination(seed):
+    """A random picture, its labels, and where the labels count; and its description."""
+    rng = np.random.default_rng([seed, 2018])
+    diameter = float(np.exp(rng.uniform(np.log(10), np.log(220))))
+    signal, labels = draw_nuclei(diameter, int(rng.integers(5, 17)) if diameter < 90 else 4, seed)
+    kind = rng.choice(["camera", "8 bits", "bright background", "merge", "stained"])
+    disturbance = rng.choice(["none", "border", "hot pixels", "debris", "ground"])
+    noise = rng.standard_normal(signal.shape)
+    if kind == "camera":
+        image = np.clip(OFFSET + 600 * signal + 12 * noise, 0, 65535).astype(np.uint16)
+    elif kind == "8 bits":
+        image = np.clip(12 + rng.uniform(60, 200) * signal + 2 * noise, 0, 255).astype(np.uint8)
+    elif kind == "bright background":
+        image = np.clip(225 - rng.uniform(80, 180) * signal + 2 * noise, 0, 255).astype(np.uint8)
+    elif kind == "merge":
+        mesh = np.exp(-((ndimage.distance_transform_edt(labels == 0) - 5) ** 2) / 4)
+        channels = [8 + 3 * noise, 8 + 120 * mesh + 3 * noise, 8 + 140 * signal + 3 * noise]
+        image = np.clip(np.dstack(channels), 0, 255).astype(np.uint8)
+    else:
+        stains = np.dstack([0.04 + 0.25 * signal, 0.05 + 0.01 * noise, 0 * signal])
+        image = np.clip(255 * combine_stains(stains, rgb_from_hed), 0, 255).astype(np.uint8)
+    counts = np.ones(labels.shape, bool)
+    white = np.iinfo(image.dtype).max
+    if disturbance == "border":
+        width = int(rng.integers(1, 6))
+        counts[:] = False
+        counts[width:-width, width:-width] = True
+        image[~counts] = rng.choice([0, white])
+    elif disturbance == "hot pixels":
+        image[rng.random(labels.shape) < rng.uniform(0.001, 0.03)] = rng.choice([0, white])
+    elif disturbance == "debris" and kind == "camera":
+        bright = np.zeros(labels.shape, bool)
+        centre = rng.uniform(0.2, 0.8, 2) * labels.shape
+        bright[disk(centre, np.sqrt(0.01 * labels.size / np.pi), shape=labels.shape)] = True
+        hidden = np.unique(labels[ndimage.binary_dilation(bright, iterations=5)])
+        counts = ~np.isin(labels, hidden[hidden > 0]) & ~ndimage.binary_dilation(bright, iterations=5)
+        image[bright] = 30_000
+    elif disturbance == "ground":
+        width = labels.shape[1] // 4
+        counts[:, : width + 4] = False
+        image[:, :width] = rng.choice([0, white])
+    return image, labels, counts, f"{kind}, {disturbance}, {diameter:.0f} pixels wide"
+
+
+@pytest.mark.slow
+def test_two_hundred_random_combinations(unet):
+    wrong = []
+    for seed in range(200):
+        image, truth, counts, description = draw_combination(seed)
+        try:
+            labels = segment(unet, image)
+        except UserError as error:
+            wrong.append(f"{seed}: {description}: {error}")
+            continue
+        dice = Evaluate_model.dice_score(labels[counts] > 0, truth[counts] > 0)
+        difference = abs(len(np.unique(labels[counts])) - len(np.unique(truth[counts])))
+        if dice < 0.85 or difference > max(1, 0.1 * truth.max()):
+            wrong.append(f"{seed}: {description}: {difference} nuclei more or less, Dice {dice:.2f}")
+    assert len(wrong) <= 6, "\n".join(wrong)  # 3 %
