@@ -1,0 +1,112 @@
+"""Scores the network against the diameter of nuclei, drawn and real ones rescaled; draws weights/scale.png.
+
+Drawn: soft disks apart, of 4 to 400 pixels, as a camera of 16 bits writes them. Real: validation images, each enlarged
+or reduced so that its common nucleus has the diameter, and cut to at most 1,024 pixels a side.
+
+    python tests/tools/scale_curve.py --data data/stage1_train.zip
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import ndimage
+from skimage.draw import disk
+from skimage.transform import resize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere
+
+import Evaluate_model
+import Model
+import Predict_masks
+import Preprocessed_data
+from data.files import run_script, write_whole
+from data.nuclei import common_diameter
+from data.truth import read_sample
+from Main import choose_samples
+
+OUT = Path(__file__).resolve().parents[2] / "weights" / "scale.png"
+DIAMETERS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 300, 400)  # pixels
+MAX_SIDE = 1024  # pixels
+IMAGES = 16  # real ones
+SEED = 2018
+
+Pair = tuple[np.ndarray, np.ndarray]  # image and labels
+
+
+def draw_disks(diameter: int) -> Pair:
+    """A camera image of 9 soft disks (4 from 128 pixels on), and their labels."""
+    rng = np.random.default_rng([SEED, diameter])
+    across = 3 if diameter < 128 else 2
+    pitch = int(1.7 * diameter) + 8
+    labels = np.zeros((across * pitch, across * pitch), np.int32)
+    for number in range(across**2):
+        centre = (np.array(divmod(number, across)) + 0.5) * pitch + rng.uniform(-0.1, 0.1, 2) * diameter
+        labels[disk(centre, diameter / 2, shape=labels.shape)] = number + 1
+    signal = ndimage.gaussian_filter((labels > 0).astype(float), max(diameter / 20, 0.7))
+    image = 420 + 600 * signal + 12 * rng.standard_normal(labels.shape)
+    return image.astype(np.uint16), labels
+
+
+def rescale(image: np.ndarray, labels: np.ndarray, diameter: int) -> Pair:
+    """An image whose common nucleus has this diameter; reduced images are averaged, enlarged ones interpolated."""
+    factor = diameter / common_diameter(labels)
+    side = int(MAX_SIDE / factor)
+    image = image[:side, :side]
+    labels = labels[:side, :side]
+    shape = [max(round(factor * side), 1) for side in labels.shape]
+    resized = resize(image, (*shape, *image.shape[2:]), order=1, preserve_range=True, anti_aliasing=factor < 1)
+    numbers = resize(labels, shape, order=0, preserve_range=True, anti_aliasing=False)
+    return resized.round().astype(image.dtype), numbers.astype(labels.dtype)
+
+
+def score(model, pair: Pair) -> tuple[float, float]:
+    """Dice and AP50 of the network on an image."""
+    image, truth = pair
+    labels, _ = Predict_masks.segment_image(model, image)
+    table = Evaluate_model.overlap_table(truth, labels)
+    return Evaluate_model.dice_score(truth > 0, labels > 0), Evaluate_model.average_precision(table, (0.5,))
+
+
+def draw_curves(curves: dict[str, np.ndarray], file: Path) -> None:
+    """Draws Dice and AP50 against the diameter, (len(DIAMETERS), 2) for each name."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for column, (axes, title) in enumerate(zip(figure.subplots(1, 2), ("Dice", "AP50"), strict=True)):
+        for name, scores in curves.items():
+            axes.plot(DIAMETERS, scores[:, column], ".-", label=name)
+        axes.set(xscale="log", xlabel="diameter of nuclei, pixels", title=title, ylim=(0, 1.02))
+        axes.set_xticks(DIAMETERS[::2], [str(diameter) for diameter in DIAMETERS[::2]], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with write_whole(file) as part:
+        figure.savefig(part, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=Preprocessed_data.DATA, help="default %(default)s")
+    parser.add_argument("--weights", default=Predict_masks.WEIGHTS, help="default %(default)s")
+    args = parser.parse_args()
+    model = Model.load_unet(args.weights)
+    samples = choose_samples(args.data, args.weights)
+    chosen = np.unique(np.linspace(0, len(samples) - 1, IMAGES).astype(int))
+    real = [read_sample(samples[index]) for index in chosen]
+    curves = {"drawn": [], "real, rescaled": []}
+    print(f"{'diameter':>8}{'drawn Dice':>12}{'AP50':>8}{'real Dice':>12}{'AP50':>8}")
+    for diameter in DIAMETERS:
+        curves["drawn"].append(score(model, draw_disks(diameter)))
+        pairs = [rescale(*pair, diameter) for pair in real]
+        curves["real, rescaled"].append(np.mean([score(model, pair) for pair in pairs if pair[1].any()], axis=0))
+        drawn_dice, drawn_ap = curves["drawn"][-1]
+        real_dice, real_ap = curves["real, rescaled"][-1]
+        print(f"{diameter:>8}{drawn_dice:>12.3f}{drawn_ap:>8.3f}{real_dice:>12.3f}{real_ap:>8.3f}", flush=True)
+    draw_curves({name: np.array(scores) for name, scores in curves.items()}, OUT)
+    print(f"saved the curves to {OUT}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
