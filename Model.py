@@ -119,7 +119,8 @@ def segmentation_loss(truth, probability):
     Returns:
         (batch,) loss of each image, at least 0.
     """
-    target, valid = truth[..., :2], truth[..., 2:]
+    target = truth[..., :2]
+    valid = truth[..., 2:]
     p = ops.clip(probability, 1e-6, 1 - 1e-6)
     entropy = -(target * ops.log(p) + (1 - target) * ops.log(1 - p))
     entropy = _sum_pixels(entropy * valid) / ops.maximum(_sum_pixels(valid), 1.0)
