@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tifffile import PHOTOMETRIC
 
 from data.files import File, UserError
@@ -23,6 +23,8 @@ MAX_PIXELS = 178_956_970  # of an image read at once; a file of a kilobyte may c
 MAX_CHUNK_BYTES = 2**31  # of one strip or tile of a TIFF when it is decoded
 MAX_VALUE = 1e30  # of a pixel; larger values overflow float32 and are no measurement
 ROWS_AT_ONCE = 256  # rows of a large image that `subsample` holds
+ORIENTATION_TAG = 274  # of TIFF and EXIF: 1 as stored, 2 to 4 flipped, 5 to 8 with rows and columns exchanged
+TURNED = (5, 6, 7, 8)
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOUR_MODES = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # Pillow modes that become RGB
 ROW_CHANNELS = {PHOTOMETRIC.MINISBLACK: (1,), PHOTOMETRIC.RGB: (3, 4)}  # `TiffRows` reads these
@@ -54,9 +56,13 @@ def read_shape(file: File) -> tuple[int, int]:
         if _is_tiff(stream):
             page = tifffile.TiffFile(stream).pages[0]
             _check_page(page, file)
-            return page.imagelength, page.imagewidth
-        with _open_picture(stream) as picture:
-            return picture.size[::-1]
+            shape = (page.imagelength, page.imagewidth)
+            orientation = _tiff_orientation(page)
+        else:
+            with _open_picture(stream) as picture:
+                shape = picture.size[::-1]
+                orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+    return shape[::-1] if orientation in TURNED else shape
 
 
 @contextmanager
@@ -94,9 +100,10 @@ class TiffRows:
         """Whether the file holds one gray or interleaved RGB image that can be decoded here."""
         with decoding(self.file):
             is_stack = _is_stack(self.tiff)
+            is_turned = _tiff_orientation(self.page) != 1
         is_planar = self.page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         channels = ROW_CHANNELS.get(self.page.photometric, ())
-        if is_stack or is_planar or self.page.samplesperpixel not in channels:
+        if is_stack or is_turned or is_planar or self.page.samplesperpixel not in channels:
             return False
         try:
             self[:1]  # decode one row to see whether it works
@@ -240,7 +247,23 @@ def _decode_tiff(content: bytes, file: File) -> np.ndarray:
         image = page.asarray()
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and image.ndim == 3:
         image = np.moveaxis(image, 0, -1)
-    return _tiff_colours(image, page, file)
+    return _turn(_tiff_colours(image, page, file), _tiff_orientation(page))
+
+
+def _tiff_orientation(page: tifffile.TiffPage) -> int:
+    tag = page.tags.get(ORIENTATION_TAG)
+    return 1 if tag is None else int(tag.value)
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An image as viewers show it, from how a TIFF stores it: see ORIENTATION_TAG."""
+    if orientation in TURNED:
+        image = np.swapaxes(image, 0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image
 
 
 def _tiff_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> np.ndarray:
@@ -282,6 +305,7 @@ def _decode_with_pillow(content: bytes, file: File) -> np.ndarray:
     if has_16_bits and not picture.mode.startswith("I"):
         raise UserError(f"{file}: of the 16 bits of its colours 8 would be lost; save it as a TIFF instead")
     with decoding(file), picture:
+        picture = ImageOps.exif_transpose(picture)  # as viewers show it
         if picture.mode in COLOUR_MODES:
             picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
         image = np.asarray(picture)
@@ -289,8 +313,12 @@ def _decode_with_pillow(content: bytes, file: File) -> np.ndarray:
 
 
 def _drop_alpha(image: np.ndarray) -> np.ndarray:
+    """Removes the alpha channel; transparent pixels become 0, a flat ground whatever colours they hide."""
     if image.ndim == 3 and image.shape[-1] in (2, 4):
+        is_transparent = image[..., -1] == 0
         image = image[..., :-1]
+        if is_transparent.any():
+            image = np.where(is_transparent[..., None], np.zeros((), image.dtype), image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     return image

@@ -76,7 +76,10 @@ RIGHT = {  # name -> the file's bytes and the pixels that it holds
     "gray_alpha.png": (encode(np.dstack([GRAY, ALPHA]), "png"), GRAY),
     "rgb_alpha.png": (encode(np.dstack([RGB, ALPHA]), "png"), RGB),
     "palette.png": (encode(PALETTE, "png"), np.asarray(PALETTE.convert("RGB"))),
-    "transparent.png": (encode(PALETTE, "png", transparency=3), np.asarray(PALETTE.convert("RGB"))),
+    "transparent.png": (
+        encode(PALETTE, "png", transparency=3),
+        np.where((np.asarray(PALETTE) == 3)[..., None], 0, np.asarray(PALETTE.convert("RGB"))),
+    ),
     "interlaced.png": (interlace(GRAY), GRAY),
     "gray.bmp": (encode(GRAY, "bmp"), GRAY),
     "rgb.bmp": (encode(RGB, "bmp"), RGB),
