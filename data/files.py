@@ -24,7 +24,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".svs", ".ndpi", ".scn", ".qptiff")
 MASK_FOLDERS = ("masks", "labels", "overlays", "truth", "rois")  # beside images they hold no images to predict
 SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py

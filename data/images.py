@@ -27,7 +27,11 @@ ORIENTATION_TAG = 274  # of TIFF and EXIF: 1 as stored, 2 to 4 flipped, 5 to 8 w
 TURNED = (5, 6, 7, 8)
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOUR_MODES = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # Pillow modes that become RGB
-ROW_CHANNELS = {PHOTOMETRIC.MINISBLACK: (1,), PHOTOMETRIC.RGB: (3, 4)}  # `TiffRows` reads these
+ROW_CHANNELS = {
+    PHOTOMETRIC.MINISBLACK: (1,),
+    PHOTOMETRIC.RGB: (3, 4),
+    PHOTOMETRIC.YCBCR: (3,),
+}  # `TiffRows` reads these
 PILLOW_LOCK = threading.Lock()  # held while Pillow's limit of pixels is off
 
 
@@ -223,9 +227,14 @@ def _check_page(page: tifffile.TiffPage, file: File) -> None:
 
 
 def _is_stack(tiff: tifffile.TiffFile) -> bool:
-    """Whether a TIFF holds more than one image, smaller copies of it aside."""
-    pages = [page for page in tiff.pages if not page.is_reduced]
-    return len(pages) > 1 or math.prod(tiff.series[0].shape) != math.prod(tiff.pages[0].shape)
+    """Whether a TIFF holds more than one plane.
+
+    Planes have the shape of the first page. Pages of other shapes are the smaller levels of a pyramid, which not every
+    scanner marks as such, or the label, the overview and the thumbnail of a slide.
+    """
+    shape = tiff.pages[0].shape
+    planes = sum(page.keyframe.shape == shape and not page.keyframe.is_reduced for page in tiff.pages)
+    return planes > 1 or math.prod(tiff.series[0].shape) != math.prod(shape)
 
 
 def _decode_tiff(content: bytes, file: File) -> np.ndarray:

@@ -348,3 +348,27 @@ def test_transparent_pixels_are_a_flat_ground(tmp_path):
     pixels = read_image(tmp_path / "cut.png")
     assert not pixels[:, :10].any()
     np.testing.assert_array_equal(pixels[:, 10:], image[:, 10:, :3])
+
+
+# Pyramids.
+
+
+@pytest.mark.parametrize("ending", ["tif", "svs"])
+@pytest.mark.parametrize("flag", [0, 1], ids=["levels without a flag", "levels with the flag"])
+def test_of_a_pyramid_the_full_resolution_is_read_by_rows(tmp_path, ending, flag):
+    rng = np.random.default_rng(0)
+    smooth = np.kron(rng.integers(40, 220, (32, 48, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # (256, 384, 3)
+    file = tmp_path / f"slide.{ending}"
+    with tifffile.TiffWriter(file) as tiff:
+        for step in (1, 4, 16):
+            level = smooth[::step, ::step]
+            options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 95}}
+            tiff.write(level, tile=(64, 64), subfiletype=flag if step > 1 else 0, **options)
+        tiff.write(rng.integers(0, 255, (60, 50, 3), np.uint8), photometric="rgb")  # the label of the slide
+    image = read_image(file)
+    assert read_shape(file) == image.shape[:2] == (256, 384)
+    assert np.abs(image.astype(int) - smooth).mean() < 4
+    with open_rows(file) as rows:
+        assert isinstance(rows, TiffRows)
+        np.testing.assert_array_equal(rows[50:140], image[50:140])
+    assert [sample.id for sample in find_samples(tmp_path)] == ["slide"]
