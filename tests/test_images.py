@@ -367,7 +367,7 @@ def test_of_a_pyramid_the_full_resolution_is_read_by_rows(tmp_path, ending, flag
         tiff.write(rng.integers(0, 255, (60, 50, 3), np.uint8), photometric="rgb")  # the label of the slide
     image = read_image(file)
     assert read_shape(file) == image.shape[:2] == (256, 384)
-    assert np.abs(image.astype(int) - smooth).mean() < 4
+    assert np.abs(image.astype(int) - smooth).mean() < 8  # JPEG halves the colours of sharp edges
     with open_rows(file) as rows:
         assert isinstance(rows, TiffRows)
         np.testing.assert_array_equal(rows[50:140], image[50:140])
