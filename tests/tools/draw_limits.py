@@ -65,7 +65,7 @@ def main() -> None:
     for draw in draw_elongated, draw_dense_tissue, draw_fibres, draw_folds:
         image, truth = draw(np.random.default_rng(make_sample.SEED))
         image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        labels, _ = Predict_masks.find_nuclei(model, Preprocessed_data.to_grayscale(image))
+        labels, _ = Predict_masks.segment_image(model, image)
         picture = Preprocessed_data.to_display(image)
         pictures += [outline_nuclei(picture, truth), outline_nuclei(picture, labels)]
         dice = Evaluate_model.dice_score(truth > 0, labels > 0)
