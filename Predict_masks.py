@@ -446,7 +446,7 @@ def average_scales(larger: Probabilities, smaller: Probabilities) -> list[np.nda
 
 
 def describe_provenance(weights: str | Path, options: InputOptions = InputOptions()) -> Provenance:
-    """What labels/ID.tif says of its origin: the weights and the settings that labels depend on."""
+    """What labels/ID.tif says of its origin: the weights, the options, and the main settings that labels depend on."""
     settings = {
         "low_percentile": LOW_PERCENTILE,
         "high_percentile": HIGH_PERCENTILE,
@@ -460,6 +460,14 @@ def describe_provenance(weights: str | Path, options: InputOptions = InputOption
         "halving_diameters": list(HALVING_DIAMETERS),
         "halved_weight": HALVED_WEIGHT,
         "min_contrast": MIN_CONTRAST,
+        "max_contrast": MAX_CONTRAST,
+        "sure_channel": SURE_CHANNEL,
+        "thumbnail_halvings": list(THUMBNAIL_HALVINGS),
+        "min_thumbnail": MIN_THUMBNAIL,
+        "min_thumbnail_diameter": MIN_THUMBNAIL_DIAMETER,
+        "min_certainty": MIN_CERTAINTY,
+        "max_covered_share": MAX_COVERED_SHARE,
+        "many_nuclei": MANY_NUCLEI,
         "merged_diameter_ratio": MERGED_DIAMETER_RATIO,
         "max_diameter": MAX_DIAMETER,
         "channel": options.channel,
@@ -583,14 +591,14 @@ def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
 
 
 def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str:
-    """Writes the files of an image; returns the channel or background that was chosen, "" for the usual one."""
+    """Writes the files of an image; returns the channel or background that was chosen, "" for the usual one or none."""
     job = choose_job(work.jobs)
     labels = finish_labels(job)
     work.jobs = []  # an image that waits for its turn takes memory
     overlay = outline_nuclei(to_display(work.image), labels)
     provenance = provenance | {"image": work.checksum}
     write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance)
-    return job.reading
+    return job.reading if labels.any() else ""
 
 
 def predict_slide(
@@ -648,6 +656,7 @@ def choose_gray(model: keras.Model, image: np.ndarray | TiffRows, options: Input
     step = math.ceil(image.shape[1] / small.shape[1])
 
     def read_gray(start: int, stop: int) -> np.ndarray:
+        """The gray of rows `start` to `stop`, as `to_grayscale` would make it of the whole image."""
         gray = to_grayscale(image[start:stop][..., channel], normalization)
         if ground is not None:
             rows = np.arange(start, stop) // step

@@ -178,8 +178,9 @@ def find_colours(image: np.ndarray) -> list[str]:
     if len(shown) < 2:
         return []
     pixels = image[::2, ::2].reshape(-1, 3)[:, shown].astype(np.float32)
-    correlations = np.corrcoef(pixels.T)
-    if correlations.min() >= MAX_CORRELATION or has_bright_background(image, find_ground(brightness(image))):
+    if (pixels.std(axis=0) == 0).any():
+        return []
+    if np.corrcoef(pixels.T).min() >= MAX_CORRELATION or has_bright_background(image, find_ground(brightness(image))):
         return []
     return [COLOURS[index] for index in shown]
 

@@ -221,6 +221,7 @@ def _list_folder(folder: Path, left_out: LeftOut) -> list[tuple[Parts, File]]:
     seen = set()
 
     def stop(error: OSError) -> NoReturn:
+        """Lets a folder that cannot be read end the search, instead of being left out in silence."""
         raise error
 
     for root, folders, names in os.walk(folder, onerror=stop, followlinks=True):
