@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    data = args.data or find_training_data(default=find_beside_scripts(DATA))
+    data = args.data or find_training_data(default=find_beside_scripts(DATA))[0]
     out = Path(args.out or default_out(data))
     model = load_unet(args.weights)
     samples = choose_samples(data, args.weights)

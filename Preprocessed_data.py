@@ -46,6 +46,8 @@ from data.truth import read_labels
 # Sources.
 DATA = "data/sample"
 TRAINING_DATA = ("data/stage1_train", "data/stage1_train.zip")
+TISSUE_DATA = ("data/tnbc", "data/tnbc.zip")
+VALIDATION_PATIENTS = {"tnbc": ("04", "09", "11")}  # by source; a patient's images are PATIENT_NUMBER
 CONTACT_SHEET = "data/contact_sheet.png"
 SHOWN_IMAGES = 16  # in the contact sheet
 # Gray.
@@ -352,6 +354,37 @@ def split_data(
     return sorted(ids[i] for i in training), sorted(ids[i] for i in validation)
 
 
+def split_sources(
+    samples: Sequence[Sample], images: Sequence[np.ndarray], seed: int = SEED
+) -> tuple[list[str], list[str]]:
+    """Splits each source on its own: by patients where VALIDATION_PATIENTS names them, else by `split_data`.
+
+    So the split of a source stays the same, whatever other sources are trained on.
+
+    Returns:
+        training ids and validation ids, both sorted.
+    """
+    training = []
+    validation = []
+    for source in sorted({sample.source for sample in samples}):
+        chosen = [index for index, sample in enumerate(samples) if sample.source == source]
+        ids = [samples[index].id for index in chosen]
+        patients = VALIDATION_PATIENTS.get(Path(source).name)
+        if patients is None:
+            split = split_data(ids, [images[index] for index in chosen], seed=seed)
+        else:
+            split = split_patients([samples[index] for index in chosen], patients)
+        training += split[0]
+        validation += split[1]
+    return sorted(training), sorted(validation)
+
+
+def split_patients(samples: Sequence[Sample], patients: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Training ids and validation ids, the latter of images whose names begin with one of the patients and "_"."""
+    validation = [sample.id for sample in samples if sample.image.stem.split("_")[0] in patients]
+    return [sample.id for sample in samples if sample.id not in validation], validation
+
+
 def hold_out_kind(ids: Sequence[str], images: Sequence[np.ndarray], kind: str) -> tuple[list[str], list[str]]:
     """Splits off all images of one kind, to measure the network on a kind it never saw.
 
@@ -386,18 +419,21 @@ def read_training_record(file: str | Path) -> dict:
     return record
 
 
-def find_training_data(default: str | None = None) -> str:
-    """The competition's training data, where data/download.py puts it, or else `default`.
+def find_training_data(default: str | None = None) -> list[str]:
+    """The competition's training data and the tissue, where data/download.py puts them, or else `default`.
 
     Raises:
-        UserError: it is not there and there is no default.
+        UserError: the competition's data are not there and there is no default.
     """
-    for source in map(find_beside_scripts, TRAINING_DATA):
-        if Path(source).exists():
-            return source
+    sources = []
+    for names in (TRAINING_DATA, TISSUE_DATA):
+        there = [source for source in map(find_beside_scripts, names) if Path(source).exists()]
+        sources += there[:1]
+    if sources:
+        return sources
     if default is None:
         raise UserError(f"no {' or '.join(TRAINING_DATA)}; python data/download.py fetches it, --data names another")
-    return default
+    return [default]
 
 
 def format_summary(kinds: Sequence[str], labels: Sequence[np.ndarray]) -> str:

@@ -1,6 +1,6 @@
 """Trains the U-Net on augmented crops and keeps the epoch that is best on whole validation images.
 
-In:  images with masks (Kaggle folder or .zip). Out, in --out (default weights/):
+In:  images with masks (Kaggle folders or .zip files). Out, in --out (default weights/):
      unet.keras     the best epoch by mean validation Dice at native size (with --hold-out the last
                     epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
@@ -8,7 +8,7 @@ In:  images with masks (Kaggle folder or .zip). Out, in --out (default weights/)
      last.weights.h5  the last epoch with optimizer, for --resume; removed when training ends
 
     python Train.py
-    python Train.py --data data/stage1_train.zip --epochs 30 --out weights
+    python Train.py --data data/stage1_train.zip data/tnbc.zip --epochs 30 --out weights
     python Train.py --resume
 """
 
@@ -28,30 +28,34 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 import Model
-from data.augment import draw_crop, make_target, whole_image
+from data.augment import draw_crop, draw_empty_crop, make_target, vary_stain, whole_image
 from data.files import Sample, UserError, find_samples, run_script, write_whole
+from data.intensity import optical_density
 from data.nuclei import common_diameter
 from data.outputs import show_pictures
 from data.truth import load_samples
 from Preprocessed_data import (
     KINDS,
     SEED,
+    STAINED_TISSUE,
     find_training_data,
     hold_out_kind,
     image_kind,
     read_training_record,
-    split_data,
+    split_sources,
     to_grayscale,
 )
 
 OUT = "weights"
 PRECISIONS = ("float32", "mixed_bfloat16")
 FIXED_EDGES_SHARE = 0.2  # of the batches, the last ones, in which neither blur nor gamma moves edges
+EMPTY_SHARE = 0.04  # of the crops have no nuclei and no image
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are shown at half their size too
 # Files in --out.
 WEIGHTS = "unet.keras"
@@ -60,7 +64,13 @@ RECORD = "training.json"
 CHECKPOINT = "last.weights.h5"
 CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
 
-Pair = tuple[np.ndarray, np.ndarray]  # gray and labels of a whole image, (H, W) each
+
+class Pair(NamedTuple):
+    """A whole image as the network sees it, and its nuclei."""
+
+    gray: np.ndarray  # (H, W) float32 in [0, 1]
+    labels: np.ndarray  # (H, W) int32
+    density: np.ndarray | None = None  # (H, W, 3) of `optical_density`, of stained tissue to train on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Options:
     """What a training is made with; training.json keeps it, and --resume asks for the same."""
 
     epochs: int = 30
-    crops: int = 2560  # an epoch
+    crops: int = 2048  # an epoch
     batch_size: int = 8
     crop_size: int = 256  # pixels, side
     learning_rate: float = 2e-3
@@ -98,11 +108,11 @@ class Options:
             raise UserError(f"--batch-size must be a multiple of {processes}, the processes")
 
 
-def train(data: str, out: str, options: Options, run_id: str, resume: bool = False) -> list[dict]:
+def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: bool = False) -> list[dict]:
     """Trains and writes everything to `out`.
 
     Args:
-        data: images with masks.
+        data: sources of images with masks.
         out: folder to write to.
         options: of the training.
         run_id: names this training in training.json; with `resume` it is that of the interrupted one.
@@ -117,7 +127,7 @@ def train(data: str, out: str, options: Options, run_id: str, resume: bool = Fal
     process, processes = join_processes()
     is_writer = process == 0
     options.check(processes)
-    samples = find_samples(data)
+    samples = find_samples(*data)
     out = Path(out)
     if is_writer:
         out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +138,7 @@ def train(data: str, out: str, options: Options, run_id: str, resume: bool = Fal
     record["run_id"] = run_id
     training = [pairs[name] for name in record["training_ids"]]
     validation = [pairs[name] for name in record["validation_ids"]]
-    print(f"{len(training)} images to train on, {len(validation)} to validate, {data}")
+    print(f"{len(training)} images to train on, {len(validation)} to validate, {', '.join(map(str, data))}")
 
     with use_all_gpus():
         model = Model.compile_unet(
@@ -161,7 +171,7 @@ def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pa
     """Reads all images and splits them.
 
     Returns:
-        pairs: id -> gray and labels.
+        pairs: id -> gray and labels; with the optical density of the tissue that is trained on.
         probabilities: (N,) of the training ids, how often each is drawn.
         record: what training.json says before the first epoch, with the ids of both sides.
     """
@@ -170,11 +180,14 @@ def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pa
     if options.hold_out:
         split = hold_out_kind(ids, images, options.hold_out)
     else:
-        split = split_data(ids, images, seed=options.seed)
+        split = split_sources(samples, images, options.seed)
     with ThreadPoolExecutor() as pool:
         grays = list(pool.map(to_grayscale, images))
-    pairs = dict(zip(ids, zip(grays, labels, strict=True), strict=True))
+    pairs = {name: Pair(*pair) for name, *pair in zip(ids, grays, labels, strict=True)}
     training_images = [images[ids.index(name)] for name in split[0]]
+    for name, image in zip(split[0], training_images, strict=True):
+        if image_kind(image) == STAINED_TISSUE:
+            pairs[name] = pairs[name]._replace(density=optical_density(image))
     return pairs, draw_probabilities(training_images), describe_run(options, ids, images, labels, split)
 
 
@@ -228,11 +241,11 @@ class Crops(keras.utils.PyDataset):
 
     def __init__(self, pairs, probabilities, options, *, epochs_done=0, process=0, processes=1):
         super().__init__()
-        self.pairs = pairs  # gray and labels of each image
+        self.pairs = pairs  # of each image
         self.probabilities = probabilities  # of drawing it
         self.options = options
         self.batch_size = options.batch_size // processes
-        self.has_wide_nuclei = [common_diameter(labels) > WIDE_NUCLEI for _, labels in pairs]
+        self.has_wide_nuclei = [common_diameter(pair.labels) > WIDE_NUCLEI for pair in pairs]
         batch_count = options.epochs * options.steps_per_epoch * processes
         self.batch_ids = range(process, batch_count, processes)[epochs_done * options.steps_per_epoch :]
         self.fixed_edges_from = (1 - FIXED_EDGES_SHARE) * batch_count
@@ -251,14 +264,21 @@ class Crops(keras.utils.PyDataset):
         grays = []
         targets = []
         for image_index in image_indices:
-            gray, labels = self.pairs[image_index]
-            is_wide = self.has_wide_nuclei[image_index]
-            gray, labels = draw_crop(
-                gray, labels, self.options.crop_size, rng, has_wide_nuclei=is_wide, fixed_edges=fixed_edges
-            )
+            gray, labels = self.draw(image_index, rng, fixed_edges)
             grays.append(gray)
             targets.append(make_target(labels))
         return np.stack(grays)[..., None], np.stack(targets)
+
+    def draw(self, image_index: int, rng: np.random.Generator, fixed_edges: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Gray and labels of one crop, of the image or of none."""
+        size = self.options.crop_size
+        if rng.random() < EMPTY_SHARE:
+            return draw_empty_crop(size, rng, fixed_edges)
+        gray, labels, density = self.pairs[image_index]
+        if density is not None:
+            gray = vary_stain(density, rng)
+        is_wide = self.has_wide_nuclei[image_index]
+        return draw_crop(gray, labels, size, rng, has_wide_nuclei=is_wide, fixed_edges=fixed_edges)
 
 
 class KeepEpochs(keras.callbacks.Callback):
@@ -270,7 +290,7 @@ class KeepEpochs(keras.callbacks.Callback):
         self.record = record  # of `describe_run`
         self.history = history  # one dict an epoch
         self.batches = batches  # that the model is fitted to
-        self.validation = validation  # gray and labels of each image
+        self.validation = validation  # of each image
         self.is_writer = is_writer  # of several processes one writes
         self.batch_count = 0  # in this run
 
@@ -330,9 +350,9 @@ class KeepEpochs(keras.callbacks.Callback):
         """Means over whole images, one at a time: fit() takes no batches of changing shape."""
         multiple = 2 ** Model.depth_of(self.model)
         scores = []
-        for gray, labels in self.validation:
+        for pair in self.validation:
             self.model.reset_metrics()  # before 2026 test_on_batch went on from the image before
-            batch = whole_image(gray, labels, multiple)
+            batch = whole_image(pair.gray, pair.labels, multiple)
             scores.append(self.model.test_on_batch(*batch, return_dict=True))
         return {f"val_{name}": float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
@@ -471,7 +491,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Options()
     files = parser.add_argument_group("files")
-    files.add_argument("--data", help="images with masks (default data/stage1_train or data/stage1_train.zip)")
+    default_data = "data/stage1_train(.zip) and data/tnbc(.zip), where they are"
+    files.add_argument("--data", nargs="+", metavar="SOURCE", help=f"images with masks (default {default_data})")
     files.add_argument("--out", default=OUT, help="folder to write to (default %(default)s)")
     files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")
     length = parser.add_argument_group("length")

@@ -56,6 +56,7 @@ class Sample:
     id: str
     image: File
     masks: tuple[File, ...] = ()
+    source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
 
 
 def find_samples(*sources: str | Path) -> list[Sample]:
@@ -198,7 +199,7 @@ def _add_folders_to_shared_ids(groups: dict[Path, list[Sample]]) -> list[Sample]
     named = []
     for folder, samples in groups.items():
         prefix = f"{prefixes[folder]}__" if folder in sharing else ""
-        named += [replace(sample, id=prefix + sample.id) for sample in samples]
+        named += [replace(sample, id=prefix + sample.id, source=str(folder)) for sample in samples]
     return named
 
 

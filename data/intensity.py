@@ -51,6 +51,12 @@ def haematoxylin(image: np.ndarray) -> np.ndarray:
     return separate_stains(rgb, hed_from_rgb)[..., 0].astype(np.float32)
 
 
+def optical_density(image: np.ndarray) -> np.ndarray:
+    """How much light each channel of an image (H, W, 3) of 8 or 16 bits absorbs, (H, W, 3) float32, 0 for none."""
+    white = np.float32(np.iinfo(image.dtype).max)
+    return -np.log(np.maximum(image, 1) / white)
+
+
 def percentile_range(
     channel: np.ndarray, low: float = LOW_PERCENTILE, high: float = HIGH_PERCENTILE
 ) -> tuple[float, float]:
