@@ -21,7 +21,7 @@ SCALES = (0.5, 2.0)  # of the magnification
 MAX_STRETCH = 0.15  # logarithm of the stretch of each axis
 HALVE_BELOW = 2**-0.5  # scale below which neighbouring pixels are averaged first
 # Shares of the optical density in green and in blue that are added to haematoxylin, which is mostly that in red.
-GREEN_SHARES = (-0.3, 0.6)  # at 0.5 eosin counts about half as much as haematoxylin, as on many slides
+GREEN_SHARES = (-0.3, 1.5)  # at 1.5 strong eosin counts about half as much as haematoxylin
 BLUE_SHARES = (-0.3, 0.4)
 # Intensity.
 GAMMAS = (0.5, 1.5)  # above 1 dim rims fade
