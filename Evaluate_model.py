@@ -24,9 +24,10 @@ from skimage.metrics import contingency_table
 from skimage.segmentation import relabel_sequential
 from tqdm import tqdm
 
-from data.files import Sample, UserError, find_samples, hash_file, run_script, write_whole
+from data.files import UserError, hash_file, run_script, write_whole
 from data.images import read_image
 from data.outputs import find_predictions, prediction_files, read_provenance
+from data.sources import Sample, find_samples
 from data.truth import read_labels, read_solution
 from Preprocessed_data import image_kind, read_training_record
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import Sample, UserError, find_beside_scripts, find_samples, run_script
+from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
 from data.outputs import claim_out, default_out, outline_nuclei, prediction_files, save_contact_sheet, show_pictures
+from data.sources import Sample, find_samples
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, save_scores
 from Model import load_unet

@@ -40,16 +40,7 @@ from tqdm import tqdm
 
 from data.artifacts import find_ground
 from data.cluster import map_on_cluster
-from data.files import (
-    Sample,
-    UserError,
-    describe_file,
-    find_beside_scripts,
-    find_samples,
-    hash_file,
-    run_script,
-    write_whole,
-)
+from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
 from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
 from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness
 from data.nuclei import (
@@ -87,6 +78,7 @@ from data.outputs import (
     write_prediction,
 )
 from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
+from data.sources import Sample, find_samples
 from Model import depth_of, load_unet
 from Preprocessed_data import (
     BRIGHT_MEDIAN,

@@ -1,6 +1,6 @@
 """Turns images into the gray that the network sees, and splits them for training and validation.
 
-In:  images (H, W) or (H, W, 3) of any real dtype, from the sources that `data.files` finds.
+In:  images (H, W) or (H, W, 3) of any real dtype, from the sources that `data.sources` finds.
 Out: gray (H, W) float32 in [0, 1], in which nuclei are bright; ids for training and validation.
 As a script it reads a source, prints a table by kind of image and saves a contact sheet.
 
@@ -25,7 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from data.artifacts import find_ground, remove_outliers
-from data.files import Sample, UserError, find_beside_scripts, find_samples, run_script
+from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
 from data.intensity import (
     HIGH_PERCENTILE,
@@ -41,6 +41,7 @@ from data.intensity import (
     stands_out,
 )
 from data.outputs import outline_nuclei, save_contact_sheet
+from data.sources import Sample, find_samples
 from data.truth import read_labels
 
 # Sources.

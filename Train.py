@@ -35,10 +35,11 @@ import numpy as np
 
 import Model
 from data.augment import draw_crop, draw_empty_crop, make_target, vary_stain, whole_image
-from data.files import Sample, UserError, find_samples, run_script, write_whole
+from data.files import UserError, run_script, write_whole
 from data.intensity import optical_density
 from data.nuclei import common_diameter
 from data.outputs import show_pictures
+from data.sources import Sample, find_samples
 from data.truth import load_samples
 from Preprocessed_data import (
     KINDS,

@@ -19,19 +19,9 @@ import tifffile
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from data.files import (
-    SOURCE_RECORD,
-    UNFINISHED,
-    File,
-    Sample,
-    UserError,
-    describe_file,
-    figure_format,
-    has_wildcard,
-    source_name,
-    write_whole,
-)
+from data.files import UNFINISHED, File, UserError, describe_file, figure_format, write_whole
 from data.images import decoding, read_image
+from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
 from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays")

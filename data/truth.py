@@ -1,6 +1,6 @@
 """Reads the true nuclei: one mask file per nucleus, run lengths, and Kaggle's solution table.
 
-In:  samples of `data.files`, or a .csv of run lengths.
+In:  samples of `data.sources`, or a .csv of run lengths.
 Out: labels (H, W) int32, 0 background, one number per nucleus.
 """
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.files import File, Sample, UserError
+from data.files import File, UserError
 from data.images import MAX_PIXELS, read_image
+from data.sources import Sample
 
 INVERTED_SHARE = 0.5  # a mask that covers more of the pixels, and all corners, is inverted
 SOLUTION_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")  # of Kaggle's solution table

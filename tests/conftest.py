@@ -6,6 +6,8 @@ import io
 import os
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from skimage.draw import disk
 
 from data.files import run_script
+from data.sources import find_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
@@ -66,6 +69,27 @@ def draw_source(folder, count=8, shapes=((32, 32), (30, 36))):
         images[f"image_{seed:02}"] = image, labels
     write_source(folder, images)
     return images
+
+
+def encode_png(pixels):
+    """The bytes of a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    return stream.getvalue()
+
+
+def write_archive(file, entries):
+    """Writes a .zip of (name, bytes) pairs; a name may be a ZipInfo."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of duplicate names
+        for name, content in entries:
+            archive.writestr(name, content)
+    return file
+
+
+def only(source):
+    (sample,) = find_samples(source)
+    return sample
 
 
 @pytest.fixture

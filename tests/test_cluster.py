@@ -21,7 +21,8 @@ import Model
 import Predict_masks
 import Train
 from data import cluster
-from data.files import UserError, find_samples
+from data.files import UserError
+from data.sources import find_samples
 from Preprocessed_data import DATA
 
 IMAGES = 48

@@ -18,8 +18,9 @@ from PIL import Image, ImageOps
 from skimage.transform import downscale_local_mean
 
 import data.images
-from data.files import UserError, find_samples
+from data.files import UserError
 from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
+from data.sources import find_samples
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)

@@ -21,7 +21,8 @@ import Evaluate_model
 import Model
 import Predict_masks
 import Train
-from data.files import UNFINISHED, find_samples, run_script
+from data.files import UNFINISHED, run_script
+from data.sources import find_samples
 from data.truth import load_samples
 
 NOBODY = 65534

@@ -9,7 +9,8 @@ from conftest import ROOT, draw_source
 
 import Main
 import Model
-from data.files import UserError, find_samples
+from data.files import UserError
+from data.sources import find_samples
 
 SAMPLE = ROOT / "data/sample"
 

@@ -14,8 +14,9 @@ from conftest import draw_nuclei
 from PIL import Image
 
 from data import outputs
-from data.files import Sample, UserError, find_samples
+from data.files import UserError
 from data.images import open_rows, read_image
+from data.sources import Sample, find_samples
 from data.truth import decode_runs
 
 OLD = 1_000_000_000  # seconds since 1970, in the year 2001

@@ -17,8 +17,9 @@ import Model
 import Predict_masks
 import Preprocessed_data
 from data import nuclei, slides
-from data.files import UserError, describe_file, find_samples, hash_file
+from data.files import UserError, describe_file, hash_file
 from data.images import read_image
+from data.sources import find_samples
 
 MARK = {"weights_sha256": "5f2b", "settings": {"min_area": 20}}
 

@@ -10,9 +10,10 @@ from scipy.ndimage import gaussian_filter
 
 import Preprocessed_data
 from data import files
-from data.files import UserError, find_samples
+from data.files import UserError
 from data.images import read_image
 from data.nuclei import common_diameter
+from data.sources import find_samples
 from Preprocessed_data import (
     TRAINING_DATA,
     find_training_data,

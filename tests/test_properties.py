@@ -15,8 +15,8 @@ import Evaluate_model
 import Model
 import Predict_masks
 from data import nuclei, outputs, slides
-from data.files import find_samples
 from data.images import read_image
+from data.sources import find_samples
 from data.truth import decode_runs, encode_runs
 from Preprocessed_data import DATA, KINDS, image_kind, to_display, to_grayscale
 

@@ -15,8 +15,8 @@ import data.outputs
 import Model
 import Predict_masks
 from data import nuclei, slides
-from data.files import find_samples
 from data.images import read_image
+from data.sources import find_samples
 from Preprocessed_data import DATA, brightness
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,8 +20,9 @@ from sklearn.metrics import accuracy_score, f1_score
 import Model
 import Train
 from data.augment import draw_crop, whole_image
-from data.files import UserError, find_samples
+from data.files import UserError
 from data.images import read_image
+from data.sources import find_samples
 from data.truth import read_labels
 from Preprocessed_data import STAINED_TISSUE, to_grayscale
 

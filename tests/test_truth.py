@@ -5,7 +5,8 @@ import pytest
 from conftest import draw_nuclei, draw_source, save_image, write_source
 
 import data.truth
-from data.files import UserError, find_samples
+from data.files import UserError
+from data.sources import find_samples
 from data.truth import decode_runs, encode_runs, load_samples, read_labels, read_mask, read_sample, read_solution
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)

@@ -54,9 +54,10 @@ import Predict_masks
 import Preprocessed_data
 import Train
 from data import nuclei
-from data.files import File, Sample, UserError, find_samples, run_script
+from data.files import File, UserError, run_script
 from data.images import read_image
 from data.outputs import make_folders, outline_nuclei, prediction_files, save_tiles, write_prediction
+from data.sources import Sample, find_samples
 from data.truth import load_samples
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,339 @@
+"""Finds the images of sources.
+
+In:  folders of images with their sub-folders, image files, wildcards, .txt lists of paths, or the layout of the
+     2018 Data Science Bowl (ID/images/ID.png, ID/masks/*.png), as a folder or as a .zip, which is read in place.
+Out: a list of `Sample`: ids with their files. No pixel is read here.
+"""
+
+import functools
+import glob
+import os
+import stat
+import sys
+import zipfile
+from collections import defaultdict
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from data.files import File, UserError
+
+IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".svs", ".ndpi", ".scn", ".qptiff")
+MASK_FOLDERS = ("masks", "labels", "overlays", "truth", "rois")  # beside images they hold no images to predict
+SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
+SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
+MAX_ENTRY_BYTES = 2**31  # of one file in an archive
+# Why a file is left out, for one and for many.
+UNREAD = ("file", "files")
+MASKS = ("mask beside images", "masks beside images")
+RESULTS = ("picture of earlier results", "pictures of earlier results")
+LINKS = ("broken link", "broken links")
+SHOWN_DETAILS = 5  # endings or names in the line on what is left out
+
+Parts = tuple[str, ...]  # the folders of a file below the source, and its name
+LeftOut = dict[tuple[str, str], list[str]]  # reason -> of each file its ending, its name or ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a source, with one mask file per nucleus where the source has masks."""
+
+    id: str
+    image: File
+    masks: tuple[File, ...] = ()
+    source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
+
+
+def find_samples(*sources: str | Path) -> list[Sample]:
+    """Finds the images of one source or several without reading them.
+
+    The id of DAY/NAME.png is DAY__NAME; that of ID/images/ID.png is ID. Where two sources share an id, the name of the
+    source's folder goes before their ids. Files that are left out are counted on stderr.
+
+    Args:
+        sources: folder of images, Kaggle folder or .zip, image file, wildcard such as "data/*.tif", or a .txt with
+            one such path a line, relative to the folder of the .txt.
+
+    Returns:
+        At least one sample, sorted by id.
+
+    Raises:
+        UserError: nothing is there, no image is in it, two images share one id, or the archive is not safe to read.
+    """
+    left_out = defaultdict(list)
+    paths = _expand_sources(sources)
+    groups = defaultdict(list)  # folder that tells the sources apart -> samples
+    files = set()
+    for path in paths:
+        samples = _find_in_source(path, len(paths) == 1, left_out)
+        # A source may lie in another one.
+        samples = [sample for sample in samples if os.path.abspath(str(sample.image)) not in files]
+        files |= {os.path.abspath(str(sample.image)) for sample in samples}
+        groups[_folder_of(path)] += samples
+    samples = sorted(_add_folders_to_shared_ids(groups), key=lambda sample: sample.id)
+    names = ", ".join(map(str, sources))
+    left_out_line = f"left out: {_format_left_out(left_out)}" if left_out else ""
+    if not samples:
+        endings = ", ".join(IMAGE_ENDINGS)
+        raise UserError(f"{names}: no images in it ({endings}); {left_out_line or 'it is empty'}")
+    _check_ids(samples)
+    if left_out:
+        _say_once(left_out_line, names)
+    return samples
+
+
+def source_name(source: str | Path) -> str:
+    """The name of a folder, or that of a file without its ending."""
+    path = Path(os.path.abspath(source))
+    is_file = path.suffix.lower() in (*IMAGE_ENDINGS, ".zip", ".txt") and not path.is_dir()
+    return path.stem if is_file else path.name
+
+
+def has_wildcard(path: str | Path) -> bool:
+    """Whether a path stands for the files that match it; a file of that very name comes first."""
+    return glob.has_magic(str(path)) and not os.path.lexists(path)
+
+
+def _expand_sources(sources: Iterable[str | Path]) -> list[Path]:
+    """Replaces lists and wildcards by the paths they stand for, each once."""
+    paths = {}
+    for source in sources:
+        source = Path(source)
+        is_list = source.suffix.lower() == ".txt" and source.is_file()
+        for path in _read_list(source) if is_list else [source]:
+            for match in _match_wildcard(path):
+                paths[os.path.abspath(match)] = match
+    return list(paths.values())
+
+
+def _read_list(file: Path) -> list[Path]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: expected a text file with one path a line") from None
+    paths = [file.parent / line.strip() for line in lines if line.strip()]
+    for path in paths:
+        if not has_wildcard(path) and not os.path.lexists(path):
+            raise UserError(f"{file}: {_advise_on_path(path)}; expected one path a line, relative to {file.parent}")
+    return paths
+
+
+def _match_wildcard(path: Path) -> list[Path]:
+    if not has_wildcard(path):
+        return [path]
+    matches = sorted(glob.glob(str(path), recursive=True))
+    if not matches:
+        raise UserError(f"{path}: no file matches")
+    return [Path(match) for match in matches]
+
+
+def _find_in_source(path: Path, is_only: bool, left_out: LeftOut) -> list[Sample]:
+    if not path.exists():
+        if is_only or not path.is_symlink():
+            raise UserError(_advise_on_path(path))
+        left_out[LINKS].append(path.name)
+        return []
+    if path.is_dir():
+        return _group_files(_list_folder(path, left_out), path, left_out)
+    if path.suffix.lower() in IMAGE_ENDINGS:
+        return [Sample(path.stem, path)]
+    if path.suffix.lower() != ".zip" and not is_only:  # of all that a wildcard of the shell may give
+        left_out[UNREAD].append(path.suffix.lower() or path.name)
+        return []
+    return _group_files(_list_zip(path), path, left_out)
+
+
+def _advise_on_path(path: Path) -> str:
+    """Says that a path is not there, and which one may be meant."""
+    if path.is_symlink():
+        return f"{path}: the link is broken, {os.readlink(path)} is not there"
+    missing = Path(os.path.abspath(path))
+    while not missing.parent.exists():
+        missing = missing.parent
+    folder = missing.parent
+    names = os.listdir(folder) if folder.is_dir() else []
+    similar = get_close_matches(missing.name, names, n=1)
+    advice = f"is {folder / similar[0]} meant?" if similar else f"{folder} exists, but no {missing.name} in it"
+    if "stage1" in path.name:
+        advice += "; python data/download.py fetches the competition's data"
+    return f"{path}: no such file or folder; {advice}"
+
+
+def _folder_of(path: Path) -> Path:
+    """The absolute folder, or .zip without its ending, whose name tells a source from others."""
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        return path
+    return path.with_suffix("") if path.suffix.lower() == ".zip" else path.parent
+
+
+def _add_folders_to_shared_ids(groups: dict[Path, list[Sample]]) -> list[Sample]:
+    """Puts the folder before every id of the folders that have an id in common."""
+    folders_of_id = defaultdict(set)
+    for folder, samples in groups.items():
+        for sample in samples:
+            folders_of_id[sample.id.lower()].add(folder)
+    sharing = set().union(*(folders for folders in folders_of_id.values() if len(folders) > 1))
+    prefixes = _shorten_folders(sharing)
+    named = []
+    for folder, samples in groups.items():
+        prefix = f"{prefixes[folder]}__" if folder in sharing else ""
+        named += [replace(sample, id=prefix + sample.id, source=str(folder)) for sample in samples]
+    return named
+
+
+def _shorten_folders(folders: Iterable[Path]) -> dict[Path, str]:
+    """As few of the last parts of each folder as tell all apart; "images" counts as no name."""
+    parts = {folder: folder.parts[1:] for folder in folders}
+    for count in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {folder: "__".join(_without_images(known)[-count:]) for folder, known in parts.items()}
+        if len({name.lower() for name in names.values()}) == len(names):
+            return names
+    return {folder: "__".join(known) for folder, known in parts.items()}
+
+
+def _without_images(folders: Parts) -> Parts:
+    return tuple(folder for folder in folders if folder.lower() != "images")
+
+
+def _list_folder(folder: Path, left_out: LeftOut) -> list[tuple[Parts, File]]:
+    files = []
+    seen = set()
+
+    def stop(error: OSError) -> NoReturn:
+        """Lets a folder that cannot be read end the search, instead of being left out in silence."""
+        raise error
+
+    for root, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        if os.path.realpath(root) in seen:  # a link to a folder above it has no end
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(root))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in names:
+            path = Path(root, name)
+            if path.is_file():
+                files.append((path.relative_to(folder).parts, path))
+            elif path.is_symlink():
+                left_out[LINKS].append(name)
+    return sorted(files)
+
+
+def _list_zip(path: Path) -> list[tuple[Parts, File]]:
+    try:
+        archive = zipfile.ZipFile(path)
+        entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
+        # Making the index of names is slow; it is made once, in root.root, and every entry uses it.
+        root = zipfile.Path(archive)
+    except MemoryError:
+        raise
+    except Exception:  # zipfile raises several kinds for a damaged archive
+        expected = f"a folder, a .zip or an image ({', '.join(IMAGE_ENDINGS)})"
+        raise UserError(f"{path}: expected {expected}; this is neither, or it is damaged") from None
+    files = {}
+    for entry in entries:
+        if entry.is_dir():
+            continue
+        fault = _find_fault(entry, files)
+        if fault:
+            raise UserError(f"{path}: its entry {entry.filename!r} {fault}; make a new archive without it")
+        files[entry.filename] = zipfile.Path(root.root, entry.filename)
+    return [(tuple(name.split("/")), file) for name, file in files.items()]
+
+
+def _find_fault(entry: zipfile.ZipInfo, earlier: Container[str]) -> str:
+    """Says why an entry of an archive may not be read; an empty text where it may."""
+    name = entry.filename
+    if name.startswith("/") or ".." in name.split("/"):
+        return "points outside of it"
+    if ":" in name or "\\" in name:  # a drive of Windows, or folders in its spelling
+        return "points outside of it, or has a colon or a backslash in its name"
+    if name in earlier:
+        return "is there twice"
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "is a link"
+    if entry.flag_bits & 1:
+        return "is encrypted"
+    if entry.file_size > MAX_ENTRY_BYTES:
+        return "is too large"
+    return ""
+
+
+def _group_files(files: list[tuple[Parts, File]], source: Path, left_out: LeftOut) -> list[Sample]:
+    """Makes samples of the image files below a source, in Kaggle's layout or in any folders."""
+    folders = defaultdict(list)  # in the order of names, so images come before their masks
+    results = set()  # folders that hold results
+    for parts, file in files:
+        if parts[-1] == SOURCE_RECORD:
+            results.add(parts[:-1])
+        elif any(map(_is_hidden, parts)):
+            continue
+        elif parts[-1].lower().endswith(IMAGE_ENDINGS):
+            folders[parts[:-1]].append(file)
+        else:
+            left_out[UNREAD].append(Path(parts[-1]).suffix.lower() or parts[-1])
+    above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
+    samples = []
+    plain = {}  # folders that are not in Kaggle's layout
+    used = set()  # folders of masks
+    for folder, images in folders.items():
+        masks = (*folder[:-1], "masks")
+        if any(folder[:depth] in results for depth in range(1, len(folder) + 1)):
+            left_out[RESULTS] += [""] * len(images)
+        elif folder[-1:] == ("images",) and len(images) == 1 and (masks in folders or images[0].stem in folder[-2:-1]):
+            name = folder[-2] if len(folder) > 1 else source_name(source)
+            samples.append(Sample(name, images[0], tuple(folders.get(masks, ()))))
+            used.add(masks)
+        elif folder not in used and _is_beside_images(folder, folders.keys() | results, above):
+            left_out[MASKS] += [""] * len(images)
+        elif folder not in used:
+            plain[folder] = images
+    # An archive often holds one folder that holds all.
+    top_folders = {folder[:1] for folder in plain}
+    first = 1 if source.is_file() and len(top_folders) == 1 else 0
+    for folder, images in plain.items():
+        names = _without_images(folder[first:])
+        samples += [Sample("__".join((*names, image.stem)), image) for image in images]
+    return samples
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FILES
+
+
+def _is_beside_images(folder: Parts, image_folders: Container[Parts], above: Container[Parts]) -> bool:
+    """Whether a folder is, or lies in, masks/ or the like with images/ or images beside it."""
+    for depth, name in enumerate(folder):
+        parent = folder[:depth]
+        if name.lower() in MASK_FOLDERS and (parent in image_folders or (*parent, "images") in above):
+            return True
+    return False
+
+
+def _check_ids(samples: Iterable[Sample]) -> None:
+    seen = {}
+    for sample in samples:
+        key = sample.id.lower()  # on many disks a.png and A.png are one file
+        if key in seen:
+            files = f"{seen[key].image} and {sample.image}"
+            raise UserError(f"{files}: two images have the id {sample.id}; rename or move one")
+        seen[key] = sample
+
+
+def _format_left_out(left_out: LeftOut) -> str:
+    """Such as "3 files (.czi, .xlsx), 1 broken link (a.png)"."""
+    texts = []
+    for (one, many), details in left_out.items():
+        text = f"{len(details)} {one if len(details) == 1 else many}"
+        shown = sorted(set(details) - {""})
+        if len(shown) > SHOWN_DETAILS:
+            shown[SHOWN_DETAILS:] = ["…"]
+        texts.append(f"{text} ({', '.join(shown)})" if shown else text)
+    return ", ".join(texts)
+
+
+@functools.cache  # the scripts look at a source more than once
+def _say_once(line: str, sources: str) -> None:
+    print(line, file=sys.stderr)
