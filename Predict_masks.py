@@ -28,14 +28,13 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
-from skimage.measure import regionprops
 from tqdm import tqdm
 
 from data.artifacts import find_ground
@@ -50,11 +49,7 @@ from data.nuclei import (
     MIN_SEED_AREA,
     NUCLEUS_THRESHOLD,
     SEED_THRESHOLD,
-    certainty,
-    common_diameter,
-    drop_covered,
     largest_area,
-    local_contrast,
     separate_nuclei,
 )
 from data.outputs import (
@@ -77,6 +72,30 @@ from data.outputs import (
     show_pictures,
     write_prediction,
 )
+from data.scales import (
+    HALVED_WEIGHT,
+    HALVING_DIAMETERS,
+    MANY_NUCLEI,
+    MAX_CONTRAST,
+    MAX_COVERED_SHARE,
+    MAX_DIAMETER,
+    MERGED_DIAMETER_RATIO,
+    MIN_CERTAINTY,
+    MIN_CONTRAST,
+    MIN_THUMBNAIL,
+    MIN_THUMBNAIL_DIAMETER,
+    SURE_CHANNEL,
+    THUMBNAIL_HALVINGS,
+    PredictionJob,
+    Probabilities,
+    choose_job,
+    finish_labels,
+    make_thumbnails,
+    predict_scales,
+    refine_jobs,
+    run_jobs,
+    start_jobs,
+)
 from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
 from data.sources import Sample, find_samples
 from Model import depth_of, load_unet
@@ -84,7 +103,6 @@ from Preprocessed_data import (
     BRIGHT_MEDIAN,
     COLOURS,
     DATA,
-    Normalization,
     find_colours,
     is_stained,
     measure_normalization,
@@ -94,32 +112,13 @@ from Preprocessed_data import (
 )
 
 WEIGHTS = "weights/unet.keras"
-# What looks like nuclei.
-MIN_CONTRAST = 5  # standard deviations that nuclei stand out by, in an image that looks like noise
-MAX_CONTRAST = 10  # standard deviations; nuclei that stand out more are not better
-SURE_CHANNEL = 1.5  # times the score of the next channel, for a channel to be chosen
-SCORED_NUCLEI = 200  # of an image
-# Scale.
-HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
-HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
-MERGED_DIAMETER_RATIO = 2  # nuclei that become so much wider at the smaller size have merged
-MAX_DIAMETER = 100  # pixels; an image of wider nuclei is halved until they are narrower
-THUMBNAIL_HALVINGS = (5, 4, 3, 2)  # of the thumbnails that wide nuclei are looked for in, smallest first
-MIN_THUMBNAIL = 24  # pixels, the shorter side
-MIN_THUMBNAIL_DIAMETER = 12  # pixels, in the thumbnail; narrower nuclei are looked for in the next one
-MIN_CERTAINTY = 0.7  # mean distance of the probability from 0.5, doubled, inside of nuclei
-MAX_COVERED_SHARE = 0.9  # of a thumbnail that nuclei cover
-MANY_NUCLEI = 10  # so many sure, narrow nuclei at full size contradict wide ones in thumbnails
-HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
 # Work.
 READ_AHEAD = 8  # images
-BATCH_PIXELS = 8 * 256 * 256  # in one batch; more is no faster
 LARGE_IMAGE = 2048 * 2048  # pixels; a larger image is predicted in tiles
+HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
 OVERLAY_PIXELS = 2048 * 2048  # of the overlay of a large image
 NORMALIZATION_PIXELS = 4_000_000  # of a large image that its normalization is measured on
 SHOWN_IMAGES = 8  # in predictions.png
-
-Probabilities = tuple[np.ndarray, np.ndarray]  # of nucleus and of border, (H, W) float32
 
 
 @dataclass(frozen=True)
@@ -128,21 +127,6 @@ class InputOptions:
 
     channel: str | None = None  # "red", "green", "blue", or "max", the brightest of the three
     background: str | None = None  # "dark" or "bright"
-
-
-@dataclass
-class PredictionJob:
-    """An image, seen in one way, from its gray to its labels."""
-
-    gray: np.ndarray  # (H, W) float32 in [0, 1]
-    probabilities: Probabilities | None = None  # mean over the scales until now
-    labels_future: Future | None = None  # of (H, W) int32
-    normalization: Normalization | None = None
-    debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
-    reading: str = ""  # channel or background that was tried; "" for the usual one
-    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
-    wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
-    scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved
 
 
 def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -156,7 +140,7 @@ def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, tuple
         labels (H, W) int32, and the scales that they are predicted at: how often height and width are halved.
     """
     job = PredictionJob(gray, thumbnails=make_thumbnails(gray))
-    run_jobs(model, [job])
+    run_jobs(functools.partial(predict_probability, model), [job])
     return job.labels_future.result(), job.scales
 
 
@@ -187,7 +171,7 @@ def segment_image(
         UserError: several channels look like nuclei.
     """
     jobs = make_jobs(image, options)
-    run_jobs(model, jobs)
+    run_jobs(functools.partial(predict_probability, model), jobs)
     job = choose_job(jobs)
     return finish_labels(job), job
 
@@ -201,7 +185,7 @@ def make_jobs(image: np.ndarray, options: InputOptions) -> list[PredictionJob]:
     if colours:
         return [make_job(image[..., COLOURS.index(colour)], colour, background or "dark") for colour in colours]
     job = make_job(image, "", background)
-    if background is None and job.normalization.has_bright_background and not is_stained(image):
+    if background is None and job.has_bright_background and not is_stained(image):
         # A dark background that bright nuclei nearly cover looks like a bright one.
         return [job, make_job(image, "dark background", "dark")]
     return [job]
@@ -210,191 +194,15 @@ def make_jobs(image: np.ndarray, options: InputOptions) -> list[PredictionJob]:
 def make_job(image: np.ndarray, reading: str, background: str | None) -> PredictionJob:
     """The job of an image (H, W) or (H, W, 3), seen in one way, which `reading` names."""
     gray, normalization, debris = prepare_image(image, background)
-    thumbnails = make_thumbnails(gray)
-    return PredictionJob(gray, normalization=normalization, debris=debris, reading=reading, thumbnails=thumbnails)
-
-
-def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
-    """The job of an image whose answer looks most like nuclei.
-
-    Raises:
-        UserError: several channels do.
-    """
-    if len(jobs) == 1:
-        return jobs[0]
-    ranked = sorted(jobs, key=score_nuclei, reverse=True)
-    first = score_nuclei(ranked[0])
-    second = score_nuclei(ranked[1])
-    if ranked[0].reading in COLOURS and second * SURE_CHANNEL > first:
-        names = " and ".join(job.reading for job in ranked[:2])
-        raise UserError(f"its channels {names} both look like nuclei; choose one with --channel")
-    return ranked[0]
-
-
-def score_nuclei(job: PredictionJob) -> float:
-    """How much the labels of a job look like nuclei: sure, round, and apart from what is around them; 0 for none."""
-    labels = job.labels_future.result()
-    if not labels.any():
-        return 0.0
-    solidity = np.mean([region.solidity for region in regionprops(labels)[:SCORED_NUCLEI]])
-    contrast = min(local_contrast(job.gray, labels), MAX_CONTRAST)
-    return certainty(job.probabilities[0], labels) * contrast * float(solidity) ** 4
-
-
-def run_jobs(model: keras.Model, jobs: Sequence[PredictionJob]) -> None:
-    """Predicts jobs at all scales that they ask for."""
-    with ThreadPoolExecutor(1) as pool:
-        start_jobs(model, jobs, pool)
-        refine_jobs(model, jobs, pool)
-
-
-def finish_labels(job: PredictionJob) -> np.ndarray:
-    """The labels of a job, (H, W) int32, without what is noise or debris."""
-    labels = job.labels_future.result()
-    if job.normalization is None or not labels.any():
-        return labels
-    if not job.normalization.has_signal and local_contrast(job.gray, labels) < MIN_CONTRAST:
-        return np.zeros_like(labels)
-    if job.debris is not None:
-        return drop_covered(labels, job.debris)
-    return labels
-
-
-def start_jobs(model: keras.Model, jobs: Sequence[PredictionJob], pool: Executor) -> None:
-    """Predicts images at their first scale, which is smaller than full size only for very wide nuclei."""
-    estimate_diameters(model, jobs)
-    predict_jobs(model, [job for job in jobs if first_scale(job.wide_diameter) == 0], pool, 0)
-    for job in jobs:
-        first = first_scale(job.wide_diameter)
-        if first == 0:
-            continue
-        # Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail.
-        predict_jobs(model, [job], pool, 0)
-        if has_sure_narrow_nuclei(job):
-            job.wide_diameter = 0.0
-        else:
-            job.labels_future = None
-            predict_jobs(model, [job], pool, first)
-
-
-def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
-    """Whether the labels of a job at full size are many nuclei of a width that the network knows, and sure."""
-    labels = job.labels_future.result()
-    is_narrow = MIN_THUMBNAIL_DIAMETER <= common_diameter(labels) <= HALVING_DIAMETERS[0]
-    return labels.max() >= MANY_NUCLEI and is_narrow and certainty(job.probabilities[0], labels) >= MIN_CERTAINTY
-
-
-def refine_jobs(model: keras.Model, jobs: Sequence[PredictionJob], pool: Executor) -> None:
-    """Predicts images of wide nuclei again at a half, and of very wide ones at a quarter of the first scale.
-
-    The grain inside large nuclei vanishes at a smaller size, but outlines are sharper at a larger one.
-    """
-    for step, diameter in enumerate(HALVING_DIAMETERS, start=1):
-        wide = []
-        for job in jobs:
-            width = common_diameter(job.labels_future.result())
-            if job.wide_diameter and not has_sure_narrow_nuclei(job):
-                width = max(width, job.wide_diameter)
-            if width > diameter * 2 ** first_scale(job.wide_diameter):
-                wide.append(job)
-        for first in sorted({first_scale(job.wide_diameter) for job in wide}):
-            chosen = [job for job in wide if first_scale(job.wide_diameter) == first]
-            predict_jobs(model, chosen, pool, first + step)
-
-
-def first_scale(diameter: float) -> int:
-    """How often an image is halved until nuclei of this diameter are at most MAX_DIAMETER wide."""
-    return max(math.ceil(math.log2(diameter / MAX_DIAMETER)), 0) if diameter > 0 else 0
-
-
-def estimate_diameters(model: keras.Model, jobs: Sequence[PredictionJob]) -> None:
-    """Looks for wide nuclei in thumbnails, from the smallest to the largest, and sets `wide_diameter`.
-
-    The network knows nuclei 10 to 40 pixels wide. Wider ones fall to pieces at full size, but in some thumbnail they
-    have a width that it knows, and in all smaller ones they are too narrow to be found: so the first thumbnail with
-    nuclei of a known width tells their size, whatever the answers at larger sizes are.
-    """
-    undecided = list(jobs)
-    for halvings in THUMBNAIL_HALVINGS:
-        groups = {}
-        for job in undecided:
-            thumbnail = job.thumbnails.get(halvings)
-            if thumbnail is not None:
-                groups.setdefault(thumbnail.shape, []).append(job)
-        for group in groups.values():
-            nucleus, border = predict_probability(model, np.stack([job.thumbnails[halvings] for job in group]))
-            for job, *probabilities in zip(group, nucleus, border, strict=True):
-                job.wide_diameter = measure_thumbnail(*probabilities) * 2**halvings
-        undecided = [job for job in undecided if job.wide_diameter == 0]
-
-
-def make_thumbnails(gray: np.ndarray) -> dict[int, np.ndarray]:
-    """How often the gray of an image is halved -> the thumbnail, for those that are large enough."""
-    thumbnails = {}
-    for halvings in range(1, max(THUMBNAIL_HALVINGS) + 1):
-        gray = halve(gray)
-        if halvings in THUMBNAIL_HALVINGS and min(gray.shape) >= MIN_THUMBNAIL:
-            thumbnails[halvings] = gray
-    return thumbnails
-
-
-def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray) -> float:
-    """Common diameter of the nuclei of a thumbnail, in its pixels; 0 if they are too narrow or unsure.
-
-    Args:
-        nucleus: (h, w) float in [0, 1], of `predict_probability`.
-        border: (h, w) float in [0, 1], likewise.
-    """
-    if not (nucleus > NUCLEUS_THRESHOLD).any():
-        return 0.0
-    labels = separate_nuclei(nucleus, border)
-    diameter = common_diameter(labels)
-    is_sure = certainty(nucleus, labels) >= MIN_CERTAINTY
-    is_picture_of_nuclei = np.mean(labels > 0) <= MAX_COVERED_SHARE
-    return diameter if is_sure and is_picture_of_nuclei and diameter >= MIN_THUMBNAIL_DIAMETER else 0.0
-
-
-def predict_jobs(model: keras.Model, jobs: Iterable[PredictionJob], pool: Executor, halvings: int) -> None:
-    """Runs the network at one scale, in batches of one shape; the pool separates the nuclei.
-
-    While the network runs on a batch, the pool works on the batch before.
-
-    Args:
-        model: from `load_unet`.
-        jobs: get `probabilities` and `labels_future`.
-        pool: of threads.
-        halvings: how often height and width are halved.
-    """
-    groups = {}
-    for job in jobs:
-        groups.setdefault(job.gray.shape, []).append(job)
-    for (height, width), group in groups.items():
-        batch_size = max(BATCH_PIXELS * 4**halvings // (height * width), 1)
-        for start in range(0, len(group), batch_size):
-            batch = group[start : start + batch_size]
-            grays = np.stack([job.gray for job in batch])  # (batch, H, W)
-            nucleus, border = predict_probability(model, grays, halvings)
-            for job, *probabilities in zip(batch, nucleus, border, strict=True):
-                if job.labels_future is None:
-                    job.probabilities = probabilities
-                    job.scales = (halvings,)
-                    job.labels_future = pool.submit(separate_nuclei, *probabilities, area_scale=4**halvings)
-                else:
-                    job.probabilities = average_scales(job.probabilities, probabilities)
-                    job.labels_future = pool.submit(keep_unless_merged, job, job.labels_future, halvings)
-
-
-def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int) -> np.ndarray:
-    """Labels of a job's new probabilities, or the earlier labels if its nuclei have merged.
-
-    Nothing changes the probabilities before these labels are there.
-    """
-    labels = separate_nuclei(*job.probabilities, area_scale=4 ** job.scales[0])
-    before = earlier.result()
-    if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * common_diameter(before):
-        return before
-    job.scales += (halvings,)
-    return labels
+    return PredictionJob(
+        gray,
+        has_bright_background=normalization.has_bright_background,
+        has_signal=normalization.has_signal,
+        debris=debris,
+        reading=reading,
+        is_channel=reading in COLOURS,
+        thumbnails=make_thumbnails(gray),
+    )
 
 
 def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0) -> Probabilities:
@@ -421,20 +229,6 @@ def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0)
         answer = keras.ops.convert_to_numpy(answer)
     answer = answer[:, :height, :width]
     return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
-
-
-def predict_scales(model: keras.Model, gray: np.ndarray, scales: Sequence[int]) -> Probabilities:
-    """Mean probabilities of one image over several scales, the largest first."""
-    probabilities = predict_probability(model, gray, scales[0])
-    for halvings in scales[1:]:
-        probabilities = average_scales(probabilities, predict_probability(model, gray, halvings))
-    return probabilities
-
-
-def average_scales(larger: Probabilities, smaller: Probabilities) -> list[np.ndarray]:
-    """Weighted means of the probabilities at a larger and a smaller size of an image."""
-    weight = np.float32(HALVED_WEIGHT)
-    return [a + weight * (b - a) for a, b in zip(larger, smaller, strict=True)]
 
 
 def describe_provenance(weights: str | Path, options: InputOptions = InputOptions()) -> Provenance:
@@ -490,6 +284,7 @@ def predict_samples(
         ids written, sorted; and of those skipped id -> reason.
     """
     make_folders(out)
+    predict = functools.partial(predict_probability, model)
     written = []
     skipped = {}
     writing = deque()  # pairs of an id and the future of its files
@@ -498,9 +293,9 @@ def predict_samples(
         earlier = []  # images that wait for their labels
         for chunk in read_ahead(samples, pool, options):
             images, slides = collect_work(chunk, skipped)
-            start_jobs(model, [job for work in images for job in work.jobs], pool)
+            start_jobs(predict, [job for work in images for job in work.jobs], pool)
             # By now the labels of the list before are there.
-            refine_jobs(model, [job for work in earlier for job in work.jobs], pool)
+            refine_jobs(predict, [job for work in earlier for job in work.jobs], pool)
             writing += [(work.sample.id, pool.submit(finish_work, work, out, provenance)) for work in earlier]
             earlier = images
             for slide in slides:
@@ -610,7 +405,7 @@ def predict_slide(
         # Scale and size of the nuclei are those of nine windows.
         sampled_labels, scales = find_nuclei(model, sample_windows(shape, read_gray))
         max_area = largest_area(sampled_labels) or None
-        predict = functools.partial(predict_scales, model, scales=scales)
+        predict = functools.partial(predict_scales, functools.partial(predict_probability, model), scales=scales)
         separate = functools.partial(separate_nuclei, max_area=max_area, area_scale=4 ** scales[0])
         halo = HALO_PIXELS * 2 ** (depth_of(model) + scales[-1])
         strips = label_strips(predict_strips(shape, read_gray, predict, halo, sample.id[:20]), separate)
@@ -638,7 +433,7 @@ def choose_gray(model: keras.Model, image: np.ndarray | TiffRows, options: Input
     windows = sample_windows(image.shape[:2], lambda start, stop: image[start:stop])
     jobs = make_jobs(windows, options)
     if len(jobs) > 1:
-        run_jobs(model, jobs)
+        run_jobs(functools.partial(predict_probability, model), jobs)
     reading = choose_job(jobs).reading
     channel = COLOURS.index(reading) if reading in COLOURS else slice(None)
     background = "dark" if reading else options.background

@@ -21,6 +21,7 @@ import Evaluate_model
 import Model
 import Predict_masks
 import Train
+from data import scales
 from data.files import UNFINISHED, run_script
 from data.sources import find_samples
 from data.truth import load_samples
@@ -239,7 +240,7 @@ def test_predictions_are_the_same_whatever_the_batches_and_threads(tmp_path, mon
     Predict_masks.main([*options, "--out", str(tmp_path / "usual")])
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     process = start("Predict_masks.py", *options, "--out", tmp_path / "one thread", env=environment)
-    monkeypatch.setattr(Predict_masks, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(scales, "BATCH_PIXELS", 1)
     monkeypatch.setattr(Predict_masks, "READ_AHEAD", 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     Predict_masks.main([*options, "--out", str(tmp_path / "one by one")])

@@ -27,6 +27,7 @@ MODULES = (
     "artifacts",
     "intensity",
     "nuclei",
+    "scales",
     "slides",
     "outputs",
     "cluster",

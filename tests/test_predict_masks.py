@@ -1,18 +1,18 @@
-"""Predict_masks: scales, padding, separation of touching nuclei, and what becomes of each image."""
+"""Predict_masks: padding, separation of touching nuclei, and what becomes of each image."""
 
 import json
 import os
-from collections import Counter
 
 import keras
 import numpy as np
 import pytest
 import tifffile
+from conftest import Recorder, Threshold, draw_disks
 from PIL import Image
 from scipy import ndimage
-from skimage.draw import disk
 
 import data.outputs
+import data.scales
 import Model
 import Predict_masks
 import Preprocessed_data
@@ -22,13 +22,6 @@ from data.images import read_image
 from data.sources import find_samples
 
 MARK = {"weights_sha256": "5f2b", "settings": {"min_area": 20}}
-
-
-def draw_disks(shape, centres, radius):
-    nucleus = np.zeros(shape, np.float32)
-    for centre in centres:
-        nucleus[disk(centre, radius, shape=shape)] = 1
-    return nucleus
 
 
 @pytest.fixture(scope="module")
@@ -42,70 +35,6 @@ def tiny_weights(tmp_path_factory, tiny_unet):
     file = tmp_path_factory.mktemp("weights") / "unet.keras"
     tiny_unet.save(file)
     return file
-
-
-class Threshold:
-    """Stands for a network that answers the gray value itself, and never a border."""
-
-    layers = ()
-
-    def predict_on_batch(self, batch):
-        return np.concatenate([batch, np.zeros_like(batch)], axis=-1)
-
-
-class Recorder(Threshold):
-    """Keeps the shapes of its batches."""
-
-    def __init__(self):
-        self.batches = []
-
-    def predict_on_batch(self, batch):
-        self.batches.append(batch.shape)
-        return super().predict_on_batch(batch)
-
-
-# Scales.
-
-
-def test_images_of_wide_nuclei_are_predicted_at_smaller_sizes_too(tmp_path):
-    radii = {"narrow": 8, "wide": 25, "very_wide": 42}
-    for name, radius in radii.items():
-        image = 255 * draw_disks((100, 120), [(50, 60)], radius).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
-    network = Recorder()
-    Predict_masks.predict_samples(find_samples(tmp_path), network, tmp_path / "out", {})
-    images = Counter()
-    for count, height, width, _ in network.batches:
-        images[height, width] += count
-    assert images == {(100, 120): 3, (50, 60): 2, (25, 30): 3 + 1}  # three thumbnails
-    for halvings, name in enumerate(radii):
-        image = np.asarray(Image.open(tmp_path / f"{name}.png"))
-        mask = np.asarray(Image.open(tmp_path / "out/masks" / f"{name}.png"))
-        assert mask.shape == image.shape and np.mean(mask == image) > 0.98
-        labels, scales = Predict_masks.find_nuclei(Threshold(), np.float32(image / 255))
-        written = tifffile.imread(tmp_path / "out/labels" / f"{name}.tif")
-        np.testing.assert_array_equal(written, labels)
-        assert scales == tuple(range(halvings + 1))
-
-
-def test_where_nuclei_merge_at_a_smaller_size_the_larger_one_is_kept():
-    class Merging(Threshold):
-        """Takes an image that was reduced for one nucleus."""
-
-        def predict_on_batch(self, batch):
-            answer = super().predict_on_batch(batch)
-            return answer if batch.shape[1] == 128 else np.zeros_like(answer) + (1, 0)
-
-    gray = draw_disks((128, 128), [(40, 40), (90, 90)], 20)
-    labels, scales = Predict_masks.find_nuclei(Merging(), gray)
-    assert scales == (0,)
-    np.testing.assert_array_equal(labels, nuclei.separate_nuclei(gray, 0 * gray))
-    assert labels.max() == 2
-
-
-def test_an_image_without_nuclei_has_none():
-    labels, _ = Predict_masks.find_nuclei(Threshold(), np.zeros((20, 30), np.float32))
-    assert labels.shape == (20, 30) and not labels.any()
 
 
 # Probabilities.
@@ -152,27 +81,6 @@ def test_a_stack_is_answered_as_its_images_are():
     stack = np.random.default_rng(0).random((3, 13, 17), np.float32)
     nucleus, _ = Predict_masks.predict_probability(Threshold(), stack)
     np.testing.assert_array_equal(nucleus, stack)
-
-
-def test_the_smaller_size_weighs_two_thirds():
-    larger = np.full((2, 3, 4), 0.3, np.float32)
-    smaller = np.full((2, 3, 4), 0.9, np.float32)
-    means = Predict_masks.average_scales(larger, smaller)
-    np.testing.assert_allclose(means, 0.7, rtol=1e-6)
-    assert means[0].dtype == np.float32
-
-
-def test_scales_are_averaged_from_the_largest_to_the_smallest():
-    class Size(Threshold):
-        """Answers the height of the image, in hundreds of pixels."""
-
-        def predict_on_batch(self, batch):
-            return super().predict_on_batch(np.full_like(batch, batch.shape[1] / 100))
-
-    gray = np.zeros((64, 96), np.float32)
-    nucleus, border = Predict_masks.predict_scales(Size(), gray, (0, 1, 2))
-    np.testing.assert_allclose(nucleus, ((0.64 + 2 * 0.32) / 3 + 2 * 0.16) / 3, rtol=1e-6)
-    assert border.shape == gray.shape and not border.any()
 
 
 # From probabilities to nuclei.
@@ -291,7 +199,7 @@ def test_provenance_names_the_weights_and_is_the_same_as_json(tiny_weights, tmp_
 
 def test_many_images_of_many_shapes_each_get_their_own_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(Predict_masks, "READ_AHEAD", 4)
-    monkeypatch.setattr(Predict_masks, "BATCH_PIXELS", 2 * 40 * 50)
+    monkeypatch.setattr(data.scales, "BATCH_PIXELS", 2 * 40 * 50)
     source = tmp_path / "images"
     source.mkdir()
     truth = {}

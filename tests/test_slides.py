@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tifffile
+from conftest import draw_disks
 from PIL import Image
 from scipy import ndimage
-from skimage.draw import disk
 
 import data.outputs
 import Model
 import Predict_masks
-from data import nuclei, slides
+from data import nuclei, scales, slides
 from data.images import read_image
 from data.sources import find_samples
 from Preprocessed_data import DATA, brightness
@@ -30,13 +30,6 @@ def small_strips(monkeypatch):
     monkeypatch.setattr(slides, "TILE", 128)
     monkeypatch.setattr(slides, "CONTEXT_ROWS", 32)
     monkeypatch.setattr(data.outputs, "TIFF_TILE", 16)
-
-
-def draw_disks(shape, centres, radius):
-    nucleus = np.zeros(shape, np.float32)
-    for centre in centres:
-        nucleus[disk(centre, radius, shape=shape)] = 1
-    return nucleus
 
 
 def reader(gray):
@@ -96,7 +89,8 @@ def test_the_halo_is_as_wide_as_an_answer_of_the_network_depends_on(small_strips
     keras.utils.set_random_seed(1)
     model = Model.Unet(2, 4).build()
     gray = np.random.default_rng(0).random((150, 300), np.float32)
-    predict = functools.partial(Predict_masks.predict_scales, model, scales=range(halvings + 1))
+    network = functools.partial(Predict_masks.predict_probability, model)
+    predict = functools.partial(scales.predict_scales, network, scales=range(halvings + 1))
     halo = Predict_masks.HALO_PIXELS * 2 ** (2 + halvings)
     strips = slides.predict_strips(gray.shape, reader(gray), predict, halo, name="a")
     np.testing.assert_allclose(np.concatenate(list(strips), axis=1), predict(gray), atol=1e-5)
@@ -216,8 +210,8 @@ def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkey
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images/big.tif", image, tile=(64, 64), compression="zlib")
     diameters = [(1000, 1000), (1, 1000), (1, 1)][halvings]
-    monkeypatch.setattr(Predict_masks, "HALVING_DIAMETERS", diameters)
-    monkeypatch.setattr(Predict_masks, "MERGED_DIAMETER_RATIO", 1000)
+    monkeypatch.setattr(scales, "HALVING_DIAMETERS", diameters)
+    monkeypatch.setattr(scales, "MERGED_DIAMETER_RATIO", 1000)
     samples = find_samples(tmp_path / "images")
     Predict_masks.predict_samples(samples, model, tmp_path / "whole", {})
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
