@@ -18,7 +18,7 @@ SCRIPTS = {  # script -> the scripts that it may import
     "Evaluate_model": {"Preprocessed_data"},
     "Main": {"Preprocessed_data", "Model", "Train", "Predict_masks", "Evaluate_model"},
 }
-MODULES = ("files", "images", "truth", "augment", "artifacts", "intensity", "nuclei", "slides", "outputs", "cluster")
+MODULES = ("files", "images", "truth", "artifacts", "intensity", "augment", "nuclei", "slides", "outputs", "cluster")
 TOOLS = ("download", "make_sample")  # scripts in data/, which need nothing of the project
 NETWORK_LIBRARIES = {"keras", "tensorflow", "torch", "jax"}
 SCRIPT_GUARD = "if __name__ == '__main__':\n    run_script(main)"
