@@ -13,6 +13,7 @@ import Preprocessed_data
 from data import files
 from data.files import UserError, find_samples
 from data.images import read_image
+from data.intensity import optical_density
 from data.nuclei import common_diameter
 from data.truth import load_samples
 from Preprocessed_data import (
@@ -81,6 +82,21 @@ def test_eosin_does_not_hide_haematoxylin():
     tissue[10:14, 10:14] = (90, 60, 150)  # haematoxylin
     gray = to_grayscale(tissue)
     assert gray[12, 12] == 1 and gray[5, 5] < 0.05 and gray[30, 5] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (np.uint8, (255, 128, 1), (0, 0.68923, 5.54126)),  # ln(255 / 128), ln 255
+        (np.uint8, (51, 0, 85), (1.60944, 5.54126, 1.09861)),  # ln 5, ln 255, ln 3
+        (np.uint16, (65535, 13107, 1), (0, 1.60944, 11.09034)),  # ln 5, ln 65535
+        (np.uint16, (255, 0, 21845), (5.54908, 11.09034, 1.09861)),  # ln 257, ln 65535, ln 3
+    ],
+)
+def test_the_optical_density_is_the_logarithm_of_the_light_that_is_lost(dtype, values, expected):
+    density = optical_density(np.array([[values]], dtype))
+    assert density.shape == (1, 1, 3) and density.dtype == np.float32
+    np.testing.assert_allclose(density[0, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])
