@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 from conftest import draw_nuclei
+from scipy.ndimage import gaussian_filter, label
+from skimage.feature import structure_tensor
 
 from data import augment
+from data.intensity import haematoxylin, normalize, optical_density, percentile_range
+from Preprocessed_data import to_grayscale
 
 
 def draw_pair(shape=(64, 80), seed=0):
@@ -48,6 +52,150 @@ def test_a_crop_is_warped_and_then_changed_as_asked_for(monkeypatch, has_wide_nu
     options = {"has_wide_nuclei": has_wide_nuclei, "fixed_edges": fixed_edges}
     assert augment.draw_crop("gray", "labels", 32, "rng", **options) == ("changed", "labels")
     assert calls == [("gray", "labels", 32, "rng", has_wide_nuclei), ("warped", "labels", "rng", fixed_edges)]
+
+
+# Stains.
+
+
+class Shares:
+    """A generator that draws these shares of green and blue."""
+
+    def __init__(self, green=0.0, blue=0.0):
+        self.shares = [blue, green]
+
+    def uniform(self, low, high):
+        return self.shares.pop()
+
+
+def draw_stained():
+    """Stained nuclei that are a little blurred: no pixel is hot or dead."""
+    image, _ = draw_nuclei((64, 80), stained=True)
+    return gaussian_filter(image, (1.5, 1.5, 0))
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_without_shares_the_stain_is_that_of_prediction(factor):
+    dtype = np.uint8 if factor == 1 else np.uint16
+    image = draw_stained().astype(dtype) * dtype(factor)
+    gray = augment.vary_stain(optical_density(image), Shares())
+    assert gray.dtype == np.float32
+    np.testing.assert_allclose(gray, to_grayscale(image), atol=1e-5)
+    noise = np.random.default_rng(1).integers(1, 256, (40, 50, 3)).astype(dtype) * dtype(factor)
+    channel = haematoxylin(noise)
+    expected = normalize(channel, *percentile_range(channel))
+    np.testing.assert_allclose(augment.vary_stain(optical_density(noise), Shares()), expected, atol=1e-5)
+
+
+def test_stains_differ_from_draw_to_draw_and_keep_the_density():
+    density = optical_density(draw_nuclei((64, 80), stained=True)[0])
+    before = density.copy()
+    drawn = [augment.vary_stain(density, np.random.default_rng(seed)) for seed in (1, 1, 2, 3)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    for gray in drawn:
+        assert gray.shape == (64, 80) and gray.dtype == np.float32
+        assert (gray.min(), gray.max()) == (0, 1)
+    for one, other in ((0, 2), (0, 3), (2, 3)):
+        assert abs(drawn[one] - drawn[other]).mean() > 0.01
+    np.testing.assert_array_equal(density, before)
+
+
+def test_eosin_becomes_brighter_with_the_share_of_green():
+    tissue = np.full((40, 40, 3), (245, 240, 245), np.uint8)  # white
+    tissue[:20, :] = (240, 90, 150)  # eosin
+    tissue[10:14, 10:14] = (90, 60, 150)  # haematoxylin
+    density = optical_density(tissue)
+    eosin = []
+    for green in (0, 0.5, 1, 1.5):
+        gray = augment.vary_stain(density, Shares(green=green))
+        assert gray[12, 12] == 1  # haematoxylin stays the brightest
+        eosin.append(gray[5, 5])
+    assert eosin[0] < 0.05
+    assert (np.diff(eosin) > 0).all()
+    assert eosin[-1] > 0.3
+
+
+# Crops without nuclei.
+
+EMPTY_KINDS = ("draw_noise", "draw_fibres", "draw_walls")
+
+
+def test_empty_crops_are_gray_without_nuclei_and_of_every_kind(monkeypatch):
+    drawn = []
+
+    def note(name):
+        draw = getattr(augment, name)
+        monkeypatch.setattr(augment, name, lambda size, rng: drawn.append(name) or draw(size, rng))
+
+    for name in EMPTY_KINDS:
+        note(name)
+    for seed in range(60):
+        gray, labels = augment.draw_empty_crop(64, np.random.default_rng(seed))
+        assert gray.shape == labels.shape == (64, 64)
+        assert (gray.dtype, labels.dtype) == (np.float32, np.int32)
+        assert not labels.any()
+        assert 0 <= gray.min() < gray.max() - 0.3 and gray.max() <= 1
+    assert len(drawn) == 60
+    assert all(drawn.count(name) > 10 for name in EMPTY_KINDS)
+
+
+def test_empty_crops_follow_from_the_generator_and_nothing_else():
+    grays = [augment.draw_empty_crop(64, np.random.default_rng(seed))[0] for seed in (*range(6), *range(6))]
+    for first, again in zip(grays[:6], grays[6:], strict=True):
+        np.testing.assert_array_equal(first, again)
+    assert len({gray.tobytes() for gray in grays}) == 6
+
+
+@pytest.mark.parametrize("fixed_edges", [False, True])
+def test_an_empty_crop_is_normalized_and_then_changed_as_asked_for(monkeypatch, fixed_edges):
+    calls = []
+    monkeypatch.setattr(augment, "change_intensity", lambda *arguments: calls.append(arguments) or "changed")
+    rng = np.random.default_rng(0)
+    gray, labels = augment.draw_empty_crop(64, rng, fixed_edges)
+    assert gray == "changed"
+    ((normalized, *others),) = calls
+    assert (normalized.min(), normalized.max()) == (0, 1)
+    assert others[0] is labels and others[1:] == [rng, fixed_edges]
+
+
+def measure_direction(gray):
+    """The direction of the structure of a gray (H, W): 1 where all edges are parallel, 0 where none; and its angle."""
+    rows, mixed, columns = (element.mean() for element in structure_tensor(gray, sigma=1, order="rc"))
+    strength = np.hypot(rows - columns, 2 * mixed) / (rows + columns)
+    return strength, np.arctan2(2 * mixed, rows - columns)  # twice the angle, for there is no forward
+
+
+def test_fibres_have_one_direction_and_noise_has_none():
+    strengths = {}
+    angles = {}
+    for draw in (augment.draw_fibres, augment.draw_noise):
+        grays = [draw(256, np.random.default_rng(seed)) for seed in range(12)]
+        assert all(gray.shape == (256, 256) and gray.dtype == np.float32 for gray in grays)
+        strengths[draw], angles[draw] = np.transpose([measure_direction(gray) for gray in grays])
+    # Measured of 30: from 0.72, and up to 0.13.
+    assert strengths[augment.draw_fibres].min() > 0.6
+    assert strengths[augment.draw_noise].max() < 0.3
+    assert abs(np.exp(1j * angles[augment.draw_fibres]).mean()) < 0.7  # which differs from draw to draw
+
+
+def count_cells(walls):
+    """How many pieces between the walls do not reach the edge of the crop."""
+    cells, _ = label(walls < 0.3 * walls.max())
+    edges = np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]])
+    sizes = np.bincount(cells.ravel())
+    sizes[0] = 0
+    sizes[edges] = 0
+    return int((sizes > 30).sum())
+
+
+def test_walls_enclose_many_cells_and_more_where_they_are_small(monkeypatch):
+    counts = {}
+    for distance in (20, 60):
+        monkeypatch.setattr(augment, "CELL_DISTANCES", (distance, distance))
+        walls = [augment.draw_walls(256, np.random.default_rng(seed)) for seed in range(6)]
+        assert all(gray.shape == (256, 256) and gray.dtype == np.float32 for gray in walls)
+        counts[distance] = [count_cells(gray) for gray in walls]
+    assert min(counts[20]) > 30
+    assert np.mean(counts[20]) > 5 * np.mean(counts[60]) > 5
 
 
 # Geometry.

@@ -17,13 +17,21 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pooch
 import pytest
+from conftest import draw_nuclei
+from PIL import Image
+
+from data.files import find_samples
+from data.truth import read_sample
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data" / "download.py"
-TRAIN = "stage1_train.zip"  # Its hash is known, those of the other two are not.
+TRAIN = "stage1_train.zip"  # Its hash is known, those of the others are not.
 TEST = "stage1_test.zip"
 SOLUTION = "stage1_solution.csv"
+TISSUE = "TNBC_NucleiSegmentation.zip"
+CONVERTED = "tnbc.zip"
 
 
 def make_zip(seed):
@@ -41,10 +49,47 @@ def damage(body):
     return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
 
 
+def encode_png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def draw_tissue(count=3):
+    """{id: (image, labels)} of stained nuclei, two of which touch by a corner and are one."""
+    tissue = {}
+    for seed in range(count):
+        image, labels = draw_nuclei((40, 44), seed, stained=True)
+        labels[:2, :2] = 5
+        labels[2:4, 2:4] = 5
+        tissue[f"{seed // 2 + 1:02}_{seed % 2 + 1}"] = image, labels
+    return tissue
+
+
+def make_tissue_zip(tissue, without=()):
+    """The archive as Zenodo has it, with what a Mac adds."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, (image, labels) in tissue.items():
+            patient = name.split("_")[0]
+            mask = np.where(labels > 0, 255, 0).astype(np.uint8)
+            for folder, pixels in ((f"Slide_{patient}", image), (f"GT_{patient}", mask)):
+                file = f"TNBC_NucleiSegmentation/{folder}/{name}.png"
+                if folder not in without:
+                    archive.writestr(zipfile.ZipInfo(file), encode_png(pixels))
+                archive.writestr(
+                    zipfile.ZipInfo(f"__MACOSX/TNBC_NucleiSegmentation/{folder}/._{name}.png"), b"Mac OS X"
+                )
+                archive.writestr(zipfile.ZipInfo(f"__MACOSX/TNBC_NucleiSegmentation/{folder}/{name}.png"), b"Mac OS X")
+    return buffer.getvalue()
+
+
+TISSUE_IMAGES = draw_tissue()
 FILES = {
     TRAIN: make_zip(0),
     TEST: make_zip(1),
     SOLUTION: b"ImageId,EncodedPixels,Height,Width,Usage\nab12,1 3 9 2,256,256,Public\n",
+    TISSUE: make_tissue_zip(TISSUE_IMAGES),
 }
 TRAIN_HASH = hashlib.sha256(FILES[TRAIN]).hexdigest()
 HTML = b"\n<!DOCTYPE html><title>Welcome to our hotel</title>" + 50 * b" "
@@ -57,6 +102,7 @@ WRONG = {  # what it is: name, bytes, words of the message
     "test is a page": (TEST, HTML, "web page"),
     "solution is a page": (SOLUTION, HTML, "web page"),
     "empty solution": (SOLUTION, b"", "first bytes"),
+    "damaged tissue": (TISSUE, damage(FILES[TISSUE]), "it is broken"),
 }
 each_wrong_file = pytest.mark.parametrize(
     ("name", "body", "words"), [pytest.param(*wrong, id=what) for what, wrong in WRONG.items()]
@@ -104,12 +150,18 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def run(server, monkeypatch, tmp_path, capsys):
-    """Runs the script's `main`; returns exit code, stdout and stderr."""
+def download(monkeypatch):
+    """The script as a module."""
     spec = importlib.util.spec_from_file_location("download", SCRIPT)
     download = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(download)
     monkeypatch.setitem(download.SHA256, TRAIN, TRAIN_HASH)
+    return download
+
+
+@pytest.fixture
+def run(server, download, tmp_path, capsys):
+    """Runs the script's `main`; returns exit code, stdout and stderr."""
 
     def run(*names, out=tmp_path, url=server.url):
         code = download.main([*names, "--out", str(out), "--base-url", url])
@@ -138,21 +190,23 @@ def assert_refused(result, *words):
     assert [word for word in words if str(word) not in err] == []
 
 
-def test_fetches_the_three_files(run, tmp_path):
+def test_fetches_the_four_files(run, tmp_path):
     level = pooch.get_logger().level
     folder = tmp_path / "new" / "folder"
     code, out, err = run(out=folder)
     assert (code, err) == (0, "")  # Outside a terminal there is no bar.
     assert pooch.get_logger().level == level
-    *lines, last = out.splitlines()
+    *lines, converted, last = out.splitlines()
+    assert converted.startswith(f"saved {folder / CONVERTED},")
     assert last == "next, from the repository's root: python Main.py"
     for line, (name, body) in zip(lines, FILES.items(), strict=True):
         assert (folder / name).read_bytes() == body
         assert f"saved {folder / name}," in line and hashlib.sha256(body).hexdigest() in line
         assert ("no checksum is known" in line) == (name != TRAIN)
-    assert sorted(os.listdir(folder)) == sorted(FILES)
+    assert sorted(os.listdir(folder)) == sorted([*FILES, CONVERTED])
     (tmp_path / "plain").touch()
-    assert (folder / TRAIN).stat().st_mode == (tmp_path / "plain").stat().st_mode
+    for name in (TRAIN, CONVERTED):
+        assert (folder / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_right_file_is_kept_and_not_fetched_again(run, server, tmp_path):
@@ -160,7 +214,84 @@ def test_right_file_is_kept_and_not_fetched_again(run, server, tmp_path):
         (tmp_path / name).write_bytes(body)
     code, out, err = run()
     assert (code, err, server.requests) == (0, "", [])
-    assert out.count("kept ") == 3
+    assert out.count("kept ") == 4
+
+
+# The tissue.
+
+
+def test_the_tissue_becomes_an_archive_in_the_layout_of_the_others(run, server, tmp_path):
+    code, _, err = run(TISSUE)
+    assert (code, err, server.requests) == (0, "", [TISSUE])
+    samples = find_samples(tmp_path / CONVERTED)
+    assert [sample.id for sample in samples] == sorted(TISSUE_IMAGES)
+    for sample in samples:
+        expected_image, expected_labels = TISSUE_IMAGES[sample.id]
+        image, labels = read_sample(sample)
+        np.testing.assert_array_equal(image, expected_image)
+        np.testing.assert_array_equal(labels > 0, expected_labels > 0)
+        assert labels.max() == len(sample.masks) == 5
+        pairs = np.unique(np.stack([labels, expected_labels]).reshape(2, -1), axis=1)
+        assert pairs.shape[1] == 6  # each piece is one nucleus, and the background
+
+
+def test_the_same_tissue_gives_the_same_archive(run, tmp_path):
+    archives = []
+    for _ in range(2):
+        assert run(TISSUE)[0] == 0
+        archives.append((tmp_path / CONVERTED).read_bytes())
+        (tmp_path / CONVERTED).unlink()
+    assert archives[0] == archives[1]
+
+
+def test_tissue_that_is_converted_is_neither_fetched_nor_converted_again(run, server, tmp_path):
+    (tmp_path / CONVERTED).write_bytes(b"converted before")
+    code, out, err = run(TISSUE)
+    assert (code, err, server.requests) == (0, "", [])
+    assert out.startswith(f"kept {tmp_path / CONVERTED},")
+    assert (tmp_path / CONVERTED).read_bytes() == b"converted before"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (FILES[TEST], "expected Slide_01/01_1.png"),
+        (make_tissue_zip(TISSUE_IMAGES, without=["GT_02"]), "expected TNBC_NucleiSegmentation/GT_02/02_1.png"),
+    ],
+    ids=["another archive", "a mask is missing"],
+)
+def test_an_archive_that_is_not_the_tissue_is_named_and_nothing_is_converted(run, tmp_path, body, words):
+    (tmp_path / TISSUE).write_bytes(body)
+    code, out, err = run(TISSUE)
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err and str(tmp_path / TISSUE) in err and "delete it" in err
+    assert os.listdir(tmp_path) == [TISSUE]
+
+
+def test_a_disk_that_is_full_during_the_conversion_leaves_nothing_converted(start, tmp_path):
+    resource = pytest.importorskip("resource")
+    (tmp_path / TISSUE).write_bytes(FILES[TISSUE])
+    process = start(TISSUE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000)))
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (2, 1)
+    assert str(tmp_path / CONVERTED) in err and "make room" in err
+    assert os.listdir(tmp_path) == [TISSUE]
+
+
+def test_each_file_has_its_public_place(download, monkeypatch, tmp_path):
+    urls = []
+
+    def note(name, target, url):
+        urls.append(url)
+        target.write_bytes(FILES[name])
+
+    monkeypatch.setattr(download, "retrieve", note)
+    assert download.main(["--out", str(tmp_path)]) == 0
+    assert urls[0] == "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
+    assert urls[-1] == "https://zenodo.org/records/3552674/files/TNBC_NucleiSegmentation.zip"
+
+
+# What goes wrong.
 
 
 @each_wrong_file

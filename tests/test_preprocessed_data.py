@@ -2,19 +2,23 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
-from conftest import draw_nuclei
+from conftest import draw_nuclei, draw_source, write_source
 from scipy.ndimage import gaussian_filter
 
 import Preprocessed_data
 from data import files
 from data.files import UserError
 from data.images import read_image
+from data.intensity import optical_density
 from data.nuclei import common_diameter
 from data.sources import find_samples
+from data.truth import load_samples
 from Preprocessed_data import (
+    TISSUE_DATA,
     TRAINING_DATA,
     find_training_data,
     format_summary,
@@ -30,6 +34,8 @@ from Preprocessed_data import (
     save_overview,
     select_channel,
     split_data,
+    split_patients,
+    split_sources,
     to_display,
     to_grayscale,
 )
@@ -77,6 +83,21 @@ def test_eosin_does_not_hide_haematoxylin():
     tissue[10:14, 10:14] = (90, 60, 150)  # haematoxylin
     gray = to_grayscale(tissue)
     assert gray[12, 12] == 1 and gray[5, 5] < 0.05 and gray[30, 5] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (np.uint8, (255, 128, 1), (0, 0.68923, 5.54126)),  # ln(255 / 128), ln 255
+        (np.uint8, (51, 0, 85), (1.60944, 5.54126, 1.09861)),  # ln 5, ln 255, ln 3
+        (np.uint16, (65535, 13107, 1), (0, 1.60944, 11.09034)),  # ln 5, ln 65535
+        (np.uint16, (255, 0, 21845), (5.54908, 11.09034, 1.09861)),  # ln 257, ln 65535, ln 3
+    ],
+)
+def test_the_optical_density_is_the_logarithm_of_the_light_that_is_lost(dtype, values, expected):
+    density = optical_density(np.array([[values]], dtype))
+    assert density.shape == (1, 1, 3) and density.dtype == np.float32
+    np.testing.assert_allclose(density[0, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])
@@ -278,6 +299,70 @@ def test_split_that_is_impossible():
         split_data(["a", "b"], [GRAY, GRAY], fraction=0.9)
 
 
+# The split of several sources.
+
+
+def draw_tissue(folder, patients=11):
+    """Two stained images of each patient, by the names that the tissue's images have."""
+    names = [f"{patient:02}_{number}" for patient in range(1, patients + 1) for number in (1, 2)]
+    return write_source(folder, {name: draw_nuclei(seed=n, stained=True) for n, name in enumerate(names)})
+
+
+def split_of(*sources):
+    samples = find_samples(*sources)
+    images, _ = load_samples(samples)
+    return split_sources(samples, images)
+
+
+def test_the_split_of_a_source_stays_the_same_whatever_other_source_is_added(tmp_path):
+    draw_source(tmp_path / "first", count=12)
+    alone = split_of(tmp_path / "first")
+    assert len(alone[0]) + len(alone[1]) == 12
+    samples = find_samples(tmp_path / "first")
+    assert alone == split_data([sample.id for sample in samples], load_samples(samples)[0])
+    others = {f"other_{seed}": draw_nuclei((36, 30), 50 + seed) for seed in range(9)}
+    write_source(tmp_path / "before", others)
+    draw_tissue(tmp_path / "tnbc")
+    for more in (["before"], ["tnbc"], ["tnbc", "before"]):
+        sides = split_of(tmp_path / "first", *(tmp_path / name for name in more))
+        assert [[name for name in side if name.startswith("image_")] for side in sides] == list(alone)
+        assert all(side == sorted(side) for side in sides)
+        assert any(name.startswith(("other", "04")) for name in sides[1])
+
+
+def test_the_split_of_a_source_stays_the_same_where_ids_clash(tmp_path):
+    draw_source(tmp_path / "first", count=12)
+    alone = split_of(tmp_path / "first")
+    write_source(tmp_path / "other", {f"image_{n:02}": draw_nuclei((36, 30), 50 + n) for n in range(9)})
+    for sides in (split_of(tmp_path / "first", tmp_path / "other"), split_of(tmp_path / "other", tmp_path / "first")):
+        assert [[name[7:] for name in side if name.startswith("first__")] for side in sides] == list(alone)
+
+
+@pytest.mark.parametrize("source", ["tnbc", "tnbc.zip"])
+def test_tissue_is_split_by_patients(tmp_path, source):
+    folder = draw_tissue(tmp_path / "drawn" / "tnbc")
+    if source == "tnbc":
+        folder.rename(tmp_path / source)
+    else:
+        shutil.make_archive(str(tmp_path / "tnbc"), "zip", folder)
+    training, validation = split_of(tmp_path / source)
+    assert validation == [f"{patient}_{number}" for patient in ("04", "09", "11") for number in (1, 2)]
+    assert len(training) == 16 and not set(training) & set(validation)
+    # An id that another source has too gets the name of its source.
+    write_source(tmp_path / "other", {"04_1": draw_nuclei(), "05_1": draw_nuclei(seed=7)})
+    training, validation = split_of(tmp_path / source, tmp_path / "other")
+    expected = [f"tnbc__{patient}_{number}" for patient in ("04", "09", "11") for number in (1, 2)]
+    assert [name for name in validation if name.startswith("tnbc__")] == expected
+    assert sum(name.startswith("tnbc__") for name in training) == 16
+    assert sum(name.startswith("other__") for name in training + validation) == 2
+
+
+def test_patients_are_told_by_the_name_before_the_first_underscore(tmp_path):
+    names = ("04_1", "04_12", "041_1", "1_04", "11")
+    samples = find_samples(write_source(tmp_path / "tnbc", {name: draw_nuclei() for name in names}))
+    assert split_patients(samples, ("04", "11")) == (["041_1", "1_04"], ["04_1", "04_12", "11"])
+
+
 def test_a_kind_is_held_out_whole():
     images = [draw_nuclei(seed=n, stained=n % 3 == 2)[0] for n in range(7)]
     training, validation = hold_out_kind(list("gfedcba"), images, "stained tissue")
@@ -313,14 +398,20 @@ def test_the_training_data_are_found_as_a_folder_or_an_archive(tmp_path, monkeyp
     monkeypatch.setattr(files, "__file__", str(tmp_path / "scripts/data/files.py"))
     with pytest.raises(UserError, match="download"):
         find_training_data()
-    assert find_training_data(default="data/sample") == "data/sample"
+    assert find_training_data(default="data/sample") == ["data/sample"]
     folder, archive = TRAINING_DATA
     for place, prefix in ((tmp_path / "scripts", f"{tmp_path}/scripts/"), (tmp_path / "work", "")):
         (place / "data").mkdir(parents=True)
         (place / archive).touch()
-        assert find_training_data(default="data/sample") == prefix + archive
+        assert find_training_data(default="data/sample") == [prefix + archive]
         (place / folder).mkdir()
-        assert find_training_data() == prefix + folder
+        assert find_training_data() == [prefix + folder]
+        (place / TISSUE_DATA[1]).touch()
+        assert find_training_data() == [prefix + folder, prefix + TISSUE_DATA[1]]
+        (place / TISSUE_DATA[0]).mkdir()
+        assert find_training_data() == [prefix + folder, prefix + TISSUE_DATA[0]]
+        (place / TISSUE_DATA[0]).rmdir()
+        (place / TISSUE_DATA[1]).unlink()
         (place / folder).rmdir()
 
 

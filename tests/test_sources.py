@@ -69,6 +69,16 @@ def test_kaggle_folder_and_zip_give_the_drawn_arrays(tmp_path, prefix):
             assert label.dtype == np.int32
 
 
+def test_a_sample_knows_its_source(tmp_path, source):
+    zip_folder(source, tmp_path / "tissue.zip")
+    one = save_image(tmp_path / "one" / "picture.png", GRAY)
+    sources = {sample.id: sample.source for sample in find_samples(source, tmp_path / "tissue.zip", one)}
+    assert sources["source__image_00"] == str(source)
+    assert sources["tissue__image_00"] == str(tmp_path / "tissue")
+    assert sources["picture"] == str(tmp_path / "one")
+    assert only(one).source == str(tmp_path / "one")
+
+
 def test_a_zip_is_read_in_place(tmp_path, source):
     archive = zip_folder(source, tmp_path / "source.zip")
     before = sorted(tmp_path.rglob("*"))

@@ -14,14 +14,15 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, draw_nuclei, draw_source
+from conftest import ROOT, draw_nuclei, draw_source, write_source
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
 import Train
-from data.augment import draw_crop, whole_image
+from data.augment import draw_empty_crop, whole_image
 from data.files import UserError
 from data.images import read_image
+from data.intensity import optical_density
 from data.sources import find_samples
 from data.truth import read_labels
 from Preprocessed_data import STAINED_TISSUE, to_grayscale
@@ -81,7 +82,7 @@ def read_files(folder):
 
 def draw_pair(shape=(64, 80), seed=0):
     image, labels = draw_nuclei(shape, seed)
-    return to_grayscale(image), labels
+    return Train.Pair(to_grayscale(image), labels)
 
 
 # Options.
@@ -102,7 +103,7 @@ def draw_pair(shape=(64, 80), seed=0):
 )
 def test_options_that_do_not_fit(drawn, tmp_path, wrong, message):
     with pytest.raises(UserError, match=message):
-        Train.train(str(drawn), str(tmp_path), dataclasses.replace(TINY, **wrong), RUN_ID)
+        Train.train([str(drawn)], str(tmp_path), dataclasses.replace(TINY, **wrong), RUN_ID)
 
 
 def test_a_batch_is_shared_out_evenly_to_the_processes():
@@ -136,13 +137,14 @@ def fixed_edges_drawn():
 def trained(drawn, tmp_path_factory, fixed_edges_drawn):
     """What the command leaves behind, a training from beginning to end."""
 
-    def draw_noted_crop(*arguments, fixed_edges, **options):
-        fixed_edges_drawn.append(fixed_edges)
-        return draw_crop(*arguments, fixed_edges=fixed_edges, **options)
+    class NotedCrops(Train.Crops):
+        def draw(self, image_index, rng, fixed_edges):
+            fixed_edges_drawn.append(fixed_edges)
+            return super().draw(image_index, rng, fixed_edges)
 
     out = tmp_path_factory.mktemp("trained") / "new" / "weights"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Train, "draw_crop", draw_noted_crop)
+        patch.setattr(Train, "Crops", NotedCrops)
         Train.main(make_command(drawn, out))
     return out
 
@@ -205,7 +207,7 @@ def test_a_training_ends_with_fixed_edges(trained, fixed_edges_drawn):
 
 
 def test_two_trainings_of_one_seed_are_the_same(trained, drawn, tmp_path):
-    history = Train.train(str(drawn), str(tmp_path), TINY, RUN_ID)
+    history = Train.train([str(drawn)], str(tmp_path), TINY, RUN_ID)
     assert_same_history(history, Train.read_history(trained / "history.csv"))
     weights = Model.load_unet(tmp_path / "unet.keras").get_weights()
     expected = Model.load_unet(trained / "unet.keras").get_weights()
@@ -253,6 +255,33 @@ def test_rare_kinds_are_drawn_more_often():
     assert common / rare == pytest.approx(3 / 2)
 
 
+def test_the_density_is_kept_of_stained_tissue_that_is_trained_on(drawn):
+    pairs, _, record = Train.load_data(find_samples(drawn), TINY)
+    with_density = [name for name in IDS if pairs[name].density is not None]
+    assert with_density == [name for name in ("image_02", "image_05") if name in record["training_ids"]]
+    assert with_density
+    for sample in find_samples(drawn):
+        if sample.id in with_density:
+            np.testing.assert_array_equal(pairs[sample.id].density, optical_density(read_image(sample.image)))
+    held_out, _, _ = Train.load_data(find_samples(drawn), dataclasses.replace(TINY, hold_out=STAINED_TISSUE))
+    assert all(pair.density is None for pair in held_out.values())
+
+
+def test_a_training_on_two_sources_learns_from_both(drawn, tmp_path):
+    tissue = {f"{patient:02}_1": draw_nuclei(seed=patient, stained=True) for patient in (1, 2, 4, 9)}
+    write_source(tmp_path / "tnbc", tissue)
+    options = dataclasses.replace(TINY, epochs=1, crops=4)
+    command = make_command(drawn, tmp_path / "out", options)
+    command.insert(2, str(tmp_path / "tnbc"))
+    Train.main(command)
+    record = read_record(tmp_path / "out")
+    alone = Train.load_data(find_samples(drawn), TINY)[2]
+    assert record["training_ids"] == ["01_1", "02_1", *alone["training_ids"]]
+    assert record["validation_ids"] == ["04_1", "09_1", *alone["validation_ids"]]
+    assert record["images"] == 12
+    assert (tmp_path / "out" / "unet.keras").is_file()
+
+
 # The batches.
 
 SMALL = dataclasses.replace(TINY, epochs=3, crops=6, batch_size=2, seed=1)  # nine batches
@@ -278,11 +307,44 @@ def test_batches_follow_from_seed_and_batch_id():
 
 
 def test_a_batch_shows_the_images_that_were_drawn_for_it(monkeypatch):
+    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
     monkeypatch.setattr(Train, "draw_crop", lambda gray, labels, *_, **__: (gray, labels))
     crops = make_crops()
     for index in range(len(crops)):
         images, _ = crops.draw_images(index)
         np.testing.assert_array_equal(crops[index][0][..., 0], [crops.pairs[image][0] for image in images])
+
+
+def test_a_small_share_of_the_crops_has_no_nuclei(monkeypatch):
+    monkeypatch.setattr(Train, "draw_crop", lambda gray, labels, *_, **__: (gray[:32, :32], np.ones((32, 32), int)))
+    crops = make_crops(dataclasses.replace(SMALL, crops=1000, batch_size=20))
+    empty = [not target[..., 0].any() for index in range(100) for target in crops[index][1]]
+    assert len(empty) == 2000
+    assert np.mean(empty) == pytest.approx(Train.EMPTY_SHARE, abs=0.015)  # three standard deviations
+
+
+@pytest.mark.parametrize("fixed_edges", [False, True])
+def test_crops_without_nuclei_follow_from_the_generator_and_have_fixed_edges_too(monkeypatch, fixed_edges):
+    monkeypatch.setattr(Train, "EMPTY_SHARE", 1)
+    gray, labels = make_crops().draw(0, np.random.default_rng(3), fixed_edges)
+    rng = np.random.default_rng(3)
+    rng.random()
+    expected, no_labels = draw_empty_crop(32, rng, fixed_edges)
+    np.testing.assert_array_equal(gray, expected)
+    np.testing.assert_array_equal(labels, no_labels)
+
+
+def test_stained_tissue_is_drawn_in_other_stains_each_time(monkeypatch):
+    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
+    monkeypatch.setattr(Train, "draw_crop", lambda gray, labels, *_, **__: (gray, labels))
+    image, labels = draw_nuclei(stained=True)
+    pair = Train.Pair(to_grayscale(image), labels, optical_density(image))
+    crops = Train.Crops([pair, pair._replace(density=None)], [0.5, 0.5], SMALL)
+    varied = [crops.draw(0, np.random.default_rng(seed), False)[0] for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(varied[0], varied[1])
+    assert abs(varied[0] - varied[2]).mean() > 0.001
+    assert abs(varied[0] - pair.gray).mean() > 0.001
+    np.testing.assert_array_equal(crops.draw(1, np.random.default_rng(1), False)[0], pair.gray)
 
 
 def test_images_are_drawn_by_their_probabilities():
@@ -307,6 +369,7 @@ def test_the_last_batches_have_fixed_edges(monkeypatch):
     def draw_whether_fixed(gray, labels, size, rng, *, has_wide_nuclei, fixed_edges):
         return np.full((size, size), fixed_edges), labels
 
+    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
     monkeypatch.setattr(Train, "draw_crop", draw_whether_fixed)
     options = dataclasses.replace(SMALL, epochs=2, crops=5, batch_size=1)  # ten batches
     whole = make_crops(options)
@@ -319,10 +382,11 @@ def test_images_of_wide_nuclei_are_drawn_as_such(monkeypatch):
     def draw_whether_wide(gray, labels, size, rng, *, has_wide_nuclei, fixed_edges):
         return np.full((size, size), has_wide_nuclei), labels
 
+    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
     monkeypatch.setattr(Train, "draw_crop", draw_whether_wide)
     wide = np.zeros((64, 64), np.int32)
     wide[10:50, 10:50] = 1  # a disk of its area is 45 pixels wide
-    pairs = [draw_pair((64, 64)), (wide.astype(np.float32), wide)]
+    pairs = [draw_pair((64, 64)), Train.Pair(wide.astype(np.float32), wide)]
     crops = Train.Crops(pairs, [0.5, 0.5], SMALL)
     assert crops.has_wide_nuclei == [False, True]
     for index in range(len(crops)):
@@ -346,7 +410,7 @@ def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
     images = [draw_pair(shape, seed) for seed, shape in enumerate([(32, 32), (32, 32), (36, 44)])]
     dice = []
     accuracy = []
-    for gray, labels in images:
+    for gray, labels, _ in images:
         probability = model.predict(gray[None, ..., None], verbose=0)[0, ..., 0]
         masks = (labels > 0).ravel(), (probability > 0.5).ravel()
         dice.append(f1_score(*masks))
@@ -388,7 +452,7 @@ def test_a_nan_loss_ends_the_training_with_an_error(source, tmp_path, monkeypatc
 
     monkeypatch.setattr(Model, "segmentation_loss", broken)
     with pytest.raises(UserError, match="NaN or infinite in epoch 1, in the batches of image_0"):
-        Train.train(str(source), str(tmp_path / "out"), TINY, RUN_ID)
+        Train.train([str(source)], str(tmp_path / "out"), TINY, RUN_ID)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -433,7 +497,7 @@ def interrupted(drawn, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Train, "KeepEpochs", Stopped)
         with pytest.raises(KeyboardInterrupt):
-            Train.train(str(drawn), str(out), TINY, RUN_ID)
+            Train.train([str(drawn)], str(out), TINY, RUN_ID)
     return out
 
 
@@ -508,16 +572,16 @@ def test_the_checkpoint_says_which_epochs_are_done(stopped):
 def test_resume_without_an_interrupted_training(drawn, trained, tmp_path):
     for out in (tmp_path, trained):
         with pytest.raises(UserError, match="no interrupted training"):
-            Train.train(str(drawn), str(out), TINY, RUN_ID, resume=True)
+            Train.train([str(drawn)], str(out), TINY, RUN_ID, resume=True)
 
 
 def test_resume_with_other_options_or_data(drawn, stopped, tmp_path):
     before = read_files(stopped)
     with pytest.raises(UserError, match="other options"):
-        Train.train(str(drawn), str(stopped), dataclasses.replace(TINY, seed=4), RUN_ID, resume=True)
+        Train.train([str(drawn)], str(stopped), dataclasses.replace(TINY, seed=4), RUN_ID, resume=True)
     draw_source(tmp_path / "other", count=7)
     with pytest.raises(UserError, match="other data"):
-        Train.train(str(tmp_path / "other"), str(stopped), TINY, RUN_ID, resume=True)
+        Train.train([str(tmp_path / "other")], str(stopped), TINY, RUN_ID, resume=True)
     assert read_files(stopped) == before
 
 
@@ -580,7 +644,7 @@ def test_every_training_has_its_own_run_id_and_the_options_of_the_command(tmp_pa
         with pytest.raises(KeyboardInterrupt):
             Train.main(make_command("source", tmp_path, options))
     first, second = calls
-    assert first[:3] == ("source", tmp_path, options)
+    assert first[:3] == (["source"], tmp_path, options)
     assert first[3] != second[3]
     assert first[4] is False
 
@@ -642,7 +706,7 @@ def test_ten_kills_lose_nothing(source, tmp_path):
     process = start_script([*command, "--resume"], tmp_path)
     assert process.wait() == 0
     history = Train.read_history(out / "history.csv")
-    undisturbed = Train.train(str(source), str(tmp_path / "other"), options, RUN_ID)
+    undisturbed = Train.train([str(source)], str(tmp_path / "other"), options, RUN_ID)
     assert_same_history(history, undisturbed)
     weights = Model.load_unet(out / "unet.keras").get_weights()
     expected = Model.load_unet(tmp_path / "other" / "unet.keras").get_weights()

@@ -190,11 +190,10 @@ def read_all(data: str) -> float:
 def time_training(data: str, precision: str) -> np.ndarray:
     """Milliseconds a crop: of epochs, and of epochs of one batch over and over, in turns."""
     keras.config.set_dtype_policy(precision)
-    images, labels = load_samples(find_samples(data))
-    pairs = list(zip(map(Preprocessed_data.to_grayscale, images), labels, strict=True))
     options = Train.Options(epochs=1, seed=0)
     options = dataclasses.replace(options, crops=STEPS * options.batch_size)
-    batches = Train.Crops(pairs, Train.draw_probabilities(images), options)
+    pairs, probabilities, record = Train.load_data(find_samples(data), options)
+    batches = Train.Crops([pairs[name] for name in record["training_ids"]], probabilities, options)
     model = Model.compile_unet(options.depth, options.base_filters, options.learning_rate, STEPS)
     same, clock = Same(batches[0], STEPS), Clock()
     for _ in range(EPOCHS + 1):  # the first does not count
