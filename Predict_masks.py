@@ -22,6 +22,8 @@ Exit code 1: some images could not be read; they were named and skipped.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -98,6 +100,7 @@ from data.scales import (
 )
 from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
 from data.sources import Sample, find_samples
+from data.stacks import PROJECTIONS, Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
 from Model import depth_of, load_unet
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
@@ -125,8 +128,9 @@ SHOWN_IMAGES = 8  # in predictions.png
 class InputOptions:
     """How images are to be seen; None: it is found out for each image."""
 
-    channel: str | None = None  # "red", "green", "blue", or "max", the brightest of the three
+    channel: str | None = None  # its name, its number from 1, or "max", the brightest of all at each pixel
     background: str | None = None  # "dark" or "bright"
+    project: str | None = None  # "max", "mean" or "sum" along z
 
 
 def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -150,7 +154,7 @@ class ImageWork:
 
     sample: Sample
     checksum: dict  # of the file, before it was read
-    image: np.ndarray  # as in the file
+    image: np.ndarray | Channels  # as in the file
     jobs: list[PredictionJob]  # one for each way that the image can be seen
 
 
@@ -176,14 +180,27 @@ def segment_image(
     return finish_labels(job), job
 
 
-def make_jobs(image: np.ndarray, options: InputOptions) -> list[PredictionJob]:
-    """Prepares an image (H, W) or (H, W, 3) for the network; one job for each way that it can be seen."""
+def make_jobs(image: np.ndarray | Channels, options: InputOptions) -> list[PredictionJob]:
+    """Prepares an image for the network; one job for each way that it can be seen.
+
+    Args:
+        image: (H, W), (H, W, 3), or several channels.
+        options: how it is to be seen. A gray image has one channel, whatever is wanted.
+
+    Raises:
+        UserError: it has no such channel.
+    """
     background = options.background
-    if image.ndim == 3 and options.channel in COLOURS:
-        return [make_job(image[..., COLOURS.index(options.channel)], options.channel, background)]
+    if isinstance(image, Channels):
+        pairs = zip(image.names, image.planes, strict=True)
+        return [make_job(plane, name, background, index) for index, (name, plane) in enumerate(pairs)]
+    if image.ndim == 3 and options.channel not in (None, "max"):
+        index = pick_channels(COLOURS, options.channel)[0]
+        return [make_job(image[..., index], "", background, index)]
     colours = [] if options.channel else find_colours(image)
     if colours:
-        return [make_job(image[..., COLOURS.index(colour)], colour, background or "dark") for colour in colours]
+        indices = [COLOURS.index(colour) for colour in colours]
+        return [make_job(image[..., index], COLOURS[index], background or "dark", index) for index in indices]
     job = make_job(image, "", background)
     if background is None and job.has_bright_background and not is_stained(image):
         # A dark background that bright nuclei nearly cover looks like a bright one.
@@ -191,8 +208,8 @@ def make_jobs(image: np.ndarray, options: InputOptions) -> list[PredictionJob]:
     return [job]
 
 
-def make_job(image: np.ndarray, reading: str, background: str | None) -> PredictionJob:
-    """The job of an image (H, W) or (H, W, 3), seen in one way, which `reading` names."""
+def make_job(image: np.ndarray, reading: str, background: str | None, channel: int | None = None) -> PredictionJob:
+    """The job of an image (H, W) or (H, W, 3), or of one of its channels, seen in one way, which `reading` names."""
     gray, normalization, debris = prepare_image(image, background)
     return PredictionJob(
         gray,
@@ -200,7 +217,8 @@ def make_job(image: np.ndarray, reading: str, background: str | None) -> Predict
         has_signal=normalization.has_signal,
         debris=debris,
         reading=reading,
-        is_channel=reading in COLOURS,
+        channel=channel,
+        background=background,
         thumbnails=make_thumbnails(gray),
     )
 
@@ -258,6 +276,7 @@ def describe_provenance(weights: str | Path, options: InputOptions = InputOption
         "max_diameter": MAX_DIAMETER,
         "channel": options.channel,
         "background": options.background,
+        "project": options.project,
     }
     return {"weights_sha256": hash_file(weights), "settings": settings}
 
@@ -373,7 +392,7 @@ def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
     if math.prod(read_shape(sample.image)) > LARGE_IMAGE:
         return None
     checksum = describe_file(sample.image)
-    image = read_image(sample.image)
+    image = narrow_channels(read_sample_image(sample, options.project), options.channel)
     return ImageWork(sample, checksum, image, make_jobs(image, options))
 
 
@@ -382,10 +401,15 @@ def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str
     job = choose_job(work.jobs)
     labels = finish_labels(job)
     work.jobs = []  # an image that waits for its turn takes memory
-    overlay = outline_nuclei(to_display(work.image), labels)
+    overlay = outline_nuclei(to_display(shown_image(work.image, job)), labels)
     provenance = provenance | {"image": work.checksum}
     write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance)
     return job.reading if labels.any() else ""
+
+
+def shown_image(image: np.ndarray | Channels, job: PredictionJob) -> np.ndarray:
+    """What people look at: an image (H, W) or (H, W, 3), or that one of several channels that the job sees."""
+    return image.planes[job.channel] if isinstance(image, Channels) else image
 
 
 def predict_slide(
@@ -399,9 +423,11 @@ def predict_slide(
     """
     files = prediction_files(out, sample.id)
     provenance = add_image(provenance, sample.image)
-    with open_rows(sample.image) as image:
+    with open_sample(sample, options) as image:
         shape = image.shape[:2]
-        read_gray = choose_gray(model, image, options)
+        job = choose_slide_job(model, image, options)
+        image = shown_image(image, job)
+        read_gray = prepare_slide(image, job)
         # Scale and size of the nuclei are those of nine windows.
         sampled_labels, scales = find_nuclei(model, sample_windows(shape, read_gray))
         max_area = largest_area(sampled_labels) or None
@@ -424,27 +450,54 @@ def predict_slide(
         files.mask.unlink(missing_ok=True)  # of a smaller image of this name
 
 
-def choose_gray(model: keras.Model, image: np.ndarray | TiffRows, options: InputOptions) -> ReadGray:
-    """Finds out on parts of a large image how it is to be seen; returns what reads the gray of its rows.
+@contextlib.contextmanager
+def open_sample(sample: Sample, options: InputOptions) -> Iterator[np.ndarray | TiffRows | Channels]:
+    """Yields the rows of a large image, as `open_rows`; a plane of a stack is read whole."""
+    if sample.plane is None:
+        with open_rows(sample.image) as rows:
+            yield rows
+    else:
+        yield narrow_channels(read_sample_image(sample, options.project), options.channel)
+
+
+def choose_slide_job(
+    model: keras.Model, image: np.ndarray | TiffRows | Channels, options: InputOptions
+) -> PredictionJob:
+    """Finds out on parts of a large image how it is to be seen.
 
     Raises:
         UserError: several channels look like nuclei.
     """
-    windows = sample_windows(image.shape[:2], lambda start, stop: image[start:stop])
+    if isinstance(image, Channels):
+        planes = [
+            sample_windows(image.shape, lambda start, stop, plane=plane: plane[start:stop]) for plane in image.planes
+        ]
+        windows = Channels(image.names, np.stack(planes))
+    else:
+        windows = sample_windows(image.shape[:2], lambda start, stop: image[start:stop])
     jobs = make_jobs(windows, options)
     if len(jobs) > 1:
         run_jobs(functools.partial(predict_probability, model), jobs)
-    reading = choose_job(jobs).reading
-    channel = COLOURS.index(reading) if reading in COLOURS else slice(None)
-    background = "dark" if reading else options.background
-    small = subsample(image, NORMALIZATION_PIXELS)[..., channel]
+    return choose_job(jobs)
+
+
+def prepare_slide(image: np.ndarray | TiffRows, job: PredictionJob) -> ReadGray:
+    """Measures the normalization of a large image; returns what reads the gray of its rows, seen as the job sees it."""
+    has_colours = len(image.shape) == 3
+    channel = job.channel if has_colours and job.channel is not None else slice(None)
+    small = subsample(image, NORMALIZATION_PIXELS)
+    if has_colours:
+        small = small[..., channel]
     ground = find_ground(brightness(small))
-    normalization = measure_normalization(small, ground, background)
+    normalization = measure_normalization(small, ground, job.background)
     step = math.ceil(image.shape[1] / small.shape[1])
 
     def read_gray(start: int, stop: int) -> np.ndarray:
         """The gray of rows `start` to `stop`, as `to_grayscale` would make it of the whole image."""
-        gray = to_grayscale(image[start:stop][..., channel], normalization)
+        rows = image[start:stop]
+        if has_colours:
+            rows = rows[..., channel]
+        gray = to_grayscale(rows, normalization)
         if ground is not None:
             rows = np.arange(start, stop) // step
             columns = np.arange(gray.shape[1]) // step
@@ -466,7 +519,7 @@ def predict_on_cluster(
     paths = [os.path.abspath(path) for path in (weights, out, *data)]
     script = Path(__file__).resolve()
     ids = [sample.id for sample in samples]
-    arguments = [run, options.channel, options.background, *paths]
+    arguments = [run, *dataclasses.astuple(options), *paths]
     answers = map_on_cluster(ids, READ_AHEAD, script, "predict_on_worker", arguments, address)
     written = []
     skipped = {}
@@ -481,10 +534,17 @@ def predict_on_cluster(
 
 
 def predict_on_worker(
-    ids: Sequence[str], run: str, channel: str | None, background: str | None, weights: str, out: str, *data: str
+    ids: Sequence[str],
+    run: str,
+    channel: str | None,
+    background: str | None,
+    project: str | None,
+    weights: str,
+    out: str,
+    *data: str,
 ) -> tuple[list[str], dict[str, str]]:
     """What a Dask worker does; returns as `predict_samples`."""
-    options = InputOptions(channel, background)
+    options = InputOptions(channel, background, project)
     samples, model, provenance = prepare_worker(run, options, weights, *data)
     missing = {name: "no longer there" for name in ids if name not in samples}
     present = [samples[name] for name in ids if name in samples]
@@ -495,7 +555,7 @@ def predict_on_worker(
 @functools.lru_cache(1)
 def prepare_worker(run: str, options: InputOptions, weights: str, *data: str) -> tuple[dict, keras.Model, Provenance]:
     """What a worker needs for all its images of one run: samples by id, network, provenance."""
-    samples = {sample.id: sample for sample in find_samples(*data)}
+    samples = {sample.id: sample for sample in expand_planes(find_samples(*data), options.project)}
     return samples, load_unet(weights), describe_provenance(weights, options)
 
 
@@ -541,8 +601,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     files.add_argument("--overwrite", action="store_true", help="redo images that are done")
     images = parser.add_argument_group("images (found out for each image, where not given)")
-    images.add_argument("--channel", choices=(*COLOURS, "max"), help="of RGB merges, or the brightest of the three")
+    channel = "red, green, blue, a name in the file, a number from 1, or max, the brightest of all at each pixel"
+    images.add_argument("--channel", help=channel)
     images.add_argument("--background", choices=("dark", "bright"), help="on which nuclei are bright, or dark")
+    images.add_argument("--project", choices=PROJECTIONS, help="make one image of all planes along z")
     results = parser.add_argument_group("results")
     results.add_argument("--show", action="store_true", help="show the files afterwards")
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
@@ -553,10 +615,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    samples = find_samples(*args.data)
+    samples = expand_planes(find_samples(*args.data), args.project)
     out = Path(args.out or default_out(*args.data))
     model = load_unet(args.weights)
-    options = InputOptions(args.channel, args.background)
+    options = InputOptions(args.channel, args.background, args.project)
     provenance = describe_provenance(args.weights, options)
     claim_out(out, *args.data)
     remove_unfinished(out)

@@ -51,7 +51,7 @@ def read_image(file: File) -> np.ndarray:
         image = _decode_tiff(content, file)
     else:
         image = _decode_with_pillow(content, file)
-    return _check_image(_drop_alpha(image), file)
+    return check_image(_drop_alpha(image), file)
 
 
 def read_shape(file: File) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class TiffRows:
     def __getitem__(self, rows: slice) -> np.ndarray:
         """(b - a, W) or (b - a, W, 3) of rows a to b; a slice with a step is not supported."""
         start, stop, _ = rows.indices(self.shape[0])
-        return _check_image(_drop_alpha(self._decode_rows(start, stop)), self.file)
+        return check_image(_drop_alpha(self._decode_rows(start, stop)), self.file)
 
     def _decode_rows(self, start: int, stop: int) -> np.ndarray:
         tile_height = self.page.chunks[0]
@@ -189,6 +189,15 @@ def decoding(file: File) -> Iterator[None]:
         reason = (str(error) or type(error).__name__).split("\n")[0]
         advice = "replace or remove it"
         raise UserError(f"{file}: not a readable image ({reason}); {advice}") from error
+
+
+def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:
+    """A TIFF whose pages are still to be read, None for other files; raises as `read_image`."""
+    if not _is_tiff(stream):
+        return None
+    tiff = tifffile.TiffFile(stream)
+    _check_page(tiff.pages[0], file)
+    return tiff
 
 
 def _is_tiff(stream: BinaryIO) -> bool:
@@ -333,7 +342,7 @@ def _drop_alpha(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _check_image(image: np.ndarray, file: File) -> np.ndarray:
+def check_image(image: np.ndarray, file: File) -> np.ndarray:
     """Returns the image if it is one gray or RGB image of real, finite numbers."""
     is_gray = image.ndim == 2
     is_rgb = image.ndim == 3 and image.shape[-1] == 3

@@ -50,7 +50,8 @@ class PredictionJob:
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
     reading: str = ""  # channel or background that was tried; "" for the usual one
-    is_channel: bool = False  # whether `reading` is one channel of an RGB image
+    channel: int | None = None  # index of the one channel of the image that is seen
+    background: str | None = None  # "dark" or "bright", where it was given or tried
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
     wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
     scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved
@@ -67,7 +68,7 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     ranked = sorted(jobs, key=score_nuclei, reverse=True)
     first = score_nuclei(ranked[0])
     second = score_nuclei(ranked[1])
-    if ranked[0].is_channel and second * SURE_CHANNEL > first:
+    if ranked[0].channel is not None and second * SURE_CHANNEL > first:
         names = " and ".join(job.reading for job in ranked[:2])
         raise UserError(f"its channels {names} both look like nuclei; choose one with --channel")
     return ranked[0]

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from data.files import File, UserError
 
@@ -36,6 +36,13 @@ Parts = tuple[str, ...]  # the folders of a file below the source, and its name
 LeftOut = dict[tuple[str, str], list[str]]  # reason -> of each file its ending, its name or ""
 
 
+class Plane(NamedTuple):
+    """Which plane of a stack is meant; None: there is one, or all along z are projected onto one."""
+
+    z: int | None  # counted from 0
+    t: int | None
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image of a source, with one mask file per nucleus where the source has masks."""
@@ -43,6 +50,7 @@ class Sample:
     id: str
     image: File
     masks: tuple[File, ...] = ()
+    plane: Plane | None = None  # of a stack, see data/stacks.py
     source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
 
 
@@ -78,7 +86,7 @@ def find_samples(*sources: str | Path) -> list[Sample]:
     if not samples:
         endings = ", ".join(IMAGE_ENDINGS)
         raise UserError(f"{names}: no images in it ({endings}); {left_out_line or 'it is empty'}")
-    _check_ids(samples)
+    check_ids(samples)
     if left_out:
         _say_once(left_out_line, names)
     return samples
@@ -312,7 +320,8 @@ def _is_beside_images(folder: Parts, image_folders: Container[Parts], above: Con
     return False
 
 
-def _check_ids(samples: Iterable[Sample]) -> None:
+def check_ids(samples: Iterable[Sample]) -> None:
+    """Raises UserError where two samples have one id."""
     seen = {}
     for sample in samples:
         key = sample.id.lower()  # on many disks a.png and A.png are one file

@@ -221,7 +221,7 @@ def test_what_a_decoder_raises_is_a_mistake_of_the_user(gray_png, gray_tif, monk
         assert error.value.__cause__ is fault
 
 
-@pytest.mark.parametrize("function", ["_drop_alpha", "_check_image", "_check_size"])
+@pytest.mark.parametrize("function", ["_drop_alpha", "check_image", "_check_size"])
 def test_a_fault_of_our_own_is_no_mistake_of_the_user(gray_png, gray_tif, monkeypatch, function):
     fault = AttributeError("ours")
     monkeypatch.setattr(data.images, function, fail_with(fault))
@@ -231,7 +231,7 @@ def test_a_fault_of_our_own_is_no_mistake_of_the_user(gray_png, gray_tif, monkey
         assert error.value is fault
 
 
-@pytest.mark.parametrize("function", ["_drop_alpha", "_check_image"])
+@pytest.mark.parametrize("function", ["_drop_alpha", "check_image"])
 def test_a_fault_of_our_own_in_the_rows_is_no_mistake_of_the_user(gray_tif, monkeypatch, function):
     fault = ValueError("operands could not be broadcast")
     monkeypatch.setattr(data.images, function, fail_with(fault))

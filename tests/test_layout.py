@@ -22,6 +22,7 @@ MODULES = (
     "files",
     "sources",
     "images",
+    "stacks",
     "truth",
     "artifacts",
     "intensity",

@@ -1,0 +1,255 @@
+"""Reads the planes of stacks: TIFFs with channels, z and time, such as OME-TIFFs and hyperstacks of ImageJ.
+
+In:  the samples of `data.sources`.
+Out: a sample for each plane of z and time; of a sample one image, or its channels with their names.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+from tifffile import PHOTOMETRIC
+
+from data.files import File, UserError
+from data.images import MAX_PIXELS, check_image, decoding, read_image, read_tiff_header
+from data.sources import Plane, Sample, check_ids
+
+STACK_ENDINGS = (".tif", ".tiff")
+PROJECTIONS = ("max", "mean", "sum")
+COLOUR_SAMPLES = (3, 4)  # of RGB and RGBA
+# Names of nuclear stains and markers; case does not count.
+NUCLEAR_NAMES = re.compile(
+    r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE
+)
+
+
+class Channels(NamedTuple):
+    """An image of several channels that are no colours."""
+
+    names: tuple[str, ...]  # as in the file, or "channel 1", "channel 2" …
+    planes: np.ndarray  # (C, H, W), any real dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.planes.shape[1:]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a stack holds more than one of."""
+
+    axes: str  # of the whole series, such as "TZCYX"; Z, T, C, Y, X, S for colours
+    shape: tuple[int, ...]
+    names: tuple[str, ...]  # of the channels; () for one channel
+
+    def length(self, axis: str) -> int:
+        """Planes along an axis, 1 where the stack does not have it."""
+        return self.shape[self.axes.index(axis)] if axis in self.axes else 1
+
+
+def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample]:
+    """Makes a sample of each plane of z and time of the stacks among samples: ID_z03, ID_t12 or ID_t12_z03, from 0.
+
+    Args:
+        samples: of `find_samples`.
+        project: "max", "mean" or "sum" makes one plane of all along z; None leaves them apart.
+
+    Returns:
+        Samples, sorted by id; those of a stack have a `plane`.
+
+    Raises:
+        UserError: two planes or images share one id.
+    """
+    expanded = []
+    planes = 0
+    stacks = 0
+    for sample in samples:
+        layout = None if sample.masks else read_layout(sample.image)
+        if layout is None:
+            expanded.append(sample)
+            continue
+        own = [sample_of_plane(sample, layout, plane) for plane in list_planes(layout, project)]
+        expanded += own
+        stacks += len(own) > 1
+        planes += len(own) if len(own) > 1 else 0
+    check_ids(expanded)
+    if stacks:
+        advice = "" if project else "; --project max makes one image of all along z"
+        print(f"{stacks} {'stack' if stacks == 1 else 'stacks'}: {planes} planes, each an image of its own{advice}")
+    return sorted(expanded, key=lambda sample: sample.id)
+
+
+def list_planes(layout: Layout, project: str | None) -> list[Plane]:
+    """The planes of a stack; z or t is None where there is one, or one is made of all."""
+    times = range(layout.length("T")) if layout.length("T") > 1 else [None]
+    depths = range(layout.length("Z")) if layout.length("Z") > 1 and project is None else [None]
+    return [Plane(z, t) for t, z in itertools.product(times, depths)]
+
+
+def sample_of_plane(sample: Sample, layout: Layout, plane: Plane) -> Sample:
+    """The sample of one plane, with its own id."""
+    name = sample.id
+    for axis, index in (("T", plane.t), ("Z", plane.z)):
+        if index is not None:
+            digits = len(str(layout.length(axis) - 1))
+            name += f"_{axis.lower()}{index:0{digits}}"
+    return replace(sample, id=name, plane=plane)
+
+
+def read_layout(file: File) -> Layout | None:
+    """The layout of a stack; None for other images, and for a file whose reading will say what is wrong with it."""
+    if not file.name.lower().endswith(STACK_ENDINGS):
+        return None
+    try:
+        with decoding(file), file.open("rb") as stream:
+            tiff = read_tiff_header(stream, file)
+            return None if tiff is None else describe_layout(tiff)
+    except (UserError, OSError):
+        return None
+
+
+def describe_layout(tiff: tifffile.TiffFile) -> Layout | None:
+    """The layout of an open TIFF; None where it holds one gray or RGB image, and pages of other shapes beside it."""
+    series = tiff.series[0]
+    axes = _name_axes(series)
+    sizes = dict(zip(axes, series.shape, strict=True))
+    if len(sizes) < len(axes) or not {"Y", "X"} <= sizes.keys():
+        raise UserError(f"its axes {series.axes} are not known")
+    if not sizes.keys() & set("ZTC"):
+        return None
+    names = ()
+    if "C" in sizes:
+        known = _channel_names(tiff, sizes["C"])
+        names = tuple(name or f"channel {number}" for number, name in enumerate(known, start=1))
+    return Layout(axes, series.shape, names)
+
+
+def _name_axes(series: tifffile.TiffPageSeries) -> str:
+    """The axes of a series, with Z for an axis of which the file does not say what it is."""
+    axes = series.axes
+    keyframe = series.keyframe
+    is_colour = keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED)
+    has_alpha = keyframe.extrasamples[-1:] in ((1,), (2,))
+    if "S" in axes and not is_colour and not has_alpha:
+        axes = axes.replace("S", "C" if "C" not in axes else "Z")
+    for unknown in set(axes) - set("TZCYXS"):
+        axes = axes.replace(unknown, "Z")
+    return axes
+
+
+def _channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
+    """Names of the channels from OME-XML or from ImageJ's labels; "" where there are none."""
+    names = []
+    if tiff.is_ome:
+        root = ElementTree.fromstring(tiff.ome_metadata)
+        image = root.find("{*}Image")
+        if image is not None:
+            names = [channel.get("Name") or "" for channel in image.iter() if channel.tag.endswith("}Channel")]
+    elif tiff.is_imagej:
+        names = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
+    return names if len(names) == count and len(set(names)) == count else [""] * count
+
+
+def read_sample_image(sample: Sample, project: str | None = None) -> np.ndarray | Channels:
+    """Reads the image of a sample: (H, W), (H, W, 3), or several channels. Raises as `read_image`."""
+    if sample.plane is None:
+        return read_image(sample.image)
+    file = sample.image
+    with decoding(file), file.open("rb") as stream:
+        tiff = read_tiff_header(stream, file)
+        layout = describe_layout(tiff)
+        if layout.length("Y") * layout.length("X") > MAX_PIXELS:
+            raise UserError(f"{file}: a plane of {layout.shape} pixels is too large to be read at once")
+        planes = [
+            check_image(_read_channel(tiff.series[0], layout, channel, sample.plane, project), file)
+            for channel in range(layout.length("C"))
+        ]
+    if not layout.names:
+        return planes[0]
+    return Channels(layout.names, np.stack(planes))
+
+
+def _read_channel(series, layout: Layout, channel: int, plane: Plane, project: str | None) -> np.ndarray:
+    """One channel of a plane, (H, W) or (H, W, 3); a projection along z where the plane has none."""
+    if plane.z is not None or layout.length("Z") == 1:
+        return _read_plane(series, layout, {"C": channel, "Z": plane.z or 0, "T": plane.t or 0})
+    depths = range(layout.length("Z"))
+    planes = (_read_plane(series, layout, {"C": channel, "Z": z, "T": plane.t or 0}) for z in depths)
+    first = next(planes)
+    if project == "max":
+        for other in planes:
+            first = np.maximum(first, other)
+        return first
+    total = first.astype(np.float32)
+    for other in planes:
+        total += other
+    return total / np.float32(len(depths)) if project == "mean" else total
+
+
+def _read_plane(series, layout: Layout, indices: dict[str, int]) -> np.ndarray:
+    """(H, W) or (H, W, 3) of a series at the indices of channel, z and time; reads one page where it can."""
+    leading = series.ndim - series.keyframe.ndim
+    if leading > 0 and len(series.pages) == math.prod(layout.shape[:leading]):
+        position = [indices[axis] for axis in layout.axes[:leading]]
+        page = series.pages[int(np.ravel_multi_index(position, layout.shape[:leading]))]
+        if page is None:  # an OME-TIFF may leave planes out
+            values = np.zeros(series.keyframe.shape, series.dtype)
+        else:
+            values = page.asarray()
+        axes = layout.axes[leading:]
+    else:
+        values = series.asarray()
+        axes = layout.axes
+    values = values[tuple(slice(None) if axis in "YXS" else indices[axis] for axis in axes)]
+    axes = "".join(axis for axis in axes if axis in "YXS")
+    values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
+    return values[..., :3] if "S" in axes else values
+
+
+def narrow_channels(image: np.ndarray | Channels, wanted: str | None) -> np.ndarray | Channels:
+    """Leaves those of several channels that may show the nuclei; other images stay as they are.
+
+    Args:
+        image: of `read_sample_image`.
+        wanted: "max" for the brightest at each pixel, or as for `pick_channels`.
+
+    Returns:
+        (H, W) of the channel that is wanted, or the channels that may be meant.
+    """
+    if not isinstance(image, Channels):
+        return image
+    if wanted == "max":
+        return image.planes.max(axis=0)
+    picked = pick_channels(image.names, wanted)
+    if wanted is not None:
+        return image.planes[picked[0]]
+    return Channels(tuple(image.names[index] for index in picked), image.planes[picked])
+
+
+def pick_channels(names: Sequence[str], wanted: str | None) -> list[int]:
+    """Indices of the channels that may show the nuclei.
+
+    Args:
+        names: of the channels.
+        wanted: a name (case does not count), a number from 1, or None: the channels with the name of a nuclear stain,
+            or all where none has one.
+
+    Raises:
+        UserError: there is no such channel.
+    """
+    if wanted is None:
+        return [index for index, name in enumerate(names) if NUCLEAR_NAMES.search(name)] or list(range(len(names)))
+    matches = [index for index, name in enumerate(names) if name.lower() == wanted.lower()]
+    if not matches and wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+        matches = [int(wanted) - 1]
+    if not matches:
+        known = ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
+        raise UserError(f"no channel {wanted!r}; its channels are {known}")
+    return matches[:1]
