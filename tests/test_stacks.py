@@ -82,7 +82,7 @@ def test_the_axes_of_an_ome_tiff_may_have_any_order(tmp_path, order):
 
 def test_one_page_may_hold_a_volume(tmp_path):
     volume = make_pixels(3, 20, 24)
-    write_ome(tmp_path / "a.tif", volume, "ZYX", volumetric=True, tile=(3, 16, 16))
+    write_stack(tmp_path / "a.tif", volume, volumetric=True, tile=(3, 16, 16))
     assert_planes(tmp_path / "a.tif", {f"a_z{z}": volume[z] for z in range(3)})
 
 
@@ -149,6 +149,14 @@ def test_dark_is_bright_where_the_file_says_that_white_is_zero(tmp_path):
     write_stack(tmp_path / "a.tif", pixels, photometric="miniswhite")
     write_stack(tmp_path / "one.tif", pixels[1], photometric="miniswhite")
     assert_planes(tmp_path / "a.tif", {"a_z0": 255 - pixels[0], "a_z1": read_image(tmp_path / "one.tif")})
+
+
+def test_planes_that_an_ome_tiff_leaves_out_are_background(tmp_path):
+    pixels = make_pixels(3, 5, 7)
+    file = write_ome(tmp_path / "a.tif", pixels, "ZYX")
+    file.write_bytes(file.read_bytes().replace(b'SizeZ="3"', b'SizeZ="4"'))
+    planes = [*pixels, np.zeros((5, 7), np.uint16)]
+    assert_planes(file, {f"a_z{z}": planes[z] for z in range(4)})
 
 
 # Names of channels.
@@ -287,10 +295,14 @@ def test_a_plane_that_is_damaged_leaves_the_others(tmp_path):
     np.testing.assert_array_equal(read_sample_image(last), pixels[2])
 
 
-def test_a_damaged_description_leaves_the_channels_without_names(tmp_path):
-    file = write_ome(tmp_path / "a.tif", make_pixels(2, 5, 7), "CYX")
-    file.write_bytes(file.read_bytes().replace(b"<Pixels", b"<Pixel&"))
-    assert read_layout(file) == Layout("ZYX", (2, 5, 7), ())  # tifffile knows no more of it
+def test_pixels_are_read_though_the_description_of_a_file_is_damaged(tmp_path):
+    planes = make_pixels(2, 5, 7)
+    write_ome(tmp_path / "pages.tif", planes, "CYX")
+    write_ome(tmp_path / "samples.tif", np.moveaxis(planes, 0, -1), "YXS", planarconfig="contig")
+    for name, shown in (("pages", {"pages_z0": planes[0], "pages_z1": planes[1]}), ("samples", {"samples": planes})):
+        file = tmp_path / f"{name}.tif"
+        file.write_bytes(file.read_bytes().replace(b"<Pixels", b"<Pixel&"))
+        assert_planes(file, shown)
 
 
 def test_planes_of_no_number_and_too_large_planes_are_named(tmp_path, monkeypatch):
@@ -313,7 +325,7 @@ def test_a_stack_that_was_replaced_on_the_way_is_named(tmp_path):
         with pytest.raises(UserError, match=r"a\.tif"):
             read_sample_image(last)
     save_image(tmp_path / "b.png", make_pixels(5, 7)).rename(file)
-    with pytest.raises(UserError, match=r"a\.tif"):
+    with pytest.raises(UserError, match=r"a\.tif: it was replaced"):
         read_sample_image(last)
 
 
