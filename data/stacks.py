@@ -148,8 +148,10 @@ def _channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
     """Names of the channels from OME-XML or from ImageJ's labels; "" where there are none."""
     names = []
     if tiff.is_ome:
-        root = ElementTree.fromstring(tiff.ome_metadata)
-        image = root.find("{*}Image")
+        try:
+            image = ElementTree.fromstring(tiff.ome_metadata).find("{*}Image")
+        except ElementTree.ParseError:  # the pages may be whole
+            image = None
         if image is not None:
             names = [channel.get("Name") or "" for channel in image.iter() if channel.tag.endswith("}Channel")]
     elif tiff.is_imagej:
@@ -164,7 +166,9 @@ def read_sample_image(sample: Sample, project: str | None = None) -> np.ndarray 
     file = sample.image
     with decoding(file), file.open("rb") as stream:
         tiff = read_tiff_header(stream, file)
-        layout = describe_layout(tiff)
+        layout = None if tiff is None else describe_layout(tiff)
+        if layout is None:
+            raise UserError(f"{file}: it was replaced and is no stack now; run the command again")
         if layout.length("Y") * layout.length("X") > MAX_PIXELS:
             raise UserError(f"{file}: a plane of {layout.shape} pixels is too large to be read at once")
         planes = [
@@ -210,7 +214,11 @@ def _read_plane(series, layout: Layout, indices: dict[str, int]) -> np.ndarray:
     values = values[tuple(slice(None) if axis in "YXS" else indices[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
     values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
-    return values[..., :3] if "S" in axes else values
+    if series.keyframe.photometric == PHOTOMETRIC.MINISWHITE:
+        values = ~values if values.dtype.kind in "bu" else -values
+    if "S" not in axes:
+        return values
+    return values[..., :3] if values.shape[-1] > 2 else values[..., 0]  # without alpha
 
 
 def narrow_channels(image: np.ndarray | Channels, wanted: str | None) -> np.ndarray | Channels:

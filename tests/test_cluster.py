@@ -15,8 +15,10 @@ import distributed
 import keras
 import numpy as np
 import pytest
+import tifffile
 from conftest import ROOT
 
+import data.outputs
 import Model
 import Predict_masks
 import Train
@@ -116,6 +118,19 @@ def test_workers_find_the_images_of_several_sources(workers, command, tmp_path, 
     ids = {f"day{day}__{number}" for day in range(2) for number in range(3)}
     assert {file.stem for file in (tmp_path / "here/labels").iterdir()} == ids
     assert read_files(tmp_path / "shared") == read_files(tmp_path / "here")
+
+
+def test_workers_see_stacks_as_the_options_say(workers, command, tmp_path):
+    channels = np.random.default_rng(0).integers(0, 255, (2, 3, 2, 40, 50), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", channels, imagej=True, metadata={"axes": "TZCYX"})
+    options = ["--data", str(tmp_path / "a.tif"), *command[2:], "--project", "max", "--channel", "2"]
+    assert Predict_masks.main([*options, "--out", str(tmp_path / "here")]) == 0
+    scheduler = ["--scheduler", workers.scheduler_address]
+    assert Predict_masks.main([*options, "--out", str(tmp_path / "shared"), *scheduler]) == 0
+    assert {file.stem for file in (tmp_path / "shared/labels").iterdir()} == {"a_t0", "a_t1"}
+    assert read_files(tmp_path / "shared") == read_files(tmp_path / "here")
+    settings = data.outputs.read_provenance(tmp_path / "shared/labels/a_t0.tif")["settings"]
+    assert (settings["channel"], settings["background"], settings["project"]) == ("2", None, "max")
 
 
 def test_workers_that_cannot_work_are_one_line(workers, command, tmp_path):

@@ -405,16 +405,29 @@ def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, 
     assert settings["min_area"] == 21
 
 
+def draw_field(seed, count):
+    """So many disks that the committed weights tell apart, uint8; they lie elsewhere for each seed."""
+    rng = np.random.default_rng(seed)
+    corners = np.mgrid[0:3, 0:4].reshape(2, -1).T[:count]
+    image = 15 + 140 * draw_disks((126, 168), corners * 42 + 21 + rng.uniform(-5, 5, corners.shape), 9)
+    return (image + rng.normal(0, 4, image.shape)).astype(np.uint8)
+
+
 def save_fields(folder, names, count):
-    """Writes images of so many disks that the committed weights tell apart; they lie elsewhere in each image."""
+    """Writes an image of so many nuclei for each name."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(names):
-        rng = np.random.default_rng(seed)
-        corners = np.mgrid[0:3, 0:4].reshape(2, -1).T[:count]
-        image = 15 + 140 * draw_disks((126, 168), corners * 42 + 21 + rng.uniform(-5, 5, corners.shape), 9)
-        image += rng.normal(0, 4, image.shape)
-        Image.fromarray(image.astype(np.uint8)).save(folder / name)
+        Image.fromarray(draw_field(seed, count)).save(folder / name)
     return folder
+
+
+def save_stain_pair(file):
+    """Writes an OME-TIFF of two channels: 12 cells of GFP, 6 nuclei of DAPI."""
+    file.parent.mkdir(exist_ok=True)
+    metadata = {"axes": "CYX", "Channel": {"Name": ["GFP", "DAPI"]}}
+    channels = np.stack([draw_field(0, 12), draw_field(1, 6)])
+    tifffile.imwrite(file, channels, photometric="minisblack", ome=True, metadata=metadata)
+    return file
 
 
 def count_nuclei(out, name):
@@ -470,6 +483,63 @@ def test_a_rerun_within_the_folder_of_the_images_does_not_predict_its_results(tm
     assert "2 of 2 images are done" in capsys.readouterr().out
     assert count_nuclei(plate / "plate_predicted", "a") == 6
     assert count_nuclei(plate / "plate_predicted", "day1__a") == 12
+
+
+@pytest.mark.parametrize("large_image", [2048 * 2048, 10_000], ids=["whole", "in strips"])
+def test_the_nuclear_channel_is_predicted_or_the_one_that_is_wanted(
+    tmp_path, predict, monkeypatch, capsys, large_image
+):
+    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", large_image)
+    file = save_stain_pair(tmp_path / "images/a.ome.tif")
+    work = predict("--data", file, "--out", "out")
+    is_whole = large_image > 10_000
+    assert ("a.ome: DAPI was chosen; --channel" in capsys.readouterr().out) == is_whole
+    assert (work / "out/masks/a.ome.png").exists() == is_whole
+    assert count_nuclei(work / "out", "a.ome") == 6
+    for channel, count in (("gfp", 12), ("2", 6)):
+        predict("--data", file, "--out", channel, "--channel", channel)
+        assert count_nuclei(work / channel, "a.ome") == count
+        provenance = data.outputs.read_provenance(work / channel / "labels/a.ome.tif")
+        assert provenance["settings"]["channel"] == channel
+    assert "was chosen" not in capsys.readouterr().out
+    for out, is_bright in (("out", False), ("gfp", True), ("2", False)):  # the last cell is of GFP alone
+        overlay = np.asarray(Image.open(work / out / "overlays/a.ome.png"))
+        assert (overlay[105, 147].min() > 127) == is_bright
+
+
+def test_an_image_without_the_channel_is_skipped_with_its_reason(tmp_path, monkeypatch, capsys):
+    save_stain_pair(tmp_path / "images/a.tif")
+    Image.fromarray(np.zeros((126, 168, 3), np.uint8)).save(tmp_path / "images/b.png")
+    Image.fromarray(draw_field(0, 6)).save(tmp_path / "images/c.png")  # its one channel is meant
+    arguments = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--channel", "RFP"]
+    assert Predict_masks.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "skipped a: no channel 'RFP'; its channels are 1 (GFP), 2 (DAPI)" in error
+    assert "skipped b: no channel 'RFP'; its channels are 1 (red), 2 (green), 3 (blue)" in error
+    assert [file.name for file in tmp_path.glob("out/labels/*")] == ["c.tif"]
+
+
+def test_planes_are_images_of_their_own_and_a_projection_has_the_nuclei_of_all(tmp_path, predict, capsys):
+    fields = draw_field(0, 12)
+    parts = np.stack([fields, fields])
+    parts[0, :42] = parts[1, 42:] = 15  # the first plane holds the lower eight
+    parts = parts + np.random.default_rng(0).normal(0, 2, parts.shape)
+    tifffile.imwrite(tmp_path / "a.tif", parts.astype(np.uint8), photometric="minisblack")
+    work = predict("--data", tmp_path / "a.tif", "--out", "planes")
+    assert "1 stack: 2 planes" in capsys.readouterr().out
+    assert [count_nuclei(work / "planes", f"a_z{z}") for z in range(2)] == [8, 4]
+    arguments = ["--data", tmp_path / "a.tif", "--out", "one"]
+    for _ in range(2):
+        predict(*arguments, "--project", "max")
+    assert "1 of 1 images are done" in capsys.readouterr().out
+    labels = work / "one/labels/a.tif"
+    assert count_nuclei(work / "one", "a") == 12
+    assert data.outputs.read_provenance(labels)["settings"]["project"] == "max"
+    with pytest.raises(UserError, match="other weights or settings.*--overwrite"):
+        predict(*arguments, "--project", "sum")
+    predict(*arguments, "--project", "sum", "--overwrite")
+    assert count_nuclei(work / "one", "a") == 12
+    assert data.outputs.read_provenance(labels)["settings"]["project"] == "sum"
 
 
 def test_the_sample_and_the_weights_are_found_from_any_folder(run, tmp_path):

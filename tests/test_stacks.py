@@ -1,0 +1,387 @@
+"""Layouts and pixels of stacks, the ids of their planes, projections, and the choice of channels."""
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import only, save_image, write_archive, write_source
+
+import data.stacks
+from data.files import UserError
+from data.images import read_image
+from data.sources import Plane, Sample, find_samples
+from data.stacks import Channels, Layout, expand_planes, narrow_channels, pick_channels, read_layout, read_sample_image
+
+NAMES = ("DAPI", "GFP")
+
+
+def make_pixels(*shape, dtype=np.uint16):
+    """Each value is its own number, so that no two planes are alike."""
+    return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+
+
+def write_stack(file, pixels, **options):
+    """Writes gray planes with tifffile; returns the file."""
+    tifffile.imwrite(file, pixels, **{"photometric": "minisblack"} | options)
+    return file
+
+
+def write_ome(file, pixels, axes, **options):
+    metadata = {"axes": axes} | ({"Channel": {"Name": list(NAMES)}} if "C" in axes else {})
+    return write_stack(file, pixels, ome=True, metadata=metadata, **options)
+
+
+def read_planes(file, project=None):
+    """What each plane of a file is read as, by its id."""
+    return {sample.id: read_sample_image(sample, project) for sample in expand_planes([only(file)], project)}
+
+
+def assert_planes(file, expected):
+    """expected: pixels by id; of several channels (C, H, W)."""
+    planes = read_planes(file)
+    assert list(planes) == list(expected)
+    for name, pixels in expected.items():
+        image = planes[name]
+        image = image.planes if isinstance(image, Channels) else image
+        np.testing.assert_array_equal(image, pixels, strict=True)
+
+
+# Layouts and pixels.
+
+
+def write_imagej(file, pixels, axes):
+    return write_stack(file, pixels, imagej=True, metadata={"axes": axes})
+
+
+@pytest.mark.parametrize("write", [write_imagej, write_ome])
+@pytest.mark.parametrize(
+    ("axes", "shape", "ids"),
+    [
+        ("CYX", (2, 5, 7), ["a"]),
+        ("ZYX", (3, 5, 7), ["a_z0", "a_z1", "a_z2"]),
+        ("TYX", (2, 5, 7), ["a_t0", "a_t1"]),
+        ("TZCYX", (2, 3, 2, 5, 7), ["a_t0_z0", "a_t0_z1", "a_t0_z2", "a_t1_z0", "a_t1_z1", "a_t1_z2"]),
+    ],
+)
+def test_each_plane_of_z_and_time_has_its_own_pixels(tmp_path, write, axes, shape, ids):
+    pixels = make_pixels(*shape)
+    file = write(tmp_path / "a.tif", pixels, axes)
+    layout = read_layout(file)
+    names = NAMES if write is write_ome else ("channel 1", "channel 2")
+    assert layout == Layout(axes, shape, names if "C" in axes else ())
+    planes = pixels.reshape(len(ids), *shape[2 if "T" in axes and "Z" in axes else 1 if "C" not in axes else 0 :])
+    assert_planes(file, dict(zip(ids, planes, strict=True)))
+
+
+@pytest.mark.parametrize("order", ["ZCTYX", "CTZYX", "TCZYX"])
+def test_the_axes_of_an_ome_tiff_may_have_any_order(tmp_path, order):
+    pixels = make_pixels(*(dict(zip("TZCYX", (2, 3, 2, 4, 5), strict=True))[axis] for axis in order))
+    file = write_ome(tmp_path / "a.tif", pixels, order)
+    planes = np.moveaxis(pixels, [order.index(axis) for axis in "TZC"], (0, 1, 2))
+    assert_planes(file, {f"a_t{t}_z{z}": planes[t, z] for t in range(2) for z in range(3)})
+
+
+def test_one_page_may_hold_a_volume(tmp_path):
+    volume = make_pixels(3, 20, 24)
+    write_stack(tmp_path / "a.tif", volume, volumetric=True, tile=(3, 16, 16))
+    assert_planes(tmp_path / "a.tif", {f"a_z{z}": volume[z] for z in range(3)})
+
+
+def test_planes_may_lie_in_compressed_tiles(tmp_path):
+    pixels = make_pixels(2, 3, 20, 24)
+    write_ome(tmp_path / "a.ome.tif", pixels, "CZYX", tile=(16, 16), compression="zlib")
+    assert_planes(tmp_path / "a.ome.tif", {f"a.ome_z{z}": pixels[:, z] for z in range(3)})
+
+
+def test_planes_after_a_first_page_that_stands_for_all_are_found(tmp_path):
+    pixels = make_pixels(2, 3, 5, 7)  # as ImageJ writes stacks of more than 4 GB
+    write_stack(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "TZYX"}, truncate=True)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert len(tiff.pages) == 1
+    assert_planes(tmp_path / "a.tif", {f"a_t{t}_z{z}": pixels[t, z] for t in range(2) for z in range(3)})
+
+
+@pytest.mark.parametrize("options", [{}, {"metadata": None}])
+def test_pages_without_a_word_of_what_they_are_lie_along_z(tmp_path, options):
+    pixels = make_pixels(3, 5, 7)
+    write_stack(tmp_path / "a.tif", pixels, **options)
+    assert read_layout(tmp_path / "a.tif") == Layout("ZYX", (3, 5, 7), ())
+    assert_planes(tmp_path / "a.tif", {f"a_z{z}": pixels[z] for z in range(3)})
+
+
+def test_planes_of_colours_stay_colours(tmp_path):
+    colours = make_pixels(3, 5, 7, 3)
+    write_stack(tmp_path / "a.tif", colours, photometric="rgb")
+    assert read_layout(tmp_path / "a.tif") == Layout("ZYXS", (3, 5, 7, 3), ())
+    assert_planes(tmp_path / "a.tif", {f"a_z{z}": colours[z] for z in range(3)})
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("count", [2, 4, 5])
+def test_samples_that_are_no_colours_are_channels(tmp_path, planar, count):
+    pixels = make_pixels(count, 5, 7)
+    stored = pixels if planar == "separate" else np.moveaxis(pixels, 0, -1)
+    write_stack(tmp_path / "a.tif", stored, planarconfig=planar)
+    assert read_layout(tmp_path / "a.tif").names == tuple(f"channel {number + 1}" for number in range(count))
+    assert_planes(tmp_path / "a.tif", {"a": pixels})
+
+
+def test_alpha_and_colours_are_no_channels(tmp_path):
+    gray = make_pixels(5, 7, 2)
+    write_stack(tmp_path / "gray.tif", gray, planarconfig="contig", extrasamples=["unassalpha"])
+    write_stack(tmp_path / "rgba.tif", make_pixels(5, 7, 4), photometric="rgb", extrasamples=["unassalpha"])
+    write_stack(tmp_path / "planar.tif", make_pixels(3, 5, 7), photometric="rgb", planarconfig="separate")
+    for name in ("gray", "rgba", "planar"):
+        assert read_layout(tmp_path / f"{name}.tif") is None
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_alpha_of_planes_is_dropped(tmp_path, count):
+    pixels = make_pixels(3, 5, 7, count)
+    photometric = "rgb" if count == 4 else "minisblack"
+    options = {"photometric": photometric, "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    write_stack(tmp_path / "a.tif", pixels, **options)
+    visible = pixels[..., :3] if count == 4 else pixels[..., 0]
+    assert_planes(tmp_path / "a.tif", {f"a_z{z}": visible[z] for z in range(3)})
+
+
+def test_dark_is_bright_where_the_file_says_that_white_is_zero(tmp_path):
+    pixels = make_pixels(2, 5, 7, dtype=np.uint8)
+    write_stack(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    write_stack(tmp_path / "one.tif", pixels[1], photometric="miniswhite")
+    assert_planes(tmp_path / "a.tif", {"a_z0": 255 - pixels[0], "a_z1": read_image(tmp_path / "one.tif")})
+
+
+def test_planes_that_an_ome_tiff_leaves_out_are_background(tmp_path):
+    pixels = make_pixels(3, 5, 7)
+    file = write_ome(tmp_path / "a.tif", pixels, "ZYX")
+    file.write_bytes(file.read_bytes().replace(b'SizeZ="3"', b'SizeZ="4"'))
+    planes = [*pixels, np.zeros((5, 7), np.uint16)]
+    assert_planes(file, {f"a_z{z}": planes[z] for z in range(4)})
+
+
+# Names of channels.
+
+
+def test_labels_of_imagej_name_the_channels(tmp_path):
+    labels = ["Hoechst", "actin"] * 3  # one a plane, channels first
+    metadata = {"axes": "ZCYX", "Labels": labels}
+    write_stack(tmp_path / "a.tif", make_pixels(3, 2, 5, 7), imagej=True, metadata=metadata)
+    assert read_layout(tmp_path / "a.tif").names == ("Hoechst", "actin")
+
+
+@pytest.mark.parametrize("names", [["DAPI", "DAPI"], None])
+def test_names_that_tell_nothing_apart_are_numbers(tmp_path, names):
+    metadata = {"axes": "CYX"} | ({"Channel": {"Name": names}} if names else {})
+    write_stack(tmp_path / "a.tif", make_pixels(2, 5, 7), ome=True, metadata=metadata)
+    assert read_layout(tmp_path / "a.tif").names == ("channel 1", "channel 2")
+
+
+# Samples and ids.
+
+
+def test_ids_have_as_many_digits_as_the_last(tmp_path, capsys):
+    pixels = make_pixels(12, 2, 3)
+    write_stack(tmp_path / "z.tif", pixels)
+    write_imagej(tmp_path / "t.tif", pixels.reshape(6, 2, 2, 3), "TZYX")
+    save_image(tmp_path / "m.png", np.zeros((5, 7), np.uint8))
+    samples = expand_planes(find_samples(tmp_path), None)
+    assert [sample.id for sample in samples] == [
+        "m",
+        *(f"t_t{t}_z{z}" for t in range(6) for z in range(2)),
+        *(f"z_z{z:02}" for z in range(12)),
+    ]
+    assert samples[0].plane is None and samples[1].plane == Plane(0, 0) and samples[-1].plane == Plane(11, None)
+    assert "2 stacks: 24 planes" in capsys.readouterr().out
+
+
+def test_channels_alone_and_one_projection_keep_the_id(tmp_path, capsys):
+    write_ome(tmp_path / "c.tif", make_pixels(2, 5, 7), "CYX")
+    write_stack(tmp_path / "z.tif", make_pixels(3, 5, 7))
+    write_imagej(tmp_path / "t.tif", make_pixels(2, 3, 5, 7), "TZYX")
+    samples = expand_planes(find_samples(tmp_path), "max")
+    assert [sample.id for sample in samples] == ["c", "t_t0", "t_t1", "z"]
+    assert "1 stack: 2 planes, each an image of its own\n" in capsys.readouterr().out
+
+
+def test_a_plane_and_an_image_of_one_id_are_a_mistake(tmp_path):
+    write_stack(tmp_path / "a.tif", make_pixels(3, 5, 7))
+    save_image(tmp_path / "a_z0.png", np.zeros((5, 7), np.uint8))
+    samples = find_samples(tmp_path)
+    with pytest.raises(UserError, match=r"a\.tif.* have the id a_z0"):
+        expand_planes(samples, None)
+    assert [sample.id for sample in expand_planes(samples, "max")] == ["a", "a_z0"]
+
+
+def test_a_stack_may_lie_in_an_archive(tmp_path):
+    pixels = make_pixels(3, 5, 7)
+    content = write_stack(tmp_path / "a.tif", pixels).read_bytes()
+    archive = write_archive(tmp_path / "images.zip", [("a.tif", content)])
+    assert_planes(archive, {f"a_z{z}": pixels[z] for z in range(3)})
+
+
+def test_a_sample_with_masks_is_not_expanded(tmp_path):
+    image = np.zeros((5, 7), np.uint8)
+    write_source(tmp_path / "source", {"a": (image, (image == 0).astype(int))})
+    (tmp_path / "source/a/images/a.png").unlink()
+    write_stack(tmp_path / "source/a/images/a.tif", make_pixels(3, 5, 7))
+    samples = find_samples(tmp_path / "source")
+    assert len(samples[0].masks) == 1 and expand_planes(samples, None) == samples
+
+
+# What is no stack.
+
+
+@pytest.mark.parametrize("kind", ["gray.tif", "gray.png", "pyramid", "slide", "sub-pages"])
+def test_one_image_is_no_stack(tmp_path, kind):
+    file = tmp_path / (kind if "." in kind else "a.tif")
+    image = make_pixels(64, 48)
+    colours = make_pixels(64, 48, 3)
+    if kind == "gray.tif":
+        write_stack(file, image)
+    elif kind == "gray.png":
+        save_image(file, image)
+    elif kind == "pyramid":  # not marked as one
+        with tifffile.TiffWriter(file) as tiff:
+            for step in (1, 2, 4):
+                tiff.write(image[::step, ::step], metadata=None, tile=(16, 16))
+    elif kind == "slide":
+        with tifffile.TiffWriter(file) as tiff:
+            tiff.write(colours, photometric="rgb", tile=(16, 16), description="Aperio Image Library", metadata=None)
+            for step in (4, 2):
+                tiff.write(colours[::step, ::step], photometric="rgb", metadata=None, subfiletype=1)
+    else:
+        with tifffile.TiffWriter(file, ome=True) as tiff:
+            tiff.write(image, subifds=1, metadata={"axes": "YX"})
+            tiff.write(image[::2, ::2], subfiletype=1)
+    assert read_layout(file) is None
+    planes = read_planes(file)
+    np.testing.assert_array_equal(planes[file.stem], colours if kind == "slide" else image)
+
+
+def test_channels_of_a_pyramid_are_those_of_its_full_resolution(tmp_path):
+    pixels = make_pixels(2, 64, 48)
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as tiff:
+        tiff.write(pixels, subifds=1, photometric="minisblack", metadata={"axes": "CYX"})
+        tiff.write(pixels[:, ::2, ::2], subfiletype=1, photometric="minisblack")
+    assert_planes(tmp_path / "a.tif", {"a": pixels})
+
+
+# What cannot be read.
+
+
+@pytest.mark.parametrize("length", [0, 6, 100, 0.9])
+def test_the_reading_of_a_damaged_stack_says_what_is_wrong(tmp_path, length):
+    file = write_stack(tmp_path / "a.tif", make_pixels(3, 50, 70), compression="zlib")
+    content = file.read_bytes()
+    file.write_bytes(content[: length if isinstance(length, int) else int(length * len(content))])
+    with pytest.raises(UserError, match=r"a\.tif"):
+        for sample in expand_planes([Sample("a", file)], None):
+            read_sample_image(sample)
+
+
+def test_a_plane_that_is_damaged_leaves_the_others(tmp_path):
+    pixels = make_pixels(3, 50, 70)
+    file = write_stack(tmp_path / "a.tif", pixels, compression="zlib")
+    with tifffile.TiffFile(file) as tiff:
+        start = tiff.pages[1].dataoffsets[0]
+        end = start + tiff.pages[1].databytecounts[0]
+    content = bytearray(file.read_bytes())
+    content[start:end] = bytes(end - start)
+    file.write_bytes(content)
+    first, damaged, last = expand_planes([only(file)], None)
+    with pytest.raises(UserError, match=r"a\.tif: not a readable image"):
+        read_sample_image(damaged)
+    np.testing.assert_array_equal(read_sample_image(first), pixels[0])
+    np.testing.assert_array_equal(read_sample_image(last), pixels[2])
+
+
+def test_pixels_are_read_though_the_description_of_a_file_is_damaged(tmp_path):
+    planes = make_pixels(2, 5, 7)
+    write_ome(tmp_path / "pages.tif", planes, "CYX")
+    write_ome(tmp_path / "samples.tif", np.moveaxis(planes, 0, -1), "YXS", planarconfig="contig")
+    for name, shown in (("pages", {"pages_z0": planes[0], "pages_z1": planes[1]}), ("samples", {"samples": planes})):
+        file = tmp_path / f"{name}.tif"
+        file.write_bytes(file.read_bytes().replace(b"<Pixels", b"<Pixel&"))
+        assert_planes(file, shown)
+
+
+def test_planes_of_no_number_and_too_large_planes_are_named(tmp_path, monkeypatch):
+    pixels = make_pixels(2, 5, 7, dtype=np.float32)
+    pixels[1, 2, 3] = np.nan
+    first, second = expand_planes([only(write_stack(tmp_path / "a.tif", pixels))], None)
+    assert read_sample_image(first).dtype == np.float32
+    with pytest.raises(UserError, match=r"a\.tif.*NaN"):
+        read_sample_image(second)
+    monkeypatch.setattr(data.stacks, "MAX_PIXELS", 34)
+    with pytest.raises(UserError, match=r"a\.tif.*too large"):
+        read_sample_image(first)
+
+
+def test_a_stack_that_was_replaced_on_the_way_is_named(tmp_path):
+    file = write_stack(tmp_path / "a.tif", make_pixels(3, 5, 7))
+    last = expand_planes([only(file)], None)[-1]
+    for pixels in (make_pixels(2, 5, 7), make_pixels(5, 7)):
+        write_stack(file, pixels)
+        with pytest.raises(UserError, match=r"a\.tif"):
+            read_sample_image(last)
+    save_image(tmp_path / "b.png", make_pixels(5, 7)).rename(file)
+    with pytest.raises(UserError, match=r"a\.tif: it was replaced"):
+        read_sample_image(last)
+
+
+# Projections.
+
+
+@pytest.mark.parametrize(
+    ("project", "values", "dtype"), [("max", [250, 9], np.uint8), ("mean", [151, 4], "f4"), ("sum", [453, 12], "f4")]
+)
+def test_a_projection_is_along_z_alone(tmp_path, project, values, dtype):
+    pixels = np.zeros((2, 3, 2, 1, 2), np.uint8)  # T, Z, C, Y, X
+    pixels[1, :, 1, 0] = [[250, 2], [200, 9], [3, 1]]
+    planes = read_planes(write_ome(tmp_path / "a.tif", pixels, "TZCYX"), project)
+    assert list(planes) == ["a_t0", "a_t1"]
+    assert not planes["a_t0"].planes.any() and not planes["a_t1"].planes[0].any()
+    np.testing.assert_array_equal(planes["a_t1"].planes[1], np.array([values], dtype), strict=True)
+
+
+def test_a_stack_without_z_is_as_it_is_with_a_projection(tmp_path):
+    pixels = make_pixels(2, 5, 7)
+    planes = read_planes(write_imagej(tmp_path / "a.tif", pixels, "TYX"), "sum")
+    np.testing.assert_array_equal(planes["a_t1"], pixels[1], strict=True)
+
+
+# The choice of channels.
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "indices"),
+    [
+        (("GFP", "DAPI"), "DAPI", [1]),
+        (("GFP", "DAPI"), "dapi", [1]),
+        (("GFP", "DAPI"), "2", [1]),
+        (("2", "1"), "2", [0]),  # a name goes before a number
+        (("GFP", "Hoechst 33342"), None, [1]),
+        (("H2B-mCherry", "GFP", "DRAQ5"), None, [0, 2]),
+        (("GFP", "RFP"), None, [0, 1]),
+        (("channel 1", "channel 2"), None, [0, 1]),
+    ],
+)
+def test_a_channel_is_picked_by_name_or_number(names, wanted, indices):
+    assert pick_channels(names, wanted) == indices
+
+
+@pytest.mark.parametrize("wanted", ["0", "3", "-1", "DAP", "²", ""])
+def test_a_channel_that_is_not_there_is_named_with_those_that_are(wanted):
+    with pytest.raises(UserError, match=rf"no channel '{wanted}'; its channels are 1 \(GFP\), 2 \(DAPI\)"):
+        pick_channels(("GFP", "DAPI"), wanted)
+
+
+def test_channels_are_narrowed_to_those_that_may_be_meant():
+    channels = Channels(("GFP", "DAPI", "Hoechst"), make_pixels(3, 2, 2))
+    narrowed = narrow_channels(channels, None)
+    assert narrowed.names == ("DAPI", "Hoechst") and narrowed.shape == (2, 2)
+    np.testing.assert_array_equal(narrowed.planes, channels.planes[1:])
+    np.testing.assert_array_equal(narrow_channels(channels, "gfp"), channels.planes[0])
+    np.testing.assert_array_equal(narrow_channels(channels, "max"), channels.planes.max(0))
+    image = make_pixels(2, 2)
+    assert narrow_channels(image, "gfp") is image
