@@ -79,7 +79,7 @@ class Options:
     """What a training is made with; training.json keeps it, and --resume asks for the same."""
 
     epochs: int = 30
-    crops: int = 2048  # an epoch
+    crops: int = 2560  # an epoch
     batch_size: int = 8
     crop_size: int = 256  # pixels, side
     learning_rate: float = 2e-3

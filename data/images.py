@@ -59,7 +59,7 @@ def read_shape(file: File) -> tuple[int, int]:
     with decoding(file), file.open("rb") as stream:
         if _is_tiff(stream):
             page = tifffile.TiffFile(stream).pages[0]
-            _check_page(page, file)
+            check_page(page, file)
             shape = (page.imagelength, page.imagewidth)
             orientation = _tiff_orientation(page)
         else:
@@ -96,7 +96,7 @@ class TiffRows:
         with decoding(file):
             self.tiff = tifffile.TiffFile(stream)
             self.page = self.tiff.pages[0]
-        _check_page(self.page, file)
+        check_page(self.page, file)
         self.shape = self.page.shape
         self.dtype = self.page.dtype
 
@@ -196,7 +196,7 @@ def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:
     if not _is_tiff(stream):
         return None
     tiff = tifffile.TiffFile(stream)
-    _check_page(tiff.pages[0], file)
+    check_page(tiff.pages[0], file)
     return tiff
 
 
@@ -215,7 +215,7 @@ def _check_size(shape: tuple[int, int], file: File) -> None:
         )
 
 
-def _check_page(page: tifffile.TiffPage, file: File) -> None:
+def check_page(page: tifffile.TiffPage, file: File) -> None:
     """Raises UserError where the header of a TIFF claims other data than there is."""
     with decoding(file):
         offsets = page.dataoffsets
@@ -250,7 +250,7 @@ def _decode_tiff(content: bytes, file: File) -> np.ndarray:
     with decoding(file):
         tiff = tifffile.TiffFile(io.BytesIO(content))
         page = tiff.pages[0]
-    _check_page(page, file)
+    check_page(page, file)
     _check_size((page.imagelength, page.imagewidth), file)
     with decoding(file):
         is_stack = _is_stack(tiff)

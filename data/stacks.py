@@ -17,12 +17,17 @@ import tifffile
 from tifffile import PHOTOMETRIC
 
 from data.files import File, UserError
+<<<<<<< HEAD
 from data.images import MAX_PIXELS, check_image, decoding, read_image, read_tiff_header
 from data.sources import Plane, Sample, check_unique_ids
+=======
+from data.images import MAX_PIXELS, check_image, check_page, decoding, read_image, read_tiff_header
+from data.sources import Plane, Sample, check_ids
+>>>>>>> 3c838b28d113c387748c5eeda416414d0f0f2d75
 
 STACK_ENDINGS = (".tif", ".tiff")
+MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
 PROJECTIONS = ("max", "mean", "sum")
-COLOUR_SAMPLES = (3, 4)  # of RGB and RGBA
 # Names of nuclear stains and markers; case does not count.
 NUCLEAR_NAMES = re.compile(
     r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE
@@ -172,7 +177,7 @@ def read_sample_image(sample: Sample, project: str | None = None) -> np.ndarray 
         if layout.length("Y") * layout.length("X") > MAX_PIXELS:
             raise UserError(f"{file}: a plane of {layout.shape} pixels is too large to be read at once")
         planes = [
-            check_image(_read_channel(tiff.series[0], layout, channel, sample.plane, project), file)
+            check_image(_read_channel(tiff.series[0], layout, channel, sample.plane, project, file), file)
             for channel in range(layout.length("C"))
         ]
     if not layout.names:
@@ -180,12 +185,14 @@ def read_sample_image(sample: Sample, project: str | None = None) -> np.ndarray 
     return Channels(layout.names, np.stack(planes))
 
 
-def _read_channel(series, layout: Layout, channel: int, plane: Plane, project: str | None) -> np.ndarray:
+def _read_channel(
+    series: tifffile.TiffPageSeries, layout: Layout, channel: int, plane: Plane, project: str | None, file: File
+) -> np.ndarray:
     """One channel of a plane, (H, W) or (H, W, 3); a projection along z where the plane has none."""
     if plane.z is not None or layout.length("Z") == 1:
-        return _read_plane(series, layout, {"C": channel, "Z": plane.z or 0, "T": plane.t or 0})
+        return _read_plane(series, layout, {"C": channel, "Z": plane.z or 0, "T": plane.t or 0}, file)
     depths = range(layout.length("Z"))
-    planes = (_read_plane(series, layout, {"C": channel, "Z": z, "T": plane.t or 0}) for z in depths)
+    planes = (_read_plane(series, layout, {"C": channel, "Z": z, "T": plane.t or 0}, file) for z in depths)
     first = next(planes)
     if project == "max":
         for other in planes:
@@ -197,24 +204,38 @@ def _read_channel(series, layout: Layout, channel: int, plane: Plane, project: s
     return total / np.float32(len(depths)) if project == "mean" else total
 
 
-def _read_plane(series, layout: Layout, indices: dict[str, int]) -> np.ndarray:
+def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, indices: dict[str, int], file: File) -> np.ndarray:
     """(H, W) or (H, W, 3) of a series at the indices of channel, z and time; reads one page where it can."""
-    leading = series.ndim - series.keyframe.ndim
-    if leading > 0 and len(series.pages) == math.prod(layout.shape[:leading]):
+    keyframe = series.keyframe
+    leading = series.ndim - keyframe.ndim
+    count = math.prod(layout.shape[:leading]) if leading > 0 else 0
+    if count and (len(series.pages) == count or len(series.pages) == 1 and series.dataoffset is not None):
         position = [indices[axis] for axis in layout.axes[:leading]]
-        page = series.pages[int(np.ravel_multi_index(position, layout.shape[:leading]))]
+        number = int(np.ravel_multi_index(position, layout.shape[:leading]))
+        page = series.pages[number] if len(series.pages) == count else keyframe
         if page is None:  # an OME-TIFF may leave planes out
-            values = np.zeros(series.keyframe.shape, series.dtype)
+            values = np.zeros(keyframe.shape, series.dtype)
+        elif len(series.pages) < count:  # the first page stands for all, as in stacks of ImageJ of more than 4 GB
+            size = math.prod(keyframe.shape)
+            dtype = series.dtype.newbyteorder(keyframe.parent.byteorder)
+            offset = series.dataoffset + number * size * dtype.itemsize
+            values = keyframe.parent.filehandle.read_array(dtype, size, offset).reshape(keyframe.shape)
+            values = values.astype(series.dtype, copy=False)
         else:
+            check_page(page.keyframe, file)  # it may be another than that of the series
+            if page.shape != keyframe.shape:
+                raise UserError(f"{file}: its pages differ in shape; replace or remove it")
             values = page.asarray()
         axes = layout.axes[leading:]
     else:
+        if math.prod(layout.shape) * series.dtype.itemsize > MAX_STACK_BYTES:
+            raise UserError(f"{file}: too large to be read at once; save its planes apart")
         values = series.asarray()
         axes = layout.axes
     values = values[tuple(slice(None) if axis in "YXS" else indices[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
     values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
-    if series.keyframe.photometric == PHOTOMETRIC.MINISWHITE:
+    if keyframe.photometric == PHOTOMETRIC.MINISWHITE:
         values = ~values if values.dtype.kind in "bu" else -values
     if "S" not in axes:
         return values
