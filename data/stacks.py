@@ -17,13 +17,8 @@ import tifffile
 from tifffile import PHOTOMETRIC
 
 from data.files import File, UserError
-<<<<<<< HEAD
-from data.images import MAX_PIXELS, check_image, decoding, read_image, read_tiff_header
-from data.sources import Plane, Sample, check_unique_ids
-=======
 from data.images import MAX_PIXELS, check_image, check_page, decoding, read_image, read_tiff_header
-from data.sources import Plane, Sample, check_ids
->>>>>>> 3c838b28d113c387748c5eeda416414d0f0f2d75
+from data.sources import Plane, Sample, check_unique_ids
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole

@@ -14,6 +14,8 @@ from PIL import Image
 
 from data.files import UserError
 from data.images import open_rows, read_image, read_shape
+from data.sources import Sample
+from data.stacks import expand_planes, read_sample_image
 from Preprocessed_data import brightness, to_grayscale
 
 RNG = np.random.default_rng(0)
@@ -248,6 +250,47 @@ def test_damaged_files_are_read_or_named(tmp_path, name, count):
         assert time.perf_counter() - started < MAX_SECONDS
     assert 0 < sum(outcomes) < len(outcomes)
     assert read_memory("VmHWM") - before < MAX_GIGABYTES
+
+
+CHANNELS = np.random.default_rng(1).integers(0, 255, (3, 2, 6, 7), np.uint8)
+STACKS = {
+    "imagej.tif": encode_tiff(CHANNELS, imagej=True, metadata={"axes": "ZCYX"}),
+    "ome.tif": encode_tiff(CHANNELS, photometric="minisblack", ome=True, metadata={"axes": "ZCYX"}),
+    "pages.tif": encode_tiff(CHANNELS[:, 0], photometric="minisblack", metadata=None),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_planes_of_damaged_stacks_are_read_or_named(tmp_path, name, count):
+    outcomes = []
+    for content in damage(STACKS[name], count, np.random.default_rng(1)):
+        (tmp_path / name).write_bytes(content)
+        started = time.perf_counter()
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                samples = expand_planes([Sample(name, tmp_path / name)], None)
+                outcomes.append(all(len(read_sample_image(sample).shape) == 2 for sample in samples))
+        except UserError as error:
+            assert name in str(error) and "\n" not in str(error)
+            outcomes.append(False)
+        assert time.perf_counter() - started < MAX_SECONDS
+    assert 0 < sum(outcomes) < len(outcomes)
+
+
+def test_a_page_of_a_stack_that_claims_to_be_huge(tmp_path):
+    content = bytearray(STACKS["imagej.tif"])
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        tags = tiff.pages[2].aspage().tags
+        offsets = [tags[name].valueoffset for name in ("ImageWidth", "ImageLength")]
+    for offset in offsets:
+        content[offset : offset + 4] = struct.pack(">I", 2**31)
+    (tmp_path / "a.tif").write_bytes(content)
+    first, damaged, last = expand_planes([Sample("a", tmp_path / "a.tif")], None)
+    with pytest.raises(UserError, match=r"a\.tif"):
+        read_sample_image(damaged)
+    for z, sample in ((0, first), (2, last)):
+        np.testing.assert_array_equal(read_sample_image(sample).planes, CHANNELS[z])
 
 
 def read_memory(what):
