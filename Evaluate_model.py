@@ -377,6 +377,19 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
     return figure
 
 
+def validation_ids(record: str, source: str) -> list[str]:
+    """The validation ids of a training.json that are in the source; all of them where none is.
+
+    A training may have several sources, each of which is scored on its own.
+    """
+    ids = read_training_record(record)["validation_ids"]
+    truths = open_truth(source)
+    here = [name for name in ids if name in truths]
+    if 0 < len(here) < len(ids):
+        print(f"{len(here)} of {len(ids)} validation ids are in {source}")
+    return here or ids
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
@@ -393,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ids = None
     weights = None
     if args.ids:
-        ids = read_training_record(args.ids)["validation_ids"]
+        ids = validation_ids(args.ids, args.truth)
         weights = Path(args.ids).with_name("unet.keras")  # what these ids were held out from
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(rows))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -360,30 +361,46 @@ def split_sources(
 ) -> tuple[list[str], list[str]]:
     """Splits each source on its own: by patients where VALIDATION_PATIENTS names them, else by `split_data`.
 
-    So the split of a source stays the same, whatever other sources are trained on.
+    So the split of a source stays the same, whatever other sources are trained on. Sources of one image count as one.
 
     Returns:
         training ids and validation ids, both sorted.
+
+    Raises:
+        UserError: nothing is left for one side of a source.
     """
+    counts = Counter(sample.source for sample in samples)
+    groups = defaultdict(list)  # source -> indices of its samples
+    for index, sample in enumerate(samples):
+        groups[sample.source if counts[sample.source] > 1 else ""].append(index)
     training = []
     validation = []
-    for source in sorted({sample.source for sample in samples}):
-        chosen = [index for index, sample in enumerate(samples) if sample.source == source]
+    for source, chosen in groups.items():
         ids = [samples[index].id for index in chosen]
-        patients = VALIDATION_PATIENTS.get(Path(source).name)
-        if patients is None:
-            split = split_data(ids, [images[index] for index in chosen], seed=seed)
-        else:
+        patients = VALIDATION_PATIENTS.get(Path(source).name.lower())
+        if patients is not None:
             split = split_patients([samples[index] for index in chosen], patients)
+        elif len(chosen) == 1 and len(groups) > 1:
+            split = (ids, [])
+        else:
+            split = split_data(ids, [images[index] for index in chosen], seed=seed)
         training += split[0]
         validation += split[1]
     return sorted(training), sorted(validation)
 
 
 def split_patients(samples: Sequence[Sample], patients: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Training ids and validation ids, the latter of images whose names begin with one of the patients and "_"."""
+    """Training ids and validation ids, the latter of images whose names begin with one of the patients and "_".
+
+    Raises:
+        UserError: no image is of these patients, or every one is.
+    """
     validation = [sample.id for sample in samples if sample.image.stem.split("_")[0] in patients]
-    return [sample.id for sample in samples if sample.id not in validation], validation
+    training = [sample.id for sample in samples if sample.id not in validation]
+    if not (training and validation):
+        names = ", ".join(patients)
+        raise UserError(f"{samples[0].source}: expected images of the patients {names}, to validate on, and of others")
+    return training, validation
 
 
 def hold_out_kind(ids: Sequence[str], images: Sequence[np.ndarray], kind: str) -> tuple[list[str], list[str]]:
@@ -429,6 +446,8 @@ def find_training_data(default: str | None = None) -> list[str]:
     sources = []
     for names in (TRAINING_DATA, TISSUE_DATA):
         there = [source for source in map(find_beside_scripts, names) if Path(source).exists()]
+        if names == TRAINING_DATA and not there:
+            break
         sources += there[:1]
     if sources:
         return sources

@@ -1,8 +1,8 @@
 """Trains the U-Net on augmented crops and keeps the epoch that is best on whole validation images.
 
 In:  images with masks (Kaggle folders or .zip files). Out, in --out (default weights/):
-     unet.keras     the best epoch by mean validation Dice at native size (with --hold-out the last
-                    epoch); one file, all that prediction needs
+     unet.keras     of the last fifth of the epochs the best by mean validation Dice at native size (with
+                    --hold-out the last epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
      training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch
      last.weights.h5  the last epoch with optimizer, for --resume; removed when training ends
@@ -79,7 +79,7 @@ class Options:
     """What a training is made with; training.json keeps it, and --resume asks for the same."""
 
     epochs: int = 30
-    crops: int = 2048  # an epoch
+    crops: int = 2560  # an epoch
     batch_size: int = 8
     crop_size: int = 256  # pixels, side
     learning_rate: float = 2e-3
@@ -326,7 +326,10 @@ class KeepEpochs(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
         row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
-        best = max((earlier["val_dice"] for earlier in self.history), default=-1.0)
+        # Outlines become those that people draw only in the last epochs, so these compete among themselves.
+        fixed_from = (1 - FIXED_EDGES_SHARE) * self.record["options"]["epochs"]
+        rivals = [earlier for earlier in self.history if (earlier["epoch"] > fixed_from) == (epoch + 1 > fixed_from)]
+        best = max((earlier["val_dice"] for earlier in rivals), default=-1.0)
         self.history.append(row)
         # A kind held out is there to be scored on, so it chooses no epoch: the last is kept.
         is_kept = row["val_dice"] > best or bool(self.record["options"]["hold_out"])

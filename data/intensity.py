@@ -52,9 +52,10 @@ def haematoxylin(image: np.ndarray) -> np.ndarray:
 
 
 def optical_density(image: np.ndarray) -> np.ndarray:
-    """How much light each channel of an image (H, W, 3) of 8 or 16 bits absorbs, (H, W, 3) float32, 0 for none."""
-    white = np.float32(np.iinfo(image.dtype).max)
-    return -np.log(np.maximum(image, 1) / white)
+    """How much light each channel of an image (H, W, 3), any real dtype, absorbs: (H, W, 3) float32, 0 for none."""
+    white = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+    darkest = max(1 / white, 1 / 65535) if image.dtype.kind in "ui" else 1 / 255
+    return -np.log(np.maximum(image.astype(np.float32) / np.float32(white), np.float32(darkest)))
 
 
 def percentile_range(

@@ -86,7 +86,7 @@ def find_samples(*sources: str | Path) -> list[Sample]:
     if not samples:
         endings = ", ".join(IMAGE_ENDINGS)
         raise UserError(f"{names}: no images in it ({endings}); {left_out_line or 'it is empty'}")
-    check_ids(samples)
+    check_unique_ids(samples)
     if left_out:
         _say_once(left_out_line, names)
     return samples
@@ -320,7 +320,7 @@ def _is_beside_images(folder: Parts, image_folders: Container[Parts], above: Con
     return False
 
 
-def check_ids(samples: Iterable[Sample]) -> None:
+def check_unique_ids(samples: Iterable[Sample]) -> None:
     """Raises UserError where two samples have one id."""
     seen = {}
     for sample in samples:

@@ -18,7 +18,7 @@ from tifffile import PHOTOMETRIC
 
 from data.files import File, UserError
 from data.images import MAX_PIXELS, check_image, check_page, decoding, read_image, read_tiff_header
-from data.sources import Plane, Sample, check_ids
+from data.sources import Plane, Sample, check_unique_ids
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
@@ -79,7 +79,7 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
         expanded += own
         stacks += len(own) > 1
         planes += len(own) if len(own) > 1 else 0
-    check_ids(expanded)
+    check_unique_ids(expanded)
     if stacks:
         advice = "" if project else "; --project max makes one image of all along z"
         print(f"{stacks} {'stack' if stacks == 1 else 'stacks'}: {planes} planes, each an image of its own{advice}")

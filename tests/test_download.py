@@ -23,7 +23,7 @@ import pytest
 from conftest import draw_nuclei
 from PIL import Image
 
-from data.files import find_samples
+from data.sources import find_samples
 from data.truth import read_sample
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data" / "download.py"
