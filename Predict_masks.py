@@ -494,10 +494,10 @@ def prepare_slide(image: np.ndarray | TiffRows, job: PredictionJob) -> ReadGray:
 
     def read_gray(start: int, stop: int) -> np.ndarray:
         """The gray of rows `start` to `stop`, as `to_grayscale` would make it of the whole image."""
-        rows = image[start:stop]
+        strip = image[start:stop]
         if has_colours:
-            rows = rows[..., channel]
-        gray = to_grayscale(rows, normalization)
+            strip = strip[..., channel]
+        gray = to_grayscale(strip, normalization)
         if ground is not None:
             rows = np.arange(start, stop) // step
             columns = np.arange(gray.shape[1]) // step

@@ -443,14 +443,10 @@ def find_training_data(default: str | None = None) -> list[str]:
     Raises:
         UserError: the competition's data are not there and there is no default.
     """
-    sources = []
-    for names in (TRAINING_DATA, TISSUE_DATA):
-        there = [source for source in map(find_beside_scripts, names) if Path(source).exists()]
-        if names == TRAINING_DATA and not there:
-            break
-        sources += there[:1]
+    sources = [source for source in map(find_beside_scripts, TRAINING_DATA) if Path(source).exists()]
+    tissue = [source for source in map(find_beside_scripts, TISSUE_DATA) if Path(source).exists()]
     if sources:
-        return sources
+        return sources[:1] + tissue[:1]
     if default is None:
         raise UserError(f"no {' or '.join(TRAINING_DATA)}; python data/download.py fetches it, --data names another")
     return [default]

@@ -195,8 +195,10 @@ def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:
     """A TIFF whose pages are still to be read, None for other files; raises as `read_image`."""
     if not _is_tiff(stream):
         return None
-    tiff = tifffile.TiffFile(stream)
-    check_page(tiff.pages[0], file)
+    with decoding(file):
+        tiff = tifffile.TiffFile(stream)
+        page = tiff.pages[0]
+    check_page(page, file)
     return tiff
 
 

@@ -7,9 +7,10 @@ Out: a sample for each plane of z and time; of a sample one image, or its channe
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -52,6 +53,19 @@ class Layout:
     def length(self, axis: str) -> int:
         """Planes along an axis, 1 where the stack does not have it."""
         return self.shape[self.axes.index(axis)] if axis in self.axes else 1
+
+    def holds(self, plane: Plane) -> bool:
+        """Whether the stack has this plane."""
+        return (plane.z or 0) < self.length("Z") and (plane.t or 0) < self.length("T")
+
+
+@contextmanager
+def open_file(file: File) -> Iterator[BinaryIO]:
+    """Opens a file for reading; what is wrong with its archive names the file."""
+    with decoding(file):
+        stream = file.open("rb")
+    with stream:
+        yield stream
 
 
 def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample]:
@@ -108,25 +122,31 @@ def read_layout(file: File) -> Layout | None:
     if not file.name.lower().endswith(STACK_ENDINGS):
         return None
     try:
-        with decoding(file), file.open("rb") as stream:
+        with open_file(file) as stream:
             tiff = read_tiff_header(stream, file)
-            return None if tiff is None else describe_layout(tiff)
+            return None if tiff is None else describe_layout(tiff, file)
     except (UserError, OSError):
         return None
 
 
-def describe_layout(tiff: tifffile.TiffFile) -> Layout | None:
-    """The layout of an open TIFF; None where it holds one gray or RGB image, and pages of other shapes beside it."""
-    series = tiff.series[0]
-    axes = _name_axes(series)
-    sizes = dict(zip(axes, series.shape, strict=True))
-    if len(sizes) < len(axes) or not {"Y", "X"} <= sizes.keys():
-        raise UserError(f"its axes {series.axes} are not known")
+def describe_layout(tiff: tifffile.TiffFile, file: File) -> Layout | None:
+    """The layout of an open TIFF; None where it holds one gray or RGB image, and pages of other shapes beside it.
+
+    Raises:
+        UserError: the description of its pages is damaged.
+    """
+    with decoding(file):
+        series = tiff.series[0]
+        axes = _name_axes(series)
+    sizes = dict(zip(axes, series.shape, strict=False))
+    if len(sizes) < series.ndim or not {"Y", "X"} <= sizes.keys():
+        raise UserError(f"{file}: its axes {series.axes} are not known")
     if not sizes.keys() & set("ZTC"):
         return None
     names = ()
     if "C" in sizes:
-        known = _channel_names(tiff, sizes["C"])
+        with decoding(file):
+            known = _channel_names(tiff, sizes["C"])
         names = tuple(name or f"channel {number}" for number, name in enumerate(known, start=1))
     return Layout(axes, series.shape, names)
 
@@ -164,11 +184,11 @@ def read_sample_image(sample: Sample, project: str | None = None) -> np.ndarray 
     if sample.plane is None:
         return read_image(sample.image)
     file = sample.image
-    with decoding(file), file.open("rb") as stream:
+    with open_file(file) as stream:
         tiff = read_tiff_header(stream, file)
-        layout = None if tiff is None else describe_layout(tiff)
-        if layout is None:
-            raise UserError(f"{file}: it was replaced and is no stack now; run the command again")
+        layout = None if tiff is None else describe_layout(tiff, file)
+        if layout is None or not layout.holds(sample.plane):
+            raise UserError(f"{file}: it was replaced and has no such plane now; run the command again")
         if layout.length("Y") * layout.length("X") > MAX_PIXELS:
             raise UserError(f"{file}: a plane of {layout.shape} pixels is too large to be read at once")
         planes = [
@@ -201,32 +221,26 @@ def _read_channel(
 
 def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, indices: dict[str, int], file: File) -> np.ndarray:
     """(H, W) or (H, W, 3) of a series at the indices of channel, z and time; reads one page where it can."""
-    keyframe = series.keyframe
-    leading = series.ndim - keyframe.ndim
-    count = math.prod(layout.shape[:leading]) if leading > 0 else 0
-    if count and (len(series.pages) == count or len(series.pages) == 1 and series.dataoffset is not None):
-        position = [indices[axis] for axis in layout.axes[:leading]]
-        number = int(np.ravel_multi_index(position, layout.shape[:leading]))
-        page = series.pages[number] if len(series.pages) == count else keyframe
-        if page is None:  # an OME-TIFF may leave planes out
-            values = np.zeros(keyframe.shape, series.dtype)
-        elif len(series.pages) < count:  # the first page stands for all, as in stacks of ImageJ of more than 4 GB
-            size = math.prod(keyframe.shape)
-            dtype = series.dtype.newbyteorder(keyframe.parent.byteorder)
-            offset = series.dataoffset + number * size * dtype.itemsize
-            values = keyframe.parent.filehandle.read_array(dtype, size, offset).reshape(keyframe.shape)
-            values = values.astype(series.dtype, copy=False)
-        else:
-            check_page(page.keyframe, file)  # it may be another than that of the series
-            if page.shape != keyframe.shape:
-                raise UserError(f"{file}: its pages differ in shape; replace or remove it")
-            values = page.asarray()
-        axes = layout.axes[leading:]
+    with decoding(file):
+        keyframe = series.keyframe
+        page_count = len(series.pages)
+    leading = max(series.ndim - keyframe.ndim, 0)  # axes along which there are pages
+    planes = math.prod(layout.shape[:leading])
+    axes = layout.axes[leading:]
+    position = [indices[axis] for axis in layout.axes[:leading]]
+    number = int(np.ravel_multi_index(position, layout.shape[:leading])) if leading else 0
+    if leading and page_count == planes:
+        values = _read_page(series, number, file)
+    elif leading and page_count == 1 and series.dataoffset is not None:
+        values = _read_contiguous(series, number, file)
+    elif math.prod(layout.shape) * series.dtype.itemsize > MAX_STACK_BYTES:
+        raise UserError(f"{file}: too large to be read at once; save its planes apart")
     else:
-        if math.prod(layout.shape) * series.dtype.itemsize > MAX_STACK_BYTES:
-            raise UserError(f"{file}: too large to be read at once; save its planes apart")
-        values = series.asarray()
+        with decoding(file):
+            values = series.asarray()
         axes = layout.axes
+    if values.ndim != len(axes):
+        raise UserError(f"{file}: its pages are not as it describes them; replace or remove it")
     values = values[tuple(slice(None) if axis in "YXS" else indices[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
     values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
@@ -235,6 +249,31 @@ def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, indices: dict[s
     if "S" not in axes:
         return values
     return values[..., :3] if values.shape[-1] > 2 else values[..., 0]  # without alpha
+
+
+def _read_page(series: tifffile.TiffPageSeries, number: int, file: File) -> np.ndarray:
+    """One page of a series; 0 where it is left out, as an OME-TIFF may."""
+    shape = series.keyframe.shape
+    with decoding(file):
+        page = series.pages[number]
+    if page is None:
+        return np.zeros(shape, series.dtype)
+    check_page(page.keyframe, file)  # it may be another than that of the series
+    if page.shape != shape:
+        raise UserError(f"{file}: its pages differ in shape; replace or remove it")
+    with decoding(file):
+        return page.asarray()
+
+
+def _read_contiguous(series: tifffile.TiffPageSeries, number: int, file: File) -> np.ndarray:
+    """One plane of a series whose first page stands for all, as in ImageJ's stacks of more than 4 GB."""
+    shape = series.keyframe.shape
+    size = math.prod(shape)
+    tiff = series.keyframe.parent
+    dtype = series.dtype.newbyteorder(tiff.byteorder)
+    with decoding(file):
+        values = tiff.filehandle.read_array(dtype, size, series.dataoffset + number * size * dtype.itemsize)
+    return values.reshape(shape).astype(series.dtype, copy=False)
 
 
 def narrow_channels(image: np.ndarray | Channels, wanted: str | None) -> np.ndarray | Channels:

@@ -324,7 +324,7 @@ def test_a_stack_that_was_replaced_on_the_way_is_named(tmp_path):
     last = expand_planes([only(file)], None)[-1]
     for pixels in (make_pixels(2, 5, 7), make_pixels(5, 7)):
         write_stack(file, pixels)
-        with pytest.raises(UserError, match=r"a\.tif"):
+        with pytest.raises(UserError, match=r"a\.tif: it was replaced"):
             read_sample_image(last)
     save_image(tmp_path / "b.png", make_pixels(5, 7)).rename(file)
     with pytest.raises(UserError, match=r"a\.tif: it was replaced"):
