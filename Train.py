@@ -56,6 +56,7 @@ from Preprocessed_data import (
 OUT = "weights"
 PRECISIONS = ("float32", "mixed_bfloat16")
 FIXED_EDGES_SHARE = 0.2  # of the batches, the last ones, in which neither blur nor gamma moves edges
+VARIED_STAIN_SHARE = 0.5  # of the crops of stained tissue; the others are as prediction sees them
 EMPTY_SHARE = 0.04  # of the crops have no nuclei and no image
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are shown at half their size too
 # Files in --out.
@@ -189,7 +190,9 @@ def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pa
     for name, image in zip(split[0], training_images, strict=True):
         if image_kind(image) == STAINED_TISSUE:
             pairs[name] = pairs[name]._replace(density=optical_density(image))
-    return pairs, draw_probabilities(training_images), describe_run(options, ids, images, labels, split)
+    sources = dict(zip(ids, (sample.source for sample in samples), strict=True))
+    probabilities = draw_probabilities(training_images, [sources[name] for name in split[0]])
+    return pairs, probabilities, describe_run(options, ids, images, labels, split)
 
 
 def describe_run(options: Options, ids: Sequence[str], images, labels, split) -> dict:
@@ -212,16 +215,20 @@ def describe_run(options: Options, ids: Sequence[str], images, labels, split) ->
     }
 
 
-def draw_probabilities(images: Sequence[np.ndarray]) -> np.ndarray:
-    """How often each image is drawn: a kind with n images is drawn in proportion to sqrt(n).
+def draw_probabilities(images: Sequence[np.ndarray], sources: Sequence[str]) -> np.ndarray:
+    """How often each image is drawn: a kind with n images in a source is drawn in proportion to sqrt(n).
 
-    Within a kind the same goes for the sizes, for a size often means a microscope. So what is rare
+    Within such a kind the same goes for the sizes, for a size often means a microscope. So what is rare
     is seen often enough to be learned, and not so often that its few images are learned by heart.
+
+    Args:
+        images: N of (H, W) or (H, W, 3).
+        sources: of each image, where it was found.
 
     Returns:
         (N,) float, sums to 1.
     """
-    kinds = np.array([image_kind(image) for image in images])
+    kinds = np.array([f"{image_kind(image)} in {source}" for image, source in zip(images, sources, strict=True)])
     sizes = np.array([str(image.shape[:2]) for image in images])
     weights = np.zeros(len(images))
     for kind in set(kinds):
@@ -276,7 +283,7 @@ class Crops(keras.utils.PyDataset):
         if rng.random() < EMPTY_SHARE:
             return draw_empty_crop(size, rng, fixed_edges)
         gray, labels, density = self.pairs[image_index]
-        if density is not None:
+        if density is not None and rng.random() < VARIED_STAIN_SHARE:
             gray = vary_stain(density, rng)
         is_wide = self.has_wide_nuclei[image_index]
         return draw_crop(gray, labels, size, rng, has_wide_nuclei=is_wide, fixed_edges=fixed_edges)
