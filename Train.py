@@ -10,6 +10,7 @@ In:  images with masks (Kaggle folders or .zip files). Out, in --out (default we
     python Train.py
     python Train.py --data data/stage1_train.zip data/tnbc.zip --epochs 30 --out weights
     python Train.py --resume
+    python Train.py --from weights/unet.keras --data my_images --epochs 10 --crops 512 --out my_weights
 """
 
 import argparse
@@ -35,7 +36,7 @@ import numpy as np
 
 import Model
 from data.augment import draw_crop, draw_empty_crop, make_target, vary_stain, whole_image
-from data.files import UserError, run_script, write_whole
+from data.files import UserError, hash_file, run_script, write_whole
 from data.intensity import optical_density
 from data.nuclei import common_diameter
 from data.outputs import show_pictures
@@ -55,6 +56,7 @@ from Preprocessed_data import (
 
 OUT = "weights"
 PRECISIONS = ("float32", "mixed_bfloat16")
+FINE_TUNING_RATE = 5e-4  # highest learning rate from trained weights on
 FIXED_EDGES_SHARE = 0.2  # of the batches, the last ones, in which neither blur nor gamma moves edges
 VARIED_STAIN_SHARE = 0.5  # of the crops of stained tissue; the others are as prediction sees them
 EMPTY_SHARE = 0.04  # of the crops have no nuclei and no image
@@ -86,9 +88,10 @@ class Options:
     learning_rate: float = 2e-3
     base_filters: int = Model.BASE_FILTERS
     depth: int = Model.DEPTH
-    precision: str = "mixed_bfloat16"  # faster where the processor has bfloat16 instructions
+    precision: str = "mixed_bfloat16"  # see `Model.fastest_precision`
     seed: int = SEED
     hold_out: str | None = None  # kind of image
+    from_weights: str | None = None  # file that the training starts from; None: from random weights
 
     @property
     def steps_per_epoch(self) -> int:
@@ -138,6 +141,9 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
 
     pairs, probabilities, record = load_data(samples, options)
     record["run_id"] = run_id
+    if options.from_weights:
+        record["from_weights_sha256"] = hash_file(options.from_weights)
+        check_validation_is_unseen(options.from_weights, record["validation_ids"])
     training = [pairs[name] for name in record["training_ids"]]
     validation = [pairs[name] for name in record["validation_ids"]]
     print(f"{len(training)} images to train on, {len(validation)} to validate, {', '.join(map(str, data))}")
@@ -146,7 +152,11 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
         model = Model.compile_unet(
             options.depth, options.base_filters, options.learning_rate, options.epochs * options.steps_per_epoch
         )
-        history = load_last_epoch(model, out, record, options.steps_per_epoch) if resume else []
+        history = []
+        if resume:
+            history = load_last_epoch(model, out, record, options.steps_per_epoch)
+        elif options.from_weights:
+            start_from(model, options.from_weights)
     if is_writer and not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)  # of another training
 
@@ -412,6 +422,25 @@ def save_curves(history: list[dict], out: Path) -> None:
             figure.savefig(file, dpi=110)
 
 
+def check_validation_is_unseen(weights: str, validation_ids: Sequence[str]) -> None:
+    """Raises UserError where the weights that a training starts from know images that are to validate it."""
+    seen = sorted(set(find_record(weights).get("training_ids", [])) & set(validation_ids))
+    if seen:
+        raise UserError(
+            f"{weights}: it was trained on {len(seen)} of the images to validate on, first {seen[0]}; "
+            "give the --seed and --data of its training"
+        )
+
+
+def start_from(model: keras.Model, weights: str) -> None:
+    """Copies trained weights into the compiled model; raises UserError where they do not fit."""
+    trained = Model.load_unet(weights).get_weights()
+    shapes = [array.shape for array in trained]
+    if shapes != [array.shape for array in model.get_weights()]:
+        raise UserError(f"{weights}: its network has another --depth or --base-filters; give the same")
+    model.set_weights(trained)
+
+
 def load_last_epoch(model: keras.Model, out: Path, record: dict, steps_per_epoch: int) -> list[dict]:
     """Loads the last epoch of an interrupted training into the compiled model.
 
@@ -426,6 +455,8 @@ def load_last_epoch(model: keras.Model, out: Path, record: dict, steps_per_epoch
     before = read_training_record(out / RECORD)
     if before.get("options") != record["options"]:
         raise UserError(f"{out}: that training had other options: {before.get('options')}; give the same")
+    if before.get("from_weights_sha256") != record.get("from_weights_sha256"):
+        raise UserError(f"{out}: that training started from other weights; name the same file in --from")
     if any(before.get(key) != record[key] for key in ("data_sha256", "validation_ids")):
         raise UserError(f"{out}: that training had other data; name the same --data, with the same files in it")
     record["kept"] = before["kept"]
@@ -505,6 +536,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default_data = "data/stage1_train(.zip) and data/tnbc(.zip), where they are"
     files.add_argument("--data", nargs="+", metavar="SOURCE", help=f"images with masks (default {default_data})")
     files.add_argument("--out", default=OUT, help="folder to write to (default %(default)s)")
+    files.add_argument("--from", dest="from_weights", metavar="FILE", help="trained weights to start from")
     files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")
     length = parser.add_argument_group("length")
     add_number(length, "--epochs", default.epochs, "passes")
@@ -512,17 +544,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     recipe = parser.add_argument_group("recipe")
     add_number(recipe, "--batch-size", default.batch_size, "crops a batch")
     add_number(recipe, "--crop-size", default.crop_size, "side of a crop, pixels")
-    add_number(recipe, "--learning-rate", default.learning_rate, "highest rate of the schedule")
+    rates = f"default {default.learning_rate}, with --from {FINE_TUNING_RATE}"
+    recipe.add_argument("--learning-rate", type=float, help=f"highest rate of the schedule ({rates})")
     add_number(recipe, "--base-filters", default.base_filters, "filters at full resolution")
     add_number(recipe, "--depth", default.depth, "poolings")
     add_number(recipe, "--seed", default.seed, "of split, weights and crops")
-    recipe.add_argument("--precision", choices=PRECISIONS, default=default.precision, help="default %(default)s")
+    recipe.add_argument("--precision", choices=PRECISIONS, help="default: what is faster on this machine")
     recipe.add_argument("--hold-out", choices=KINDS, help="score on all images of this kind, train on the rest")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parse_args(argv))
+    args["precision"] = args["precision"] or Model.fastest_precision()
+    if args["learning_rate"] is None:
+        args["learning_rate"] = FINE_TUNING_RATE if args["from_weights"] else Options.learning_rate
     data = args.pop("data") or find_training_data()
     out = Path(args.pop("out"))
     resume = args.pop("resume")
