@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import sys
@@ -40,6 +41,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import find_ground
+from data.calibration import read_pixel_size
 from data.cluster import map_on_cluster
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
 from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
@@ -86,6 +88,7 @@ from data.scales import (
     MIN_CONTRAST,
     MIN_THUMBNAIL,
     MIN_THUMBNAIL_DIAMETER,
+    NARROW_DIAMETER,
     SURE_CHANNEL,
     THUMBNAIL_HALVINGS,
     PredictionJob,
@@ -131,19 +134,34 @@ class InputOptions:
     channel: str | None = None  # its name, its number from 1, or "max", the brightest of all at each pixel
     background: str | None = None  # "dark" or "bright"
     project: str | None = None  # "max", "mean" or "sum" along z
+    diameter: float | None = None  # of nuclei, in pixels
+    level: int | None = None  # of pyramids, 0 the largest
+    pixel_size: float | None = None  # micrometres; of labels and tables, the scale does not depend on it
+
+    def check(self) -> None:
+        """Raises UserError where a number does not make sense."""
+        for name, value in (("--diameter", self.diameter), ("--pixel-size", self.pixel_size)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be above 0, not {value}")
+        if self.level is not None and self.level < 0:
+            raise UserError(f"--level must be 0, the largest, or more, not {self.level}")
 
 
-def find_nuclei(model: keras.Model, gray: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def find_nuclei(
+    model: keras.Model, gray: np.ndarray, diameter: float | None = None
+) -> tuple[np.ndarray, tuple[int, ...]]:
     """Finds the nuclei of one image, at the scales that their width asks for.
 
     Args:
         model: from `load_unet`.
         gray: (H, W) float32 in [0, 1], from `to_grayscale`.
+        diameter: of the nuclei in pixels; None: it is found out.
 
     Returns:
-        labels (H, W) int32, and the scales that they are predicted at: how often height and width are halved.
+        labels (H, W) int32, and the scales that they are predicted at: how often height and width are halved; negative:
+        doubled.
     """
-    job = PredictionJob(gray, thumbnails=make_thumbnails(gray))
+    job = PredictionJob(gray, diameter=diameter, thumbnails=make_thumbnails(gray))
     run_jobs(functools.partial(predict_probability, model), [job])
     return job.labels_future.result(), job.scales
 
@@ -155,6 +173,7 @@ class ImageWork:
     sample: Sample
     checksum: dict  # of the file, before it was read
     image: np.ndarray | Channels  # as in the file
+    pixel_size: float | None  # micrometres
     jobs: list[PredictionJob]  # one for each way that the image can be seen
 
 
@@ -190,6 +209,14 @@ def make_jobs(image: np.ndarray | Channels, options: InputOptions) -> list[Predi
     Raises:
         UserError: it has no such channel.
     """
+    jobs = list_jobs(image, options)
+    for job in jobs:
+        job.diameter = options.diameter
+    return jobs
+
+
+def list_jobs(image: np.ndarray | Channels, options: InputOptions) -> list[PredictionJob]:
+    """The jobs of `make_jobs`, before they know the diameter of nuclei."""
     background = options.background
     if isinstance(image, Channels):
         pairs = zip(image.names, image.planes, strict=True)
@@ -229,24 +256,30 @@ def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0)
     Args:
         model: from `load_unet`.
         gray: (..., H, W) float32 in [0, 1], one image or a stack, from `to_grayscale`.
-        halvings: how often height and width are halved before.
+        halvings: how often height and width are halved before; negative: doubled.
 
     Returns:
         Probability of nucleus, and of a border between touching nuclei, as gray in shape, float32.
     """
-    multiple = 2 ** (depth_of(model) + halvings)
+    multiple = 2 ** (depth_of(model) + max(halvings, 0))
     height, width = gray.shape[-2:]
     padding = [(0, 0), (0, -height % multiple), (0, -width % multiple)]
     padded = np.pad(gray.reshape(-1, height, width), padding, "symmetric")  # (batch, H', W')
-    reduced = padded
+    scaled = padded
     for _ in range(halvings):
-        reduced = halve(reduced)
-    answer = model.predict_on_batch(reduced[..., None])  # (batch, H'', W'', 2)
+        scaled = halve(scaled)
+    if halvings < 0:
+        scaled = resize_images(scaled[..., None], [side * 2**-halvings for side in padded.shape[1:]])[..., 0]
+    answer = model.predict_on_batch(scaled[..., None])  # (batch, H'', W'', 2)
     if halvings:
-        answer = keras.ops.image.resize(answer, padded.shape[1:], "bilinear")
-        answer = keras.ops.convert_to_numpy(answer)
+        answer = resize_images(answer, padded.shape[1:])
     answer = answer[:, :height, :width]
     return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
+
+
+def resize_images(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes images (batch, H, W, C) to a size (H, W), bilinear; where they become smaller, by means of areas."""
+    return keras.ops.convert_to_numpy(keras.ops.image.resize(images, size, "bilinear", antialias=True))
 
 
 def describe_provenance(weights: str | Path, options: InputOptions = InputOptions()) -> Provenance:
@@ -274,11 +307,9 @@ def describe_provenance(weights: str | Path, options: InputOptions = InputOption
         "many_nuclei": MANY_NUCLEI,
         "merged_diameter_ratio": MERGED_DIAMETER_RATIO,
         "max_diameter": MAX_DIAMETER,
-        "channel": options.channel,
-        "background": options.background,
-        "project": options.project,
+        "narrow_diameter": NARROW_DIAMETER,
     }
-    return {"weights_sha256": hash_file(weights), "settings": settings}
+    return {"weights_sha256": hash_file(weights), "settings": settings | dataclasses.asdict(options)}
 
 
 def predict_samples(
@@ -319,7 +350,8 @@ def predict_samples(
             earlier = images
             for slide in slides:
                 try:
-                    predict_slide(slide, model, out, provenance, options)
+                    reading = predict_slide(slide, model, out, provenance, options)
+                    say_reading(slide.id, reading)
                     written.append(slide.id)
                 except (UserError, OSError) as error:
                     if isinstance(error, OSError) and error.filename != str(slide.image):
@@ -341,6 +373,11 @@ def collect_written(name: str, future: Future, written: list[str], skipped: dict
         _skip(name, error, skipped)
         return
     written.append(name)
+    say_reading(name, reading)
+
+
+def say_reading(name: str, reading: str) -> None:
+    """Says which channel or background of an image was chosen, if one was."""
     if reading:
         tqdm.write(f"{name}: {reading} was chosen; --channel or --background chooses another")
 
@@ -389,11 +426,17 @@ def read_ahead(
 
 def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
     """Reads an image and makes its jobs; None for an image that is too large to be read whole."""
-    if math.prod(read_shape(sample.image)) > LARGE_IMAGE:
+    if math.prod(read_shape(sample.image, options.level or 0)) > LARGE_IMAGE:
         return None
     checksum = describe_file(sample.image)
-    image = narrow_channels(read_sample_image(sample, options.project), options.channel)
-    return ImageWork(sample, checksum, image, make_jobs(image, options))
+    with open_sample(sample, options) as rows:
+        image = rows[:] if isinstance(rows, TiffRows) else rows
+    return ImageWork(sample, checksum, image, find_pixel_size(sample, options), make_jobs(image, options))
+
+
+def find_pixel_size(sample: Sample, options: InputOptions) -> float | None:
+    """Micrometres that a pixel of an image is wide, as given or as its file says."""
+    return options.pixel_size or read_pixel_size(sample.image, options.level or 0)
 
 
 def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str:
@@ -402,9 +445,15 @@ def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str
     labels = finish_labels(job)
     work.jobs = []  # an image that waits for its turn takes memory
     overlay = outline_nuclei(to_display(shown_image(work.image, job)), labels)
-    provenance = provenance | {"image": work.checksum}
-    write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance)
+    provenance = provenance | {"image": work.checksum, "seen": describe_job(job)}
+    write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance, work.pixel_size)
     return job.reading if labels.any() else ""
+
+
+def describe_job(job: PredictionJob) -> dict:
+    """How an image was seen, as labels/ID.tif says it."""
+    background = "bright" if job.has_bright_background else "dark"
+    return {"reading": job.reading, "background": background, "scales": list(job.scales)}
 
 
 def shown_image(image: np.ndarray | Channels, job: PredictionJob) -> np.ndarray:
@@ -414,8 +463,11 @@ def shown_image(image: np.ndarray | Channels, job: PredictionJob) -> np.ndarray:
 
 def predict_slide(
     sample: Sample, model: keras.Model, out: str | Path, provenance: Provenance, options: InputOptions
-) -> None:
+) -> str:
     """Predicts a large image in strips, without holding the whole, and writes its files.
+
+    Returns:
+        The channel or background that was chosen, "" for the usual one.
 
     Raises:
         UserError: the image cannot be read.
@@ -423,39 +475,50 @@ def predict_slide(
     """
     files = prediction_files(out, sample.id)
     provenance = add_image(provenance, sample.image)
+    pixel_size = find_pixel_size(sample, options)
     with open_sample(sample, options) as image:
         shape = image.shape[:2]
         job = choose_slide_job(model, image, options)
         image = shown_image(image, job)
         read_gray = prepare_slide(image, job)
         # Scale and size of the nuclei are those of nine windows.
-        sampled_labels, scales = find_nuclei(model, sample_windows(shape, read_gray))
+        sampled_labels, scales = find_nuclei(model, sample_windows(shape, read_gray), options.diameter)
+        job.scales = scales
+        provenance["seen"] = describe_job(job)
         max_area = largest_area(sampled_labels) or None
         predict = functools.partial(predict_scales, functools.partial(predict_probability, model), scales=scales)
-        separate = functools.partial(separate_nuclei, max_area=max_area, area_scale=4 ** scales[0])
+        separate = functools.partial(separate_nuclei, max_area=max_area, area_scale=4.0 ** scales[0])
         halo = HALO_PIXELS * 2 ** (depth_of(model) + scales[-1])
         strips = label_strips(predict_strips(shape, read_gray, predict, halo, sample.id[:20]), separate)
         # Labels take their name last, for they say that the image is done.
         with write_whole(files.labels) as part:
-            save_tiles(part, strips, shape, np.uint32, provenance)
+            save_tiles(part, strips, shape, np.uint32, provenance, pixel_size)
             with open_rows(part) as labels:
                 masks = (mask_of(labels[row : row + STRIP]) for row in range(0, shape[0], STRIP))
                 with write_whole(files.tiled_mask) as mask:
-                    save_tiles(mask, masks, shape, np.uint8, provenance)
+                    save_tiles(mask, masks, shape, np.uint8, provenance, pixel_size)
                 small_labels = subsample(labels, OVERLAY_PIXELS)
             small_image = subsample(image, OVERLAY_PIXELS)
             with write_whole(files.overlay) as overlay:
                 outlined = outline_nuclei(to_display(small_image), small_labels)
                 save_png(overlay, outlined, FAST_COMPRESSION)
         files.mask.unlink(missing_ok=True)  # of a smaller image of this name
+    return job.reading
 
 
 @contextlib.contextmanager
 def open_sample(sample: Sample, options: InputOptions) -> Iterator[np.ndarray | TiffRows | Channels]:
-    """Yields the rows of a large image, as `open_rows`; a plane of a stack is read whole."""
+    """Yields the rows of an image, as `open_rows`; a plane of a stack is read whole.
+
+    Raises:
+        UserError: the image cannot be read, or has no such channel or level.
+        OSError: it cannot be opened.
+    """
     if sample.plane is None:
-        with open_rows(sample.image) as rows:
+        with open_rows(sample.image, options.level or 0) as rows:
             yield rows
+    elif options.level:
+        raise UserError(f"{sample.image}: it is a stack; --level is for slides, whose planes have levels")
     else:
         yield narrow_channels(read_sample_image(sample, options.project), options.channel)
 
@@ -498,6 +561,7 @@ def prepare_slide(image: np.ndarray | TiffRows, job: PredictionJob) -> ReadGray:
         if has_colours:
             strip = strip[..., channel]
         gray = to_grayscale(strip, normalization)
+        gray[brightness(strip) > normalization.debris] = 0  # as if it were background
         if ground is not None:
             rows = np.arange(start, stop) // step
             columns = np.arange(gray.shape[1]) // step
@@ -519,7 +583,7 @@ def predict_on_cluster(
     paths = [os.path.abspath(path) for path in (weights, out, *data)]
     script = Path(__file__).resolve()
     ids = [sample.id for sample in samples]
-    arguments = [run, *dataclasses.astuple(options), *paths]
+    arguments = [run, json.dumps(dataclasses.asdict(options)), *paths]
     answers = map_on_cluster(ids, READ_AHEAD, script, "predict_on_worker", arguments, address)
     written = []
     skipped = {}
@@ -534,17 +598,10 @@ def predict_on_cluster(
 
 
 def predict_on_worker(
-    ids: Sequence[str],
-    run: str,
-    channel: str | None,
-    background: str | None,
-    project: str | None,
-    weights: str,
-    out: str,
-    *data: str,
+    ids: Sequence[str], run: str, options_json: str, weights: str, out: str, *data: str
 ) -> tuple[list[str], dict[str, str]]:
     """What a Dask worker does; returns as `predict_samples`."""
-    options = InputOptions(channel, background, project)
+    options = InputOptions(**json.loads(options_json))
     samples, model, provenance = prepare_worker(run, options, weights, *data)
     missing = {name: "no longer there" for name in ids if name not in samples}
     present = [samples[name] for name in ids if name in samples]
@@ -605,6 +662,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     images.add_argument("--channel", help=channel)
     images.add_argument("--background", choices=("dark", "bright"), help="on which nuclei are bright, or dark")
     images.add_argument("--project", choices=PROJECTIONS, help="make one image of all planes along z")
+    images.add_argument("--diameter", type=float, metavar="PIXELS", help="of the nuclei; sets the scale")
+    images.add_argument("--pixel-size", type=float, metavar="MICROMETRES", help="of a pixel; the labels keep it")
+    images.add_argument("--level", type=int, metavar="N", help="of slides with a pyramid (default 0, the largest)")
     results = parser.add_argument_group("results")
     results.add_argument("--show", action="store_true", help="show the files afterwards")
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
@@ -618,7 +678,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = expand_planes(find_samples(*args.data), args.project)
     out = Path(args.out or default_out(*args.data))
     model = load_unet(args.weights)
-    options = InputOptions(args.channel, args.background, args.project)
+    options = InputOptions(args.channel, args.background, args.project, args.diameter, args.level, args.pixel_size)
+    options.check()
     provenance = describe_provenance(args.weights, options)
     claim_out(out, *args.data)
     remove_unfinished(out)

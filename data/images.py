@@ -23,6 +23,8 @@ MAX_PIXELS = 178_956_970  # of an image read at once; a file of a kilobyte may c
 MAX_CHUNK_BYTES = 2**31  # of one strip or tile of a TIFF when it is decoded
 MAX_VALUE = 1e30  # of a pixel; larger values overflow float32 and are no measurement
 ROWS_AT_ONCE = 256  # rows of a large image that `subsample` holds
+MIN_REDUCTION = 1.5  # of width and height, from a level of a pyramid to the next
+MAX_LEVEL_ERROR = 2  # pixels; levels are rounded
 ORIENTATION_TAG = 274  # of TIFF and EXIF: 1 as stored, 2 to 4 flipped, 5 to 8 with rows and columns exchanged
 TURNED = (5, 6, 7, 8)
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -54,12 +56,11 @@ def read_image(file: File) -> np.ndarray:
     return check_image(_drop_alpha(image), file)
 
 
-def read_shape(file: File) -> tuple[int, int]:
-    """(H, W) of an image file, from its header alone; raises as `read_image`."""
+def read_shape(file: File, level: int = 0) -> tuple[int, int]:
+    """(H, W) of an image file, or of a level of its pyramid, from its header alone; raises as `read_image`."""
     with decoding(file), file.open("rb") as stream:
         if _is_tiff(stream):
-            page = tifffile.TiffFile(stream).pages[0]
-            check_page(page, file)
+            page = open_level(tifffile.TiffFile(stream), level, file)
             shape = (page.imagelength, page.imagewidth)
             orientation = _tiff_orientation(page)
         else:
@@ -70,8 +71,8 @@ def read_shape(file: File) -> tuple[int, int]:
 
 
 @contextmanager
-def open_rows(file: File) -> Iterator["TiffRows | np.ndarray"]:
-    """Yields an object whose slice [a:b] gives rows a to b of the image.
+def open_rows(file: File, level: int = 0) -> Iterator["TiffRows | np.ndarray"]:
+    """Yields an object whose slice [a:b] gives rows a to b of the image, or of a level of its pyramid.
 
     It is a `TiffRows`, which reads no more of a TIFF than the slice needs, or the whole image as `read_image` returns
     it where the file is no such TIFF. Raises as `read_image`.
@@ -81,22 +82,23 @@ def open_rows(file: File) -> Iterator["TiffRows | np.ndarray"]:
     with stream:
         with decoding(file):
             is_tiff = _is_tiff(stream)
-        rows = TiffRows(stream, file) if is_tiff else None
+        rows = TiffRows(stream, file, level) if is_tiff else None
         if rows is None or not rows.is_readable():
+            if level:
+                raise UserError(f"{file}: its levels cannot be read; leave out --level")
             rows = read_image(file)
         yield rows
 
 
 class TiffRows:
-    """The first page of a TIFF; `rows[a:b]` decodes only the strips or tiles that these cross."""
+    """The first page of a TIFF, or a level of it; `rows[a:b]` decodes only the strips or tiles that these cross."""
 
-    def __init__(self, stream: BinaryIO, file: File):
+    def __init__(self, stream: BinaryIO, file: File, level: int = 0):
         self.stream = stream
         self.file = file
         with decoding(file):
             self.tiff = tifffile.TiffFile(stream)
-            self.page = self.tiff.pages[0]
-        check_page(self.page, file)
+        self.page = open_level(self.tiff, level, file)
         self.shape = self.page.shape
         self.dtype = self.page.dtype
 
@@ -139,6 +141,41 @@ class TiffRows:
             row = max(top - start, 0)
             rows[row : row + len(tile), left : left + tile.shape[1]] = tile
         return rows
+
+
+def pyramid_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """The levels of a pyramid, the first page and then smaller and smaller ones; one page where there is no pyramid.
+
+    Not every scanner marks them, so a level is every page, or page below the first one, with the sides' ratio of the
+    first page; labels and overviews of slides have another.
+    """
+    first = tiff.pages[0]
+    pages = [level.pages[0] for level in tiff.series[0].levels[1:]]
+    pages += tiff.pages[1:]
+    levels = {}
+    for page in pages:
+        page = page.keyframe
+        reduction = first.imagewidth / page.imagewidth
+        has_same_ratio = abs(first.imagelength / reduction - page.imagelength) <= MAX_LEVEL_ERROR
+        if reduction > MIN_REDUCTION and has_same_ratio:
+            levels.setdefault(page.imagewidth, page)
+    return [first, *(levels[width] for width in sorted(levels, reverse=True))]
+
+
+def open_level(tiff: tifffile.TiffFile, level: int, file: File) -> tifffile.TiffPage:
+    """The checked page of a level of a TIFF, 0 the largest; raises as `read_image`."""
+    with decoding(file):
+        page = tiff.pages[0]
+    check_page(page, file)
+    if level == 0:
+        return page
+    with decoding(file):
+        pages = pyramid_pages(tiff)
+    if level >= len(pages):
+        sizes = ", ".join(f"{number} ({page.imagelength}×{page.imagewidth})" for number, page in enumerate(pages))
+        raise UserError(f"{file}: no level {level}; its levels are {sizes}")
+    check_page(pages[level], file)
+    return pages[level]
 
 
 def subsample(image: np.ndarray | TiffRows, max_pixels: int) -> np.ndarray:

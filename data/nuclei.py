@@ -25,7 +25,7 @@ MIN_DEVIATION = 1e-3  # of gray
 
 
 def separate_nuclei(
-    nucleus: np.ndarray, border: np.ndarray, max_area: float | None = None, area_scale: int = 1
+    nucleus: np.ndarray, border: np.ndarray, max_area: float | None = None, area_scale: float = 1
 ) -> np.ndarray:
     """Numbers the nuclei; a watershed from seeds inside the borders separates touching ones.
 
@@ -43,7 +43,7 @@ def separate_nuclei(
     # Small holes are filled, but not small background at the edge of the image, which
     # remove_small_holes takes for a hole and binary_fill_holes does not: both must agree.
     without_holes = ndimage.binary_fill_holes(mask)
-    mask = remove_small_holes(mask, max_size=MAX_HOLE_AREA * area_scale) & without_holes
+    mask = remove_small_holes(mask, max_size=int(MAX_HOLE_AREA * area_scale)) & without_holes
     seeds = find_seeds(mask, mask & (nucleus - border > SEED_THRESHOLD), MIN_SEED_AREA * area_scale)
     # The watershed floods from the middle of each nucleus; floods meet on the border between two.
     labels = watershed(border - nucleus, seeds, mask=mask)
@@ -52,7 +52,7 @@ def separate_nuclei(
     return filter_by_area(labels, MIN_AREA * area_scale, max_area)
 
 
-def find_seeds(mask: np.ndarray, inside: np.ndarray, min_area: int) -> np.ndarray:
+def find_seeds(mask: np.ndarray, inside: np.ndarray, min_area: float) -> np.ndarray:
     """Numbers one seed for each nucleus.
 
     Args:
@@ -74,7 +74,7 @@ def find_seeds(mask: np.ndarray, inside: np.ndarray, min_area: int) -> np.ndarra
     return seeds
 
 
-def filter_by_area(labels: np.ndarray, min_area: int, max_area: float = math.inf) -> np.ndarray:
+def filter_by_area(labels: np.ndarray, min_area: float, max_area: float = math.inf) -> np.ndarray:
     """Sets to 0 what has fewer or more pixels; the rest becomes 1…K without gaps, int32.
 
     >>> filter_by_area(np.array([0, 7, 3, 7, 2, 3, 5, 5, 5]), 2, 2).tolist()

@@ -26,6 +26,8 @@ from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays")
 OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
+PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
+MICROMETRES_PER_CM = 10_000
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
 TIFF_BUFFER = 32 * 2**20  # bytes of tiles that wait to be compressed; tifffile's default is 512 MB
 FAST_COMPRESSION = 1  # of zlib; PNGs a fifth larger, written three times as fast
@@ -139,6 +141,7 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
             continue
         known = read_provenance(files.labels)
         image = known.pop("image", None)
+        known.pop("seen", None)
         if known != provenance:
             raise UserError(
                 f"{files.labels} was predicted with other weights or settings; "
@@ -166,8 +169,10 @@ def read_provenance(labels: Path) -> Provenance:
     """What `write_prediction` wrote into a label file of its weights, settings and image, else {}."""
     with decoding(labels), tifffile.TiffFile(labels) as tiff:
         description = tiff.pages[0].description
+    lines = description.splitlines()
+    marked = [line.removeprefix(PROVENANCE_KEY) for line in lines if line.startswith(PROVENANCE_KEY)]
     try:
-        provenance = json.loads(description)
+        provenance = json.loads(marked[0] if marked else description)
     except ValueError:  # another program's description
         return {}
     is_ours = isinstance(provenance, dict) and "weights_sha256" in provenance
@@ -179,7 +184,13 @@ def add_image(provenance: Provenance, image: File) -> Provenance:
     return provenance | {"image": describe_file(image)}
 
 
-def write_prediction(files: PredictionFiles, labels: np.ndarray, overlay: np.ndarray, provenance: Provenance) -> None:
+def write_prediction(
+    files: PredictionFiles,
+    labels: np.ndarray,
+    overlay: np.ndarray,
+    provenance: Provenance,
+    pixel_size: float | None = None,
+) -> None:
     """Writes overlay, mask and labels of one image; labels last, for they say that it is done.
 
     Args:
@@ -187,17 +198,43 @@ def write_prediction(files: PredictionFiles, labels: np.ndarray, overlay: np.nda
         labels: (H, W) int32.
         overlay: (H, W, 3) uint8.
         provenance: of the weights and settings, with the image from `add_image`.
+        pixel_size: micrometres, which the label file keeps.
     """
-    dtype = np.uint16 if labels.max() <= np.iinfo(np.uint16).max else np.uint32
     with write_whole(files.overlay) as file:
         save_png(file, overlay, FAST_COMPRESSION)
     with write_whole(files.mask) as file:
         save_png(file, mask_of(labels))
     files.tiled_mask.unlink(missing_ok=True)  # of a larger image of this name
     with write_whole(files.labels) as file:
-        tifffile.imwrite(
-            file, labels.astype(dtype), compression="zlib", description=json.dumps(provenance), metadata=None
-        )
+        save_labels(file, labels, provenance, pixel_size)
+
+
+def save_labels(file: Path, labels: np.ndarray, provenance: Provenance, pixel_size: float | None) -> None:
+    """Writes labels (H, W) int32 as uint16, with the range that Fiji shows; as uint32 where they are many.
+
+    Fiji measures micrometres where the pixel size is known. ImageJ's format has no uint32.
+    """
+    count = int(labels.max())
+    description = json.dumps(provenance)
+    if count > np.iinfo(np.uint16).max:
+        labels = labels.astype(np.uint32)
+        resolution = describe_resolution(pixel_size)
+    else:
+        labels = labels.astype(np.uint16)
+        unit = "pixel" if pixel_size is None else "um"
+        lines = ("ImageJ=1.54f", "images=1", f"unit={unit}", "min=0.0", f"max={max(count, 1)}.0")
+        description = "\n".join((*lines, PROVENANCE_KEY + description, ""))
+        side = 1 if pixel_size is None else pixel_size
+        resolution = {"resolution": (1 / side, 1 / side), "resolutionunit": "NONE"}
+    tifffile.imwrite(file, labels, compression="zlib", description=description, metadata=None, **resolution)
+
+
+def describe_resolution(pixel_size: float | None) -> dict:
+    """What `tifffile.imwrite` is told of a pixel's size in micrometres, by the common tags of TIFF."""
+    if pixel_size is None:
+        return {}
+    pixels_per_cm = MICROMETRES_PER_CM / pixel_size
+    return {"resolution": (pixels_per_cm, pixels_per_cm), "resolutionunit": "CENTIMETER"}
 
 
 def mask_of(labels: np.ndarray) -> np.ndarray:
@@ -211,9 +248,14 @@ def save_png(file: Path, picture: np.ndarray, compression: int = 6) -> None:
 
 
 def save_tiles(
-    file: Path, strips: Iterable[np.ndarray], shape: tuple[int, int], dtype: np.dtype, provenance: Provenance
+    file: Path,
+    strips: Iterable[np.ndarray],
+    shape: tuple[int, int],
+    dtype: np.dtype,
+    provenance: Provenance,
+    pixel_size: float | None = None,
 ) -> None:
-    """Writes strips (rows, W) as one compressed, tiled BigTIFF of this shape.
+    """Writes strips (rows, W) as one compressed, tiled BigTIFF of this shape, with its pixel size in micrometres.
 
     The rows of every strip but the last are a multiple of TIFF_TILE.
     """
@@ -239,6 +281,7 @@ def save_tiles(
         description=json.dumps(provenance),
         metadata=None,
         buffersize=TIFF_BUFFER,
+        **describe_resolution(pixel_size),
     )
 
 

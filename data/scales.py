@@ -25,6 +25,7 @@ SCORED_NUCLEI = 200  # of an image
 HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
 HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
 MERGED_DIAMETER_RATIO = 2  # nuclei that become so much wider at the smaller size have merged
+NARROW_DIAMETER = 10  # pixels; an image of narrower nuclei is doubled until they are wider
 MAX_DIAMETER = 100  # pixels; an image of wider nuclei is halved until they are narrower
 THUMBNAIL_HALVINGS = (5, 4, 3, 2)  # of the thumbnails that wide nuclei are looked for in, smallest first
 MIN_THUMBNAIL = 24  # pixels, the shorter side
@@ -53,8 +54,9 @@ class PredictionJob:
     channel: int | None = None  # index of the one channel of the image that is seen
     background: str | None = None  # "dark" or "bright", where it was given or tried
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
+    diameter: float | None = None  # pixels; of nuclei, where it was given
     wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
-    scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved
+    scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved; -1: doubled
 
 
 def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
@@ -104,20 +106,37 @@ def finish_labels(job: PredictionJob) -> np.ndarray:
 
 
 def start_jobs(predict: PredictAtScale, jobs: Sequence[PredictionJob], pool: Executor) -> None:
-    """Predicts images at their first scale, which is smaller than full size only for very wide nuclei."""
-    estimate_diameters(predict, jobs)
-    predict_jobs(predict, [job for job in jobs if first_scale(job.wide_diameter) == 0], pool, 0)
+    """Predicts images at their first scale, which is full size but for very wide nuclei or a given diameter."""
+    estimate_diameters(predict, [job for job in jobs if job.diameter is None])
+    groups = {}
     for job in jobs:
-        first = first_scale(job.wide_diameter)
-        if first == 0:
-            continue
-        # Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail.
-        predict_jobs(predict, [job], pool, 0)
-        if has_sure_narrow_nuclei(job):
-            job.wide_diameter = 0.0
-        else:
+        groups.setdefault(start_scale(job), []).append(job)
+    for first, group in sorted(groups.items()):
+        if first > 0:
+            group = drop_sure_narrow(predict, group, pool)
+        predict_jobs(predict, group, pool, first)
+
+
+def drop_sure_narrow(predict: PredictAtScale, jobs: Sequence[PredictionJob], pool: Executor) -> list[PredictionJob]:
+    """Leaves those of jobs of very wide nuclei that full size does not contradict; the others keep its labels.
+
+    Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail.
+    """
+    wide = []
+    for job in jobs:
+        if job.diameter is None:
+            predict_jobs(predict, [job], pool, 0)
+            if has_sure_narrow_nuclei(job):
+                job.wide_diameter = 0.0
+                continue
             job.labels_future = None
-            predict_jobs(predict, [job], pool, first)
+        wide.append(job)
+    return wide
+
+
+def start_scale(job: PredictionJob) -> int:
+    """How often the image of a job is halved at first; negative: doubled."""
+    return first_scale(job.wide_diameter if job.diameter is None else job.diameter)
 
 
 def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
@@ -128,26 +147,41 @@ def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
 
 
 def refine_jobs(predict: PredictAtScale, jobs: Sequence[PredictionJob], pool: Executor) -> None:
-    """Predicts images of wide nuclei again at a half, and of very wide ones at a quarter of the first scale.
+    """Predicts images of narrow nuclei again at double size, of wide ones at a half, of very wide ones at a quarter.
 
     The grain inside large nuclei vanishes at a smaller size, but outlines are sharper at a larger one.
     """
+    narrow = [job for job in jobs if job.diameter is None and 0 < find_width(job) < NARROW_DIAMETER]
+    for job in narrow:
+        job.labels_future = None
+    predict_jobs(predict, narrow, pool, -1)
     for step, diameter in enumerate(HALVING_DIAMETERS, start=1):
-        wide = []
-        for job in jobs:
-            width = common_diameter(job.labels_future.result())
-            if job.wide_diameter and not has_sure_narrow_nuclei(job):
-                width = max(width, job.wide_diameter)
-            if width > diameter * 2 ** first_scale(job.wide_diameter):
-                wide.append(job)
-        for first in sorted({first_scale(job.wide_diameter) for job in wide}):
-            chosen = [job for job in wide if first_scale(job.wide_diameter) == first]
+        wide = [job for job in jobs if find_width(job) > diameter * 2 ** max(start_scale(job), 0)]
+        for first in sorted({start_scale(job) for job in wide}):
+            chosen = [job for job in wide if start_scale(job) == first]
             predict_jobs(predict, chosen, pool, first + step)
 
 
+def find_width(job: PredictionJob) -> float:
+    """Diameter of the nuclei of a job in pixels: as given, as thumbnails show it, or that of its labels."""
+    if job.diameter is not None:
+        return job.diameter
+    width = common_diameter(job.labels_future.result())
+    if job.wide_diameter and not has_sure_narrow_nuclei(job):
+        return max(width, job.wide_diameter)
+    return width
+
+
 def first_scale(diameter: float) -> int:
-    """How often an image is halved until nuclei of this diameter are at most MAX_DIAMETER wide."""
-    return max(math.ceil(math.log2(diameter / MAX_DIAMETER)), 0) if diameter > 0 else 0
+    """How often an image is halved until nuclei of this diameter are at most MAX_DIAMETER wide.
+
+    Negative: how often it is doubled until they are at least NARROW_DIAMETER wide; 0 for an unknown diameter, 0.
+    """
+    if diameter <= 0:
+        return 0
+    if diameter < NARROW_DIAMETER:
+        return -math.ceil(math.log2(NARROW_DIAMETER / diameter))
+    return max(math.ceil(math.log2(diameter / MAX_DIAMETER)), 0)
 
 
 def estimate_diameters(predict: PredictAtScale, jobs: Sequence[PredictionJob]) -> None:
@@ -206,13 +240,13 @@ def predict_jobs(predict: PredictAtScale, jobs: Iterable[PredictionJob], pool: E
         predict: the network.
         jobs: get `probabilities` and `labels_future`.
         pool: of threads.
-        halvings: how often height and width are halved.
+        halvings: how often height and width are halved; negative: doubled.
     """
     groups = {}
     for job in jobs:
         groups.setdefault(job.gray.shape, []).append(job)
     for (height, width), group in groups.items():
-        batch_size = max(BATCH_PIXELS * 4**halvings // (height * width), 1)
+        batch_size = max(int(BATCH_PIXELS * 4.0**halvings) // (height * width), 1)
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
             grays = np.stack([job.gray for job in batch])  # (batch, H, W)
@@ -221,7 +255,7 @@ def predict_jobs(predict: PredictAtScale, jobs: Iterable[PredictionJob], pool: E
                 if job.labels_future is None:
                     job.probabilities = probabilities
                     job.scales = (halvings,)
-                    job.labels_future = pool.submit(separate_nuclei, *probabilities, area_scale=4**halvings)
+                    job.labels_future = pool.submit(separate_nuclei, *probabilities, area_scale=4.0**halvings)
                 else:
                     job.probabilities = average_scales(job.probabilities, probabilities)
                     job.labels_future = pool.submit(keep_unless_merged, job, job.labels_future, halvings)
@@ -232,7 +266,7 @@ def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int) -> np
 
     Nothing changes the probabilities before these labels are there.
     """
-    labels = separate_nuclei(*job.probabilities, area_scale=4 ** job.scales[0])
+    labels = separate_nuclei(*job.probabilities, area_scale=4.0 ** job.scales[0])
     before = earlier.result()
     if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * common_diameter(before):
         return before

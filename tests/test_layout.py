@@ -22,6 +22,7 @@ MODULES = (
     "files",
     "sources",
     "images",
+    "calibration",
     "stacks",
     "truth",
     "artifacts",

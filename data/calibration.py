@@ -1,0 +1,97 @@
+"""Reads how large a pixel is, from what microscopes and Fiji write into TIFFs.
+
+In:  a TIFF, on disk or in a .zip.
+Out: micrometres, or None where the file does not say.
+"""
+
+import math
+import re
+from xml.etree import ElementTree
+
+import tifffile
+from tifffile import RESUNIT
+
+from data.files import File
+from data.images import decoding, pyramid_pages, read_tiff_header
+
+MICROMETRES = {
+    "nm": 1e-3,
+    "um": 1,
+    "µm": 1,  # micro sign
+    "μm": 1,  # Greek mu
+    "\\u00b5m": 1,  # as ImageJ escapes it
+    "micron": 1,
+    "microns": 1,
+    "mm": 1e3,
+    "cm": 1e4,
+    "inch": 25_400,
+    RESUNIT.CENTIMETER: 1e4,
+    RESUNIT.INCH: 25_400,
+}
+MAX_PIXEL_SIZE = 20  # micrometres; larger ones are of printers and screens, such as 72 pixels an inch
+MAX_ANISOTROPY = 1.01  # ratio of the sides of a pixel that counts as square
+
+
+def read_pixel_size(file: File, level: int = 0) -> float | None:
+    """Micrometres that a square pixel of an image file is wide.
+
+    It is looked for in OME-XML, in ImageJ's description, in that of Aperio's slides, and in the resolution tags.
+
+    Args:
+        file: an image of any format; only TIFFs tell.
+        level: of a pyramid, 0 the largest.
+
+    Returns:
+        None where the file does not say, where pixels are not square, or where the number is none of a microscope.
+
+    Raises:
+        UserError: the file is damaged.
+        OSError: it cannot be opened.
+    """
+    with decoding(file):
+        stream = file.open("rb")
+    with stream:
+        tiff = read_tiff_header(stream, file)
+        if tiff is None:
+            return None
+        with decoding(file):
+            sides = _ome_sides(tiff) or _aperio_sides(tiff) or _tag_sides(tiff)
+            pages = pyramid_pages(tiff)
+            reduction = pages[0].imagewidth / pages[min(level, len(pages) - 1)].imagewidth
+    if sides is None or not all(math.isfinite(side) and 0 < side <= MAX_PIXEL_SIZE for side in sides):
+        return None
+    if max(sides) > MAX_ANISOTROPY * min(sides):
+        return None
+    return sides[0] * reduction
+
+
+def _ome_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+    """Width and height of a pixel in micrometres by OME-XML."""
+    if not tiff.is_ome:
+        return None
+    try:
+        pixels = ElementTree.fromstring(tiff.ome_metadata).find("{*}Image/{*}Pixels")
+        return tuple(
+            float(pixels.attrib[f"PhysicalSize{axis}"]) * MICROMETRES[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "XY"
+        )
+    except (ElementTree.ParseError, AttributeError, KeyError, ValueError):  # nothing said, or nothing known
+        return None
+
+
+def _aperio_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+    """The same by the description of a slide."""
+    found = re.search(r"\|\s*MPP\s*=\s*([\d.]+)", str(tiff.pages[0].description))
+    return (float(found[1]), float(found[1])) if found else None
+
+
+def _tag_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+    """The same by the resolution tags, whose unit is ImageJ's where that has one."""
+    tags = tiff.pages[0].tags
+    unit = tags.valueof("ResolutionUnit")
+    if tiff.is_imagej:
+        unit = str((tiff.imagej_metadata or {}).get("unit", "")).lower()
+    resolutions = [tags.valueof(name) for name in ("XResolution", "YResolution")]  # pixels a unit, as fractions
+    if unit not in MICROMETRES or not all(resolutions) or not all(numerator for numerator, _ in resolutions):
+        return None
+    return tuple(MICROMETRES[unit] * denominator / numerator for numerator, denominator in resolutions)
