@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data.files import UserError, hash_file, run_script, write_whole
 from data.images import read_image
-from data.outputs import find_predictions, prediction_files, read_provenance
+from data.outputs import find_predictions, prediction_files, provenance_of_run, read_provenance
 from data.sources import Sample, find_samples
 from data.truth import read_labels, read_solution
 from Preprocessed_data import image_kind, read_training_record
@@ -120,10 +120,9 @@ def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -
     known = []  # pairs of a provenance and the first file that has it
     for file in files:
         try:
-            provenance = read_provenance(file)
+            provenance = provenance_of_run(read_provenance(file))
         except (OSError, UserError):
             continue  # named when it is read whole
-        provenance.pop("image", None)  # each is of its own image
         if provenance and provenance not in [other for other, _ in known]:
             known.append((provenance, file))
     if len(known) > 1:

@@ -26,6 +26,7 @@ from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays")
 OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
+IMAGE_KEYS = ("image", "seen")  # of a provenance: its size and checksum, and how it was seen
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
@@ -140,14 +141,12 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
             unfinished.append(sample)
             continue
         known = read_provenance(files.labels)
-        image = known.pop("image", None)
-        known.pop("seen", None)
-        if known != provenance:
+        if provenance_of_run(known) != provenance:
             raise UserError(
                 f"{files.labels} was predicted with other weights or settings; "
                 "redo all with --overwrite, or name another --out"
             )
-        if image != describe_file(sample.image):
+        if known.get("image") != describe_file(sample.image):
             unfinished.append(sample)
     return unfinished
 
@@ -177,6 +176,11 @@ def read_provenance(labels: Path) -> Provenance:
         return {}
     is_ours = isinstance(provenance, dict) and "weights_sha256" in provenance
     return provenance if is_ours else {}
+
+
+def provenance_of_run(provenance: Provenance) -> Provenance:
+    """What the labels of one run share: weights and settings, without what is of the image alone."""
+    return {key: value for key, value in provenance.items() if key not in IMAGE_KEYS}
 
 
 def add_image(provenance: Provenance, image: File) -> Provenance:
