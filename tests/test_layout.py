@@ -30,6 +30,7 @@ MODULES = (
     "nuclei",
     "scales",
     "slides",
+    "measure",
     "outputs",
     "cluster",
 )
