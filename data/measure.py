@@ -7,7 +7,7 @@ Names and definitions are those of scikit-image's `regionprops_table`, with the 
 The columns of a box are half open: `bbox_max_row_px` is the row after the last. Beyond scikit-image there are
 
     form_factor                    4 pi area / perimeter ** 2; 0 where the perimeter is 0, as of a single pixel;
-                                   over 1 for some small nuclei, because the perimeter is estimated between pixel centres
+                                   over 1 for some small nuclei, whose perimeter runs between pixel centres
     intensity_integrated_CHANNEL   sum over the pixels of the nucleus
     nearest_neighbor_distance      from centroid to centroid; none where the image has one nucleus
 """
@@ -25,9 +25,6 @@ from data.slides import STRIP
 
 NUMBER_FORMAT = ".8g"  # a hundredth of a pixel in a slide of 100,000 pixels
 COLOUR_NAMES = ("red", "green", "blue")
-# Steps (rows, columns) to the neighbours of a pixel.
-SIDES = ((-1, 0), (0, -1), (0, 1), (1, 0))
-CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 # Length of the perimeter at a border pixel, by 1 + 2 * border pixels at its sides + 10 * those at its corners.
 STRAIGHT = (5, 7, 15, 17, 25, 27)  # length 1
 DIAGONAL = (21, 33)  # sqrt(2)
@@ -94,7 +91,7 @@ def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, height, STRIP):
         strip = np.asarray(labels[start : start + STRIP]).ravel()
         positions = np.flatnonzero(strip)
-        numbers = strip[positions]
+        numbers = strip[positions].astype(np.int64)
         rows = start + positions // width
         missing = max(int(numbers.max(initial=0)) + 1 - len(first), 0)
         first = np.pad(first, (0, missing), constant_values=height)
@@ -129,12 +126,14 @@ def measure_window(
     width = labels.shape[1]
     indices = np.zeros(max(int(labels.max(initial=0)), int(numbers.max(initial=0))) + 1, np.int32)
     indices[numbers] = np.arange(1, len(numbers) + 1)
-    indexed = np.pad(indices[labels], 1)  # (rows + 2, W + 2), nucleus 1…K or 0
-    rows, columns = np.nonzero(indexed[1:-1, 1:-1])
-    nuclei = indexed[1:-1, 1:-1][rows, columns] - 1  # of each pixel, in the order of rows
+    framed = np.pad(indices[labels], 1)  # (rows + 2, W + 2), nucleus 1…K or 0
+    positions = np.flatnonzero(framed)  # of the pixels, row by row
+    nuclei = framed.ravel()[positions] - 1
+    rows = positions // (width + 2) - 1
+    columns = positions % (width + 2) - 1
     area = np.bincount(nuclei, minlength=len(numbers))
     box = find_boxes(nuclei, rows, columns, len(numbers))
-    perimeter = measure_perimeters(indexed, len(numbers))
+    perimeter = measure_perimeters(framed, positions, len(numbers))
     table = {"label": np.asarray(numbers, np.int64), "area_px": area}
     table |= measure_ellipses(nuclei, rows, columns, area, box, top)
     table["equivalent_diameter_area_px"] = np.sqrt(4 * area / math.pi)
@@ -204,34 +203,29 @@ def measure_ellipses(
     }
 
 
-def measure_perimeters(indexed: np.ndarray, count: int) -> np.ndarray:
-    """Perimeters (count,) float in pixels, of labels (H, W) int with a frame of 0.
+def measure_perimeters(framed: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
+    """Perimeters (count,) in pixels, of labels (H, W) with a frame of 0, and the flat positions of their pixels.
 
     Source: K. Benkrid, D. Crookes, Design and FPGA Implementation of a Perimeter Estimator, with the weights of
     `skimage.measure.perimeter`.
     """
-    inner = indexed[1:-1, 1:-1]
-    is_border = np.zeros(inner.shape, bool)
-    for step in SIDES:
-        is_border |= inner != shift(indexed, step)
-    rows, columns = np.nonzero(is_border & (inner > 0))
-    nuclei = inner[rows, columns]
-    borders = np.zeros_like(indexed)
-    borders[rows + 1, columns + 1] = nuclei
-    codes = np.ones(len(nuclei), np.int64)
-    for steps, value in ((SIDES, 2), (CORNERS, 10)):
-        for step in steps:
-            codes += value * (shift(borders, step)[rows, columns] == nuclei)
+    line = framed.shape[1]
+    sides = (-line, -1, 1, line)
+    corners = (-line - 1, -line + 1, line - 1, line + 1)
+    labels = framed.ravel()
+    is_border = np.zeros(len(positions), bool)
+    for step in sides:
+        is_border |= labels[positions + step] != labels[positions]
+    positions = positions[is_border]
+    nuclei = labels[positions]
+    borders = np.zeros_like(labels)
+    borders[positions] = nuclei
+    codes = 1 + 2 * sum(borders[positions + step] == nuclei for step in sides)
+    codes += 10 * sum(borders[positions + step] == nuclei for step in corners)
     straight, diagonal, bent = (
         np.bincount(nuclei[np.isin(codes, kinds)] - 1, minlength=count) for kinds in (STRAIGHT, DIAGONAL, BENT)
     )
     return straight + math.sqrt(2) * diagonal + (1 + math.sqrt(2)) / 2 * bent
-
-
-def shift(framed: np.ndarray, step: tuple[int, int]) -> np.ndarray:
-    """The neighbours at a step of all pixels but the frame of one pixel."""
-    height, width = framed.shape
-    return framed[1 + step[0] : height - 1 + step[0], 1 + step[1] : width - 1 + step[1]]
 
 
 def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, box: np.ndarray) -> np.ndarray:
