@@ -29,8 +29,15 @@ COLOUR_NAMES = ("red", "green", "blue")
 STRAIGHT = (5, 7, 15, 17, 25, 27)  # length 1
 DIAGONAL = (21, 33)  # sqrt(2)
 BENT = (13, 23)  # (1 + sqrt(2)) / 2
-LENGTHS = ("centroid_row", "centroid_column", "equivalent_diameter_area", "axis_major_length", "axis_minor_length")
-LENGTHS += ("perimeter", "nearest_neighbor_distance")
+LENGTHS = (
+    "centroid_row",
+    "centroid_column",
+    "equivalent_diameter_area",
+    "axis_major_length",
+    "axis_minor_length",
+    "perimeter",
+    "nearest_neighbor_distance",
+)
 
 Columns = dict[str, np.ndarray]  # name of a column -> (K,), a value for each nucleus
 
@@ -145,7 +152,7 @@ def measure_window(
     names = ("bbox_min_row_px", "bbox_min_column_px", "bbox_max_row_px", "bbox_max_column_px")
     table |= dict(zip(names, edges, strict=True))
     table["touches_border"] = (edges[0] == 0) | (edges[1] == 0) | (edges[2] == height) | (edges[3] == width)
-    pixels = image[rows, columns].reshape(len(rows), -1)  # (pixels, C)
+    pixels = image[rows, columns].reshape(len(rows), math.prod(image.shape[2:]))  # (pixels, C)
     for channel, values in zip(name_channels(image.shape, channel_names), pixels.T, strict=True):
         measured = measure_intensities(nuclei, values.astype(np.float64), area)
         table |= {f"intensity_{key}_{channel}": column for key, column in measured.items()}
@@ -271,15 +278,17 @@ def find_chains(left: np.ndarray, keys: np.ndarray, owners: np.ndarray, heights:
     x[middle[keys] - 1] = 2 * left[keys]
     x[middle[keys]] = 2 * left[keys] - 1
     x[middle[keys] + 1] = np.minimum(x[middle[keys] + 1], 2 * left[keys])
-    y = np.arange(len(x))
-    chains = np.repeat(np.arange(len(heights)), 2 * heights + 1)
-    # A point that is not left of the line between its neighbours is no corner of the hull.
-    is_kept = x < none
-    while not is_kept.all():
-        x, y, chains = x[is_kept], y[is_kept], chains[is_kept]
+    points = np.stack([x, np.arange(len(x)), np.repeat(np.arange(len(heights)), 2 * heights + 1)])
+    count = -1
+    is_corner = x < none
+    while count != is_corner.sum():
+        points = points[:, is_corner]
+        count = points.shape[1]
+        x, y, nuclei = points
+        # A point that is not left of the line between its neighbours is no corner of the hull.
         turns = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) - (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
-        is_kept = np.ones(len(x), bool)
-        is_kept[1:-1] = (turns < 0) | (chains[:-2] != chains[2:])
+        is_corner = np.ones(count, bool)
+        is_corner[1:-1] = (turns < 0) | (nuclei[:-2] != nuclei[2:])
     before = np.searchsorted(y, middle, side="right") - 1
     after = before + 1
     length = y[after] - y[before]
