@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from data.files import write_whole
@@ -29,6 +30,7 @@ COLOUR_NAMES = ("red", "green", "blue")
 STRAIGHT = (5, 7, 15, 17, 25, 27)  # length 1
 DIAGONAL = (21, 33)  # sqrt(2)
 BENT = (13, 23)  # (1 + sqrt(2)) / 2
+FAR = 2**40  # a column beyond all images
 LENGTHS = (
     "centroid_row",
     "centroid_column",
@@ -139,7 +141,8 @@ def measure_window(
     rows = positions // (width + 2) - 1
     columns = positions % (width + 2) - 1
     area = np.bincount(nuclei, minlength=len(numbers))
-    box = find_boxes(nuclei, rows, columns, len(numbers))
+    slices = ndimage.find_objects(framed[1:-1, 1:-1])
+    box = np.array([(y.start, x.start, y.stop, x.stop) for y, x in slices], np.int64).reshape(-1, 4).T  # (4, K)
     perimeter = measure_perimeters(framed, positions, len(numbers))
     table = {"label": np.asarray(numbers, np.int64), "area_px": area}
     table |= measure_ellipses(nuclei, rows, columns, area, box, top)
@@ -170,17 +173,6 @@ def name_channels(shape: tuple[int, ...], names: Sequence[str] = ()) -> Sequence
     if len(shape) == 2 or shape[2] == 1:
         return ("gray",)
     return COLOUR_NAMES if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
-
-
-def find_boxes(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray:
-    """Bounding boxes (4, count) int: first row and column, and those after the last. The pixels stand row by row."""
-    box = np.zeros((4, count), np.int64)
-    box[0, nuclei[::-1]] = rows[::-1]  # of the pixels of a nucleus, the last that is assigned counts
-    box[1] = columns.max(initial=0)
-    np.minimum.at(box[1], nuclei, columns)
-    box[2, nuclei] = rows + 1
-    np.maximum.at(box[3], nuclei, columns + 1)
-    return box
 
 
 def measure_ellipses(
@@ -243,44 +235,37 @@ def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray,
 
     Args:
         nuclei, rows, columns: (pixels,) int, row by row.
-        box: (4, K) of `find_boxes`.
+        box: (4, K) int, first row and column, and those after the last.
     """
     heights = box[2] - box[0]
-    count = heights.sum()
     starts = np.cumsum(heights) - heights
-    row_keys = starts[nuclei] + rows - box[0, nuclei]  # one for each row of each nucleus
+    rows = starts[nuclei] + rows - box[0, nuclei]  # rows of all nuclei below each other
+    left = np.full(heights.sum(), FAR)
+    left[rows[::-1]] = columns[::-1]  # of the pixels of a row, the last that is assigned counts
+    right = np.full(heights.sum(), -FAR)
+    right[rows] = columns
+    pixels = 1 - find_chains(left, heights) - find_chains(-right, heights)
     owners = np.repeat(np.arange(len(heights)), heights)
-    has_pixels = np.zeros(count, bool)
-    has_pixels[row_keys] = True
-    keys = np.flatnonzero(has_pixels)  # a nucleus in several pieces may have rows without pixels
-    left = np.zeros(count, np.int64)
-    left[row_keys[::-1]] = columns[::-1]  # of the pixels of a row, the last that is assigned counts
-    right = np.zeros(count, np.int64)
-    right[row_keys] = columns
-    last = -find_chains(-right, keys, owners, heights)
-    pixels = last - find_chains(left, keys, owners, heights) + 1
     return np.bincount(owners, np.maximum(pixels, 0), len(heights)).astype(np.int64)
 
 
-def find_chains(left: np.ndarray, keys: np.ndarray, owners: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """The first column (rows,) of the convex hulls in all rows of all nuclei.
+def find_chains(left: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """The first column (rows,) int of the hull in each row of each nucleus.
 
     Args:
-        left: (rows,) int, first column of a nucleus in this row.
-        keys: (fewer rows,) int, the rows that have pixels.
-        owners: (rows,) int, nucleus of each row.
+        left: (rows,) int, first column of the nucleus; FAR in a row without pixels, between its pieces.
         heights: (K,) int, rows of each nucleus.
     """
+    owners = np.repeat(np.arange(len(heights)), heights)
     # Points in half pixels. A chain has a point above, in and below each row; the one between two rows is shared.
-    none = np.iinfo(np.int64).max
-    middle = 2 * np.arange(len(owners)) + owners + 1
-    x = np.full(2 * len(owners) + len(heights), none)
-    x[middle[keys] - 1] = 2 * left[keys]
-    x[middle[keys]] = 2 * left[keys] - 1
-    x[middle[keys] + 1] = np.minimum(x[middle[keys] + 1], 2 * left[keys])
+    middle = 2 * np.arange(len(left)) + owners + 1
+    x = np.full(2 * len(left) + len(heights), FAR)
+    x[middle] = 2 * left - 1
+    for end in (middle - 1, middle + 1):
+        x[end] = np.minimum(x[end], 2 * left)
     points = np.stack([x, np.arange(len(x)), np.repeat(np.arange(len(heights)), 2 * heights + 1)])
+    is_corner = x < FAR
     count = -1
-    is_corner = x < none
     while count != is_corner.sum():
         points = points[:, is_corner]
         count = points.shape[1]
