@@ -75,7 +75,7 @@ def measure_nuclei(
     first, last = find_rows(labels)
     windows = []
     # A nucleus is measured in the strip where it ends, with all the rows above that it needs.
-    for start in range(0, max(height, 1), STRIP):
+    for start in range(0, height, STRIP):
         stop = min(start + STRIP, height)
         numbers = np.flatnonzero((start <= last) & (last < stop))
         top = first[numbers].min(initial=start)
@@ -246,7 +246,7 @@ def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray,
     right[rows] = columns
     pixels = 1 - find_chains(left, heights) - find_chains(-right, heights)
     owners = np.repeat(np.arange(len(heights)), heights)
-    return np.bincount(owners, np.maximum(pixels, 0), len(heights)).astype(np.int64)
+    return np.bincount(owners, pixels, len(heights)).astype(np.int64)
 
 
 def find_chains(left: np.ndarray, heights: np.ndarray) -> np.ndarray:
