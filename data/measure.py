@@ -57,7 +57,7 @@ def measure_nuclei(
     Args:
         labels: (H, W) int, 0 background; gaps between numbers are allowed. It and `image` are only asked for their
             shape and for rows `[start:stop]`, as `data.images.open_rows` offers them.
-        image: (H, W) or (H, W, C), any real dtype.
+        image: (H, W) or (H, W, C), any real dtype; of `Channels`, `np.moveaxis(planes, 0, -1)`.
         name: id of the image.
         confidence: (K,) float, of each nucleus in the order of its number.
         pixel_size: micrometres per pixel; None where it is not known.
@@ -100,7 +100,7 @@ def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, height, STRIP):
         strip = np.asarray(labels[start : start + STRIP]).ravel()
         positions = np.flatnonzero(strip)
-        numbers = strip[positions].astype(np.int64)
+        numbers = strip[positions]
         rows = start + positions // width
         missing = max(int(numbers.max(initial=0)) + 1 - len(first), 0)
         first = np.pad(first, (0, missing), constant_values=height)

@@ -205,7 +205,7 @@ def test_the_hull_of_a_corner_by_hand():
     labels = np.zeros((20, 20), np.int32)
     labels[3:8, 4] = 1
     labels[7, 4:9] = 1
-    # The legs have 5 pixels; of the 16 pixels between them 6 lie in the triangle, and none is left of its side.
+    # Its arms have 5 pixels each; 6 more pixels fill the triangle between them.
     assert measure.measure_nuclei(labels, labels)["solidity"].tolist() == [9 / 15]
 
 
