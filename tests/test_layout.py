@@ -31,6 +31,7 @@ MODULES = (
     "nuclei",
     "scales",
     "slides",
+    "measure",
     "outputs",
     "cluster",
 )

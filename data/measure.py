@@ -1,0 +1,387 @@
+"""Measures nuclei and images, and writes the tables of them.
+
+In:  labels (H, W) int, 0 background, and the image (H, W) or (H, W, C) as in the file; arrays, or rows of a file.
+Out: nuclei.csv, a row for each nucleus, and images.csv, a row for each image.
+
+Names and definitions are those of scikit-image's `regionprops_table`, with the unit at the end: px, um, um2, rad.
+The columns of a box are half open: `bbox_max_row_px` is the row after the last. Beyond scikit-image there are
+
+    form_factor                    4 pi area / perimeter ** 2; 0 where the perimeter is 0, as of a single pixel;
+                                   over 1 for some small nuclei, whose perimeter runs between pixel centres
+    intensity_integrated_CHANNEL   sum over the pixels of the nucleus
+    nearest_neighbor_distance      from centroid to centroid; none where the image has one nucleus
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from data.files import write_whole
+from data.slides import STRIP
+
+NUMBER_FORMAT = ".8g"  # a hundredth of a pixel in a slide of 100,000 pixels
+COLOUR_NAMES = ("red", "green", "blue")
+# Length of the perimeter at a border pixel, by 1 + 2 * border pixels at its sides + 10 * those at its corners.
+STRAIGHT = (5, 7, 15, 17, 25, 27)  # length 1
+DIAGONAL = (21, 33)  # sqrt(2)
+BENT = (13, 23)  # (1 + sqrt(2)) / 2
+FAR = 2**40  # a column beyond all images
+LENGTHS = (
+    "centroid_row",
+    "centroid_column",
+    "equivalent_diameter_area",
+    "axis_major_length",
+    "axis_minor_length",
+    "perimeter",
+    "nearest_neighbor_distance",
+)
+
+Columns = dict[str, np.ndarray]  # name of a column -> (K,), a value for each nucleus
+
+
+def measure_nuclei(
+    labels: np.ndarray,
+    image: np.ndarray,
+    name: str = "",
+    confidence: np.ndarray | None = None,
+    pixel_size: float | None = None,
+    channel_names: Sequence[str] = (),
+) -> Columns:
+    """Measures all nuclei of an image, strip by strip; the figures are those of the whole image.
+
+    Args:
+        labels: (H, W) int, 0 background; gaps between numbers are allowed. It and `image` are only asked for their
+            shape and for rows `[start:stop]`, as `data.images.open_rows` offers them.
+        image: (H, W) or (H, W, C), any real dtype; of `Channels`, `np.moveaxis(planes, 0, -1)`.
+        name: id of the image.
+        confidence: (K,) float, of each nucleus in the order of its number.
+        pixel_size: micrometres per pixel; None where it is not known.
+        channel_names: of the C channels; () for gray, or red, green and blue.
+
+    Returns:
+        The columns of nuclei.csv, sorted by label. NaN stands for what there is not.
+
+    Raises:
+        ValueError: labels and image differ in height or width.
+    """
+    if labels.shape != image.shape[:2]:
+        raise ValueError(f"labels are {labels.shape}, the image is {image.shape[:2]}")
+    height = labels.shape[0]
+    first, last = find_rows(labels)
+    windows = []
+    # A nucleus is measured in the strip where it ends, with all the rows above that it needs.
+    for start in range(0, height, STRIP):
+        stop = min(start + STRIP, height)
+        numbers = np.flatnonzero((start <= last) & (last < stop))
+        top = first[numbers].min(initial=start)
+        windows.append(measure_window(labels[top:stop], image[top:stop], numbers, top, height, channel_names))
+    columns = {key: np.concatenate([window[key] for window in windows]) for key in windows[0]}
+    order = np.argsort(columns["label"])
+    columns = {"image": np.full(len(order), name)} | {key: column[order] for key, column in columns.items()}
+    columns["nearest_neighbor_distance_px"] = find_neighbor_distances(columns)
+    if confidence is not None:
+        columns["confidence"] = np.asarray(confidence)
+    if pixel_size is not None:
+        columns["area_um2"] = columns["area_px"] * pixel_size**2
+        columns |= {f"{key}_um": columns[f"{key}_px"] * pixel_size for key in LENGTHS}
+    return columns
+
+
+def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last row of each number from 0 in labels (H, W), read strip by strip; the last is -1 for no row."""
+    height, width = labels.shape
+    first = np.zeros(1, np.int64)
+    last = np.full(1, -1)
+    for start in range(0, height, STRIP):
+        strip = np.asarray(labels[start : start + STRIP]).ravel()
+        positions = np.flatnonzero(strip)
+        numbers = strip[positions]
+        rows = start + positions // width
+        missing = max(int(numbers.max(initial=0)) + 1 - len(first), 0)
+        first = np.pad(first, (0, missing), constant_values=height)
+        last = np.pad(last, (0, missing), constant_values=-1)
+        np.minimum.at(first, numbers, rows)
+        last[numbers] = rows  # of the pixels with one number, the last counts
+    return first, last
+
+
+def measure_window(
+    labels: np.ndarray,
+    image: np.ndarray,
+    numbers: np.ndarray,
+    top: int = 0,
+    height: int | None = None,
+    channel_names: Sequence[str] = (),
+) -> Columns:
+    """Measures some nuclei that lie wholly in a window of rows.
+
+    Args:
+        labels: (rows, W) int.
+        image: (rows, W) or (rows, W, C).
+        numbers: (K,) int, ascending; the labels to measure. Each has pixels in the window, and none outside.
+        top: row of the image where the window begins.
+        height: rows of the image; None: the window is the image.
+        channel_names: as in `measure_nuclei`.
+
+    Returns:
+        columns of K values, without those that need the other nuclei or the pixel size.
+    """
+    height = labels.shape[0] if height is None else height
+    width = labels.shape[1]
+    indices = np.zeros(max(int(labels.max(initial=0)), int(numbers.max(initial=0))) + 1, np.int32)
+    indices[numbers] = np.arange(1, len(numbers) + 1)
+    framed = np.pad(indices[labels], 1)  # (rows + 2, W + 2), nucleus 1…K or 0
+    positions = np.flatnonzero(framed)  # of the pixels, row by row
+    nuclei = framed.ravel()[positions] - 1
+    rows = positions // (width + 2) - 1
+    columns = positions % (width + 2) - 1
+    area = np.bincount(nuclei, minlength=len(numbers))
+    slices = ndimage.find_objects(framed[1:-1, 1:-1])
+    box = np.array([(y.start, x.start, y.stop, x.stop) for y, x in slices], np.int64).reshape(-1, 4).T  # (4, K)
+    perimeter = measure_perimeters(framed, positions, len(numbers))
+    table = {"label": np.asarray(numbers, np.int64), "area_px": area}
+    table |= measure_ellipses(nuclei, rows, columns, area, box, top)
+    table["equivalent_diameter_area_px"] = np.sqrt(4 * area / math.pi)
+    table["perimeter_px"] = perimeter
+    table["solidity"] = area / count_hull_pixels(nuclei, rows, columns, box)
+    table["form_factor"] = np.zeros(len(numbers))
+    np.divide(4 * math.pi * area, perimeter**2, out=table["form_factor"], where=perimeter > 0)
+    edges = [box[0] + top, box[1], box[2] + top, box[3]]
+    names = ("bbox_min_row_px", "bbox_min_column_px", "bbox_max_row_px", "bbox_max_column_px")
+    table |= dict(zip(names, edges, strict=True))
+    table["touches_border"] = (edges[0] == 0) | (edges[1] == 0) | (edges[2] == height) | (edges[3] == width)
+    pixels = image[rows, columns].reshape(len(rows), math.prod(image.shape[2:]))  # (pixels, C)
+    for channel, values in zip(name_channels(image.shape, channel_names), pixels.T, strict=True):
+        measured = measure_intensities(nuclei, values.astype(np.float64), area)
+        table |= {f"intensity_{key}_{channel}": column for key, column in measured.items()}
+    return table
+
+
+def name_channels(shape: tuple[int, ...], names: Sequence[str] = ()) -> Sequence[str]:
+    """Names of the channels of an image (H, W) or (H, W, C).
+
+    >>> name_channels((9, 9)), name_channels((9, 9, 2))
+    (('gray',), ('channel 1', 'channel 2'))
+    """
+    if names:
+        return names
+    if len(shape) == 2 or shape[2] == 1:
+        return ("gray",)
+    return COLOUR_NAMES if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
+
+
+def measure_ellipses(
+    nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, area: np.ndarray, box: np.ndarray, top: int
+) -> Columns:
+    """Centroid, and the ellipse with the same second moments. Sums of coordinates in a box are exact in float64."""
+    y = (rows - box[0, nuclei]).astype(np.float64)
+    x = (columns - box[1, nuclei]).astype(np.float64)
+    sum_y, sum_x, sum_yy, sum_xx, sum_xy = (np.bincount(nuclei, v, len(area)) for v in (y, x, y * y, x * x, x * y))
+    # Central second moments times area ** 2, which are whole numbers.
+    yy = area * sum_yy - sum_y**2
+    xx = area * sum_xx - sum_x**2
+    xy = area * sum_xy - sum_y * sum_x
+    root = np.hypot(yy - xx, 2 * xy)
+    major = (yy + xx + root) / 2
+    # As the determinant over the major one, the minor moment of a straight line is 0.
+    minor = np.maximum(yy * xx - xy**2, 0) / np.maximum(major, 1)
+    orientation = 0.5 * np.arctan2(2 * xy, yy - xx)
+    orientation[yy == xx] = np.where(xy > 0, math.pi / 4, -math.pi / 4)[yy == xx]  # as scikit-image has it
+    return {
+        "centroid_row_px": sum_y / area + (box[0] + top),
+        "centroid_column_px": sum_x / area + box[1],
+        "axis_major_length_px": 4 * np.sqrt(major) / area,
+        "axis_minor_length_px": 4 * np.sqrt(minor) / area,
+        "eccentricity": np.sqrt(np.maximum(1 - minor / np.maximum(major, 1), 0) * (major > 0)),
+        "orientation_rad": orientation,
+    }
+
+
+def measure_perimeters(framed: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
+    """Perimeters (count,) in pixels, of labels (H, W) with a frame of 0, and the flat positions of their pixels.
+
+    Source: K. Benkrid, D. Crookes, Design and FPGA Implementation of a Perimeter Estimator, with the weights of
+    `skimage.measure.perimeter`.
+    """
+    line = framed.shape[1]
+    sides = (-line, -1, 1, line)
+    corners = (-line - 1, -line + 1, line - 1, line + 1)
+    labels = framed.ravel()
+    is_border = np.zeros(len(positions), bool)
+    for step in sides:
+        is_border |= labels[positions + step] != labels[positions]
+    positions = positions[is_border]
+    nuclei = labels[positions]
+    borders = np.zeros_like(labels)
+    borders[positions] = nuclei
+    codes = 1 + 2 * sum(borders[positions + step] == nuclei for step in sides)
+    codes += 10 * sum(borders[positions + step] == nuclei for step in corners)
+    straight, diagonal, bent = (
+        np.bincount(nuclei[np.isin(codes, kinds)] - 1, minlength=count) for kinds in (STRAIGHT, DIAGONAL, BENT)
+    )
+    return straight + math.sqrt(2) * diagonal + (1 + math.sqrt(2)) / 2 * bent
+
+
+def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Pixels (K,) in the convex hull of each nucleus, as `area_convex` of scikit-image.
+
+    A pixel spans the hull with the middles of its four sides. All hulls are found at once, in whole numbers: the two
+    sides of a hull are chains of points from its top to its bottom.
+
+    Args:
+        nuclei, rows, columns: (pixels,) int, row by row.
+        box: (4, K) int, first row and column, and those after the last.
+    """
+    heights = box[2] - box[0]
+    starts = np.cumsum(heights) - heights
+    rows = starts[nuclei] + rows - box[0, nuclei]  # rows of all nuclei below each other
+    left = np.full(heights.sum(), FAR)
+    left[rows[::-1]] = columns[::-1]  # of the pixels of a row, the last that is assigned counts
+    right = np.full(heights.sum(), -FAR)
+    right[rows] = columns
+    pixels = 1 - find_chains(left, heights) - find_chains(-right, heights)
+    owners = np.repeat(np.arange(len(heights)), heights)
+    return np.bincount(owners, pixels, len(heights)).astype(np.int64)
+
+
+def find_chains(left: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """The first column (rows,) int of the hull in each row of each nucleus.
+
+    Args:
+        left: (rows,) int, first column of the nucleus; FAR in a row without pixels, between its pieces.
+        heights: (K,) int, rows of each nucleus.
+    """
+    owners = np.repeat(np.arange(len(heights)), heights)
+    # Points in half pixels. A chain has a point above, in and below each row; the one between two rows is shared.
+    middle = 2 * np.arange(len(left)) + owners + 1
+    x = np.full(2 * len(left) + len(heights), FAR)
+    x[middle] = 2 * left - 1
+    for end in (middle - 1, middle + 1):
+        x[end] = np.minimum(x[end], 2 * left)
+    points = np.stack([x, np.arange(len(x)), np.repeat(np.arange(len(heights)), 2 * heights + 1)])
+    is_corner = x < FAR
+    count = -1
+    while count != is_corner.sum():
+        points = points[:, is_corner]
+        count = points.shape[1]
+        x, y, nuclei = points
+        # A point that is not left of the line between its neighbours is no corner of the hull.
+        turns = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) - (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
+        is_corner = np.ones(count, bool)
+        is_corner[1:-1] = (turns < 0) | (nuclei[:-2] != nuclei[2:])
+    before = np.searchsorted(y, middle, side="right") - 1
+    after = before + 1
+    length = y[after] - y[before]
+    crossing = x[before] * length + (x[after] - x[before]) * (middle - y[before])
+    return -(-crossing // (2 * length))  # rounded up
+
+
+def measure_intensities(nuclei: np.ndarray, values: np.ndarray, area: np.ndarray) -> Columns:
+    """Statistics of one channel: values (pixels,) float64 of the pixels that `nuclei` assigns."""
+    total = np.bincount(nuclei, values, len(area))
+    mean = total / area
+    variance = np.bincount(nuclei, (values - mean[nuclei]) ** 2, len(area)) / area
+    small = nuclei.astype(np.uint16) if len(area) < 2**16 else nuclei  # numpy sorts 16 bits much faster
+    grouped = values[np.argsort(small, kind="stable")]
+    stops = np.cumsum(area)
+    starts = stops - area
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        grouped[start:stop].sort()
+    return {
+        "mean": mean,
+        "median": (grouped[starts + (area - 1) // 2] + grouped[starts + area // 2]) / 2,
+        "std": np.sqrt(variance),
+        "min": grouped[starts],
+        "max": grouped[stops - 1],
+        "integrated": total,
+    }
+
+
+def find_neighbor_distances(columns: Columns) -> np.ndarray:
+    """Distance (K,) from each centroid to the nearest other one, in pixels; NaN where there is no other."""
+    centroids = np.stack([columns["centroid_row_px"], columns["centroid_column_px"]], axis=1)
+    if len(centroids) < 2:
+        return np.full(len(centroids), np.nan)
+    return cKDTree(centroids).query(centroids, k=2)[0][:, 1]
+
+
+def measure_image(
+    nuclei: Columns,
+    shape: tuple[int, int],
+    name: str,
+    pixel_size: float | None = None,
+    channel: str = "",
+    scale: str = "",
+    background: str = "",
+    warnings: Sequence[str] = (),
+) -> dict[str, object]:
+    """The row of an image in images.csv.
+
+    Args:
+        nuclei: from `measure_nuclei`.
+        shape: (H, W) of the image.
+        name: id of the image.
+        pixel_size: micrometres per pixel; None where it is not known.
+        channel: in which the nuclei were found.
+        scale: at which they were found.
+        background: "dark" or "bright".
+        warnings: what is doubtful about the image.
+
+    Returns:
+        Names of columns with one value each; NaN stands for what there is not.
+    """
+    area = nuclei["area_px"]
+    count = len(area)
+    pixels = shape[0] * shape[1]
+    confidence = nuclei.get("confidence", ())
+    return {
+        "image": name,
+        "width_px": shape[1],
+        "height_px": shape[0],
+        "pixel_size_um": math.nan if pixel_size is None else pixel_size,
+        "channel": channel,
+        "scale": scale,
+        "background": background,
+        "count": count,
+        "covered_fraction": area.sum() / pixels,
+        "median_area_px": np.median(area) if count else math.nan,
+        "median_area_um2": np.median(area) * pixel_size**2 if count and pixel_size is not None else math.nan,
+        "density_per_megapixel": count / (pixels / 1e6),
+        "density_per_mm2": math.nan if pixel_size is None else count / (pixels * pixel_size**2 / 1e6),
+        "mean_confidence": np.mean(confidence) if len(confidence) else math.nan,
+        "warnings": "; ".join(warnings),
+    }
+
+
+def write_table(file: str | Path, tables: Sequence[Mapping[str, object]]) -> None:
+    """Writes tables below each other as one .csv, with the columns of all of them in the order in which they come.
+
+    Args:
+        file: nuclei.csv or images.csv.
+        tables: of `measure_nuclei` or `measure_image`. What a table lacks, and NaN, are empty cells.
+    """
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        for table in tables:
+            length = len(np.atleast_1d(next(iter(table.values()))))
+            texts = [format_column(table[name]) if name in table else [""] * length for name in names]
+            writer.writerows(zip(*texts, strict=True))
+
+
+def format_column(values: object) -> list[str]:
+    """The cells of a column, or of a single value.
+
+    >>> format_column(np.array([2 / 3, np.nan, -0.0])), format_column(True)
+    (['0.66666667', '', '0'], ['True'])
+    """
+    column = np.atleast_1d(values)
+    if column.dtype.kind != "f":
+        return [str(value) for value in column.tolist()]
+    return ["" if math.isnan(value) else format(value + 0.0, NUMBER_FORMAT) for value in column.tolist()]
