@@ -32,6 +32,7 @@ MODULES = (
     "slides",
     "outputs",
     "cluster",
+    "export",
 )
 TOOLS = ("download", "make_sample")  # scripts in data/, which need nothing of the project
 NETWORK_LIBRARIES = {"keras", "tensorflow", "torch", "jax"}
