@@ -210,9 +210,10 @@ def write_bioimageio(model, file: str | Path, halo: int) -> None:
         np.save(folder / "test_input.npy", image)
         np.save(folder / "test_output.npy", probability)
         (folder / "README.md").write_text(DOCUMENTATION.format(side=side), encoding="utf-8")
-        # Without checks of links, so that no network is needed; files are checked by their SHA-256.
-        with spec.ValidationContext(root=folder, perform_io_checks=False):
-            description = spec.ModelDescr.model_validate(describe_package(model.count_params(), side, halo))
+        with spec.ValidationContext(root=folder, perform_io_checks=True, progressbar=False):
+            content = describe_package(model.count_params(), side, halo)
+            version = spec.model.v0_5.ModelDescr.implemented_format_version
+            description = spec.model.v0_5.ModelDescr.model_validate({"format_version": version, **content})
             spec.save_bioimageio_package(description, output_path=part)
 
 
@@ -230,10 +231,11 @@ def describe_package(parameters: int, side: int, halo: int) -> dict:
     """The description of the package, version 0.5 of bioimage.io's specification."""
     gray_axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["gray"]}]
     probability_axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["nucleus", "border"]}]
+    size = {"min": 2 * halo + side, "step": side}  # of a tile with its halo, as the specification wants it
     for axis in "yx":
-        gray_axes.append({"type": "space", "id": axis, "size": {"min": side, "step": side}})
-        size = {"tensor_id": "gray", "axis_id": axis}
-        probability_axes.append({"type": "space", "id": axis, "size": size, "halo": halo})
+        gray_axes.append({"type": "space", "id": axis, "size": size})
+        same_size = {"tensor_id": "gray", "axis_id": axis}
+        probability_axes.append({"type": "space", "id": axis, "size": same_size, "halo": halo})
     percentiles = {"min_percentile": LOW_PERCENTILE, "max_percentile": HIGH_PERCENTILE}
     preprocessing = [
         {"id": "scale_range", "kwargs": {"axes": ["channel", "y", "x"], **percentiles}},
@@ -256,7 +258,6 @@ def describe_package(parameters: int, side: int, halo: int) -> dict:
     }
     return {
         "type": "model",
-        "format_version": "0.5.14",
         "name": "Nuclei segmentation U-Net",
         "description": DESCRIPTION,
         "authors": [{"name": "the authors of this repository"}],
