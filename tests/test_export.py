@@ -31,7 +31,7 @@ def draw_weights(model):
             if is_normalization:
                 drawn.append(RNG.uniform(0.5, 1.5, weight.shape))
             else:
-                drawn.append(RNG.normal(0, 0.3, weight.shape))
+                drawn.append(RNG.normal(0, 0.2, weight.shape))
         layer.set_weights(drawn)
     return model
 
