@@ -2,10 +2,12 @@
 
 In:  gray images (batch, H, W, 1) float32 in [0, 1], H and W multiples of 2 ** depth.
 Out: two probabilities per pixel (batch, H, W, 2): nucleus, and border where nuclei touch.
-As a script it prints the layers and draws Unet.png from them.
+As a script it prints the layers and draws Unet.png from them, or writes trained weights for other runtimes.
 
     python Model.py
     python Model.py --depth 3 --base-filters 32 --out small.png
+    python Model.py --export onnx --weights weights/unet.keras --out unet.onnx
+    python Model.py --export bioimageio --out unet.zip
 
 Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
 Segmentation", MICCAI 2015 (here with padded convolutions and batch normalisation).
@@ -20,16 +22,21 @@ from pathlib import Path
 import keras
 from keras import layers, ops
 
-from data.files import UserError, figure_format, run_script, write_whole
+from data.export import write_bioimageio, write_onnx
+from data.files import UserError, figure_format, find_beside_scripts, run_script, write_whole
 
 # The network.
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
 BASE_FILTERS = 16
 INPUT_SHAPE = (None, None, None, 1)
 OUTPUT_SHAPE = (None, None, None, 2)
+HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
 # Training.
 WEIGHT_DECAY = 1e-4
 BORDER_WEIGHT = 0.5  # the loss of borders counts half, because Dice depends on nuclei
+# The export.
+WEIGHTS = "weights/unet.keras"
+EXPORTS = {"onnx": "unet.onnx", "bioimageio": "unet.zip"}  # format -> file
 # The figure.
 FIGURE = "Unet.png"
 DEEPEST_SIZE = 16  # pixels, side of the smallest feature maps that the figure shows
@@ -258,6 +265,16 @@ def load_unet(file: str | Path) -> keras.Model:
     return model
 
 
+def export_weights(weights: str | Path, target: str, file: str | Path) -> None:
+    """Writes trained weights for other runtimes, in a format of EXPORTS; see `data.export`."""
+    model = load_unet(weights)
+    if target == "onnx":
+        write_onnx(model, file)
+    else:
+        write_bioimageio(model, file, HALO_PIXELS * 2 ** depth_of(model))
+    print(f"saved the network to {file}")
+
+
 def fastest_precision() -> str:
     """The dtype policy that is fastest here: mixed_bfloat16 on a GPU, and on processors that multiply matrices of it.
 
@@ -435,17 +452,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--base-filters", type=int, default=BASE_FILTERS, help="filters at full resolution (default %(default)s)"
     )
     files = parser.add_argument_group("files")
-    files.add_argument("--out", default=FIGURE, help="picture to draw (default %(default)s)")
+    files.add_argument("--export", choices=EXPORTS, help="write trained weights for other runtimes, draw nothing")
+    files.add_argument(
+        "--weights", default=find_beside_scripts(WEIGHTS), help="weights of --export (default %(default)s)"
+    )
+    files.add_argument("--out", help=f"picture to draw (default {FIGURE}) or file of --export (unet.onnx, unet.zip)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.export:
+        export_weights(args.weights, args.export, args.out or EXPORTS[args.export])
+        return
     model = Unet(args.depth, args.base_filters).build()
     model.summary()
     print(f"{flops_per_pixel(model):,.0f} floating-point operations per pixel")
-    draw_unet(model, args.out)
-    print(f"saved the architecture to {args.out}")
+    draw_unet(model, args.out or FIGURE)
+    print(f"saved the architecture to {args.out or FIGURE}")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ from data.scales import (
 from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
 from data.sources import Sample, find_samples
 from data.stacks import PROJECTIONS, Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
-from Model import depth_of, load_unet
+from Model import HALO_PIXELS, depth_of, load_unet
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
     COLOURS,
@@ -121,7 +121,6 @@ WEIGHTS = "weights/unet.keras"
 # Work.
 READ_AHEAD = 8  # images
 LARGE_IMAGE = 2048 * 2048  # pixels; a larger image is predicted in tiles
-HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
 OVERLAY_PIXELS = 2048 * 2048  # of the overlay of a large image
 NORMALIZATION_PIXELS = 4_000_000  # of a large image that its normalization is measured on
 SHOWN_IMAGES = 8  # in predictions.png

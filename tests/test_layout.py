@@ -34,6 +34,7 @@ MODULES = (
     "measure",
     "outputs",
     "cluster",
+    "export",
 )
 TOOLS = ("download", "make_sample")  # scripts in data/, which need nothing of the project
 NETWORK_LIBRARIES = {"keras", "tensorflow", "torch", "jax"}
