@@ -22,7 +22,7 @@ from data.sources import Sample, find_samples
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, save_scores
 from Model import load_unet
-from Predict_masks import WEIGHTS, describe_provenance, predict_samples, show_predictions
+from Predict_masks import WEIGHTS, describe_provenance, predict_samples, report_tables, show_predictions
 from Preprocessed_data import DATA, find_training_data, to_display
 from Train import find_record
 
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, unscored = evaluate(data, out, written)
     print(format_table(rows))
     save_scores(rows, out)
+    report_tables(out, written)
     predictions = show_predictions(out)
     comparison = save_comparison(samples, rows, out)
     print(f"saved masks, labels and overlays too, and {predictions} and {comparison}")

@@ -7,6 +7,9 @@ Out, in --out (default data/<source name>_predicted, without data/ where the wor
      masks/ID.png     8-bit, 255 nucleus, 0 background
      labels/ID.tif    one number per nucleus, 0 background; uint16, or uint32 for many nuclei
      overlays/ID.png  the image with each nucleus outlined
+     nuclei.csv       a row for each nucleus: place, size, shape, intensity of every channel
+     images.csv       a row for each image: count, density, how it was seen, warnings
+     tables/          the same for each image, from which these two are made
      predictions.png  with --show: some of them side by side
      submission.csv   with --submission: the nuclei in run lengths, the table that Kaggle takes
      source.json      the absolute paths of the images' sources
@@ -46,6 +49,7 @@ from data.cluster import map_on_cluster
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
 from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
 from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness
+from data.measure import Columns, measure_image, measure_nuclei, write_table
 from data.nuclei import (
     MAX_AREA_RATIO,
     MAX_HOLE_AREA,
@@ -58,6 +62,9 @@ from data.nuclei import (
 )
 from data.outputs import (
     FAST_COMPRESSION,
+    IMAGES_TABLE,
+    NUCLEI_TABLE,
+    PredictionFiles,
     Provenance,
     add_image,
     claim_out,
@@ -71,7 +78,9 @@ from data.outputs import (
     remove_unfinished,
     save_contact_sheet,
     save_png,
+    save_row,
     save_submission,
+    save_tables,
     save_tiles,
     show_pictures,
     write_prediction,
@@ -172,6 +181,7 @@ class ImageWork:
     sample: Sample
     checksum: dict  # of the file, before it was read
     image: np.ndarray | Channels  # as in the file
+    seen: np.ndarray | Channels  # the channels of it that may show the nuclei
     pixel_size: float | None  # micrometres
     jobs: list[PredictionJob]  # one for each way that the image can be seen
 
@@ -430,7 +440,8 @@ def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
     checksum = describe_file(sample.image)
     with open_sample(sample, options) as rows:
         image = rows[:] if isinstance(rows, TiffRows) else rows
-    return ImageWork(sample, checksum, image, find_pixel_size(sample, options), make_jobs(image, options))
+    seen = narrow_channels(image, options.channel)
+    return ImageWork(sample, checksum, image, seen, find_pixel_size(sample, options), make_jobs(seen, options))
 
 
 def find_pixel_size(sample: Sample, options: InputOptions) -> float | None:
@@ -443,10 +454,57 @@ def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str
     job = choose_job(work.jobs)
     labels = finish_labels(job)
     work.jobs = []  # an image that waits for its turn takes memory
-    overlay = outline_nuclei(to_display(shown_image(work.image, job)), labels)
+    overlay = outline_nuclei(to_display(shown_image(work.seen, job)), labels)
     provenance = provenance | {"image": work.checksum, "seen": describe_job(job)}
-    write_prediction(prediction_files(out, work.sample.id), labels, overlay, provenance, work.pixel_size)
+    files = prediction_files(out, work.sample.id)
+    save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job)
+    write_prediction(files, labels, overlay, provenance, work.pixel_size)
     return job.reading if labels.any() else ""
+
+
+def save_measurements(
+    files: PredictionFiles,
+    labels: np.ndarray | TiffRows,
+    image: np.ndarray | TiffRows | Channels,
+    name: str,
+    pixel_size: float | None,
+    job: PredictionJob,
+) -> None:
+    """Writes the table of the nuclei of an image, and what images.csv says of it.
+
+    Args:
+        files: of `prediction_files`.
+        labels: (H, W) int, or rows of it.
+        image: as in the file, or rows of it; all its channels are measured.
+        name: id of the image.
+        pixel_size: micrometres; None where it is not known.
+        job: how the image was seen.
+    """
+    names = ()
+    if isinstance(image, Channels):
+        names = image.names
+        image = np.moveaxis(image.planes, 0, -1)
+    nuclei = measure_nuclei(labels, image, name, pixel_size=pixel_size, channel_names=names)
+    seen = describe_job(job)
+    scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
+    warnings = list_warnings(nuclei, job)
+    row = measure_image(nuclei, labels.shape, name, pixel_size, seen["reading"], scale, seen["background"], warnings)
+    write_table(files.nuclei, [nuclei])
+    save_row(files.row, row)
+
+
+def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
+    """What is doubtful about the answer to an image, for people who look at the doubtful ones first."""
+    warnings = []
+    if not len(nuclei["label"]):
+        warnings.append("no nuclei")
+    if not job.has_signal:
+        warnings.append("hardly more than noise")
+    if job.debris is not None:
+        warnings.append("very bright debris was left out")
+    if job.scales and max(job.scales) > len(HALVING_DIAMETERS):
+        warnings.append("very wide nuclei")
+    return warnings
 
 
 def describe_job(job: PredictionJob) -> dict:
@@ -477,6 +535,8 @@ def predict_slide(
     pixel_size = find_pixel_size(sample, options)
     with open_sample(sample, options) as image:
         shape = image.shape[:2]
+        whole = image  # with all its channels
+        image = narrow_channels(image, options.channel)
         job = choose_slide_job(model, image, options)
         image = shown_image(image, job)
         read_gray = prepare_slide(image, job)
@@ -497,6 +557,7 @@ def predict_slide(
                 with write_whole(files.tiled_mask) as mask:
                     save_tiles(mask, masks, shape, np.uint8, provenance, pixel_size)
                 small_labels = subsample(labels, OVERLAY_PIXELS)
+                save_measurements(files, labels, whole, sample.id, pixel_size, job)
             small_image = subsample(image, OVERLAY_PIXELS)
             with write_whole(files.overlay) as overlay:
                 outlined = outline_nuclei(to_display(small_image), small_labels)
@@ -519,7 +580,7 @@ def open_sample(sample: Sample, options: InputOptions) -> Iterator[np.ndarray | 
     elif options.level:
         raise UserError(f"{sample.image}: it is a stack; --level is for slides, whose planes have levels")
     else:
-        yield narrow_channels(read_sample_image(sample, options.project), options.channel)
+        yield read_sample_image(sample, options.project)
 
 
 def choose_slide_job(
@@ -615,6 +676,12 @@ def prepare_worker(run: str, options: InputOptions, weights: str, *data: str) ->
     return samples, load_unet(weights), describe_provenance(weights, options)
 
 
+def report_tables(out: str | Path, ids: Sequence[str]) -> None:
+    """Puts the tables of these images together, and says how many nuclei they hold."""
+    count = save_tables(out, ids)
+    print(f"{count} nuclei in {len(ids)} images; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
+
+
 def show_predictions(out: str | Path) -> Path:
     """Shows overlays and masks, reading nothing but the files that were written.
 
@@ -695,9 +762,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(skipped) == len(samples):
         raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be read")
     print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
+    ids = [sample.id for sample in samples if sample.id not in skipped]
     print(f"saved masks, labels and overlays to {out}")
+    report_tables(out, ids)
     if args.submission:
-        ids = [sample.id for sample in samples if sample.id not in skipped]
         print(f"saved Kaggle's table to {save_submission(out, ids)}")
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")

@@ -78,7 +78,7 @@ def test_the_images_of_a_killed_worker_are_predicted_by_another(workers, command
     killer.join()
     assert written[0] < IMAGES  # it was killed in the middle
     expected = read_files(here)
-    assert len(expected) == 3 * IMAGES
+    assert len(expected) == 5 * IMAGES
     assert read_files(shared) == expected  # nor is anything left of the killed worker
 
     (shared / "masks" / "007.png").unlink()
@@ -88,7 +88,7 @@ def test_the_images_of_a_killed_worker_are_predicted_by_another(workers, command
     assert f"{IMAGES - 1} of {IMAGES} images are done" in capsys.readouterr().out
     assert read_files(shared) == expected
     untouched = [file for file, changed in before.items() if file.stat().st_mtime_ns == changed]
-    assert len(untouched) == 3 * (IMAGES - 1)
+    assert len(untouched) == 5 * (IMAGES - 1)
 
 
 def test_workers_do_not_keep_the_weights_of_an_earlier_run(workers, command, tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 from data import outputs
 from data.files import UserError
 from data.images import open_rows, read_image
+from data.measure import measure_image, measure_nuclei, write_table
 from data.sources import Sample, find_samples
 from data.truth import decode_runs
 
@@ -31,6 +32,9 @@ def write(out, name, labels, provenance=PROVENANCE):
     outputs.make_folders(out)
     files = outputs.prediction_files(out, name)
     overlay = outputs.outline_nuclei(np.zeros((*labels.shape, 3), np.uint8), labels)
+    nuclei = measure_nuclei(labels, labels, name)
+    write_table(files.nuclei, [nuclei])
+    outputs.save_row(files.row, measure_image(nuclei, labels.shape, name))
     outputs.write_prediction(files, labels, overlay, provenance)
     return files
 
@@ -52,10 +56,10 @@ def test_the_mask_of_an_image_is_the_one_that_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("mask", ["masks/a.png", "masks/a.tif"])
-def test_files_are_complete_with_labels_overlay_and_one_of_the_masks(tmp_path, mask):
+def test_files_are_complete_with_labels_overlay_tables_and_one_of_the_masks(tmp_path, mask):
     outputs.make_folders(tmp_path)
     files = outputs.prediction_files(tmp_path, "a")
-    for name in (mask, "labels/a.tif", "overlays/a.png"):
+    for name in (mask, "labels/a.tif", "overlays/a.png", "tables/a.csv", "tables/a.json"):
         assert not files.are_complete()
         (tmp_path / name).touch()
     assert files.are_complete()
@@ -154,7 +158,7 @@ def find_unfinished(images, provenance=PROVENANCE):
     return [sample.id for sample in unfinished]
 
 
-@pytest.mark.parametrize("missing", ["labels/b.tif", "masks/b.png", "overlays/b.png"])
+@pytest.mark.parametrize("missing", ["labels/b.tif", "masks/b.png", "overlays/b.png", "tables/b.csv", "tables/b.json"])
 def test_an_image_that_lacks_a_file_is_unfinished(images, missing):
     assert find_unfinished(images) == []
     (images.parent / "out" / missing).unlink()

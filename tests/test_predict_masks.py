@@ -1,5 +1,6 @@
 """Predict_masks: padding, separation of touching nuclei, and what becomes of each image."""
 
+import csv
 import json
 import os
 
@@ -17,6 +18,7 @@ import Model
 import Predict_masks
 import Preprocessed_data
 from data import nuclei, slides
+from data.calibration import read_pixel_size
 from data.files import UserError, describe_file, hash_file
 from data.images import read_image
 from data.sources import find_samples
@@ -563,3 +565,94 @@ def test_mistakes_of_the_command(mistake, source, tiny_weights, tmp_path):
     arguments = ["--data", str(tmp_path / "empty"), "--weights", str(tiny_weights), "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match="none of its 1 images can be read"):
         Predict_masks.main(arguments)
+
+
+# Tables.
+
+
+def read_table(file):
+    with open(file, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_tables_have_a_row_for_each_nucleus_and_each_image(tmp_path, monkeypatch, capsys, predict):
+    source = save_fields(tmp_path / "images", ["a.png", "b.png"], 6)
+    Image.fromarray(np.zeros((60, 60), np.uint8)).save(source / "empty.png")
+    work = predict("--data", source, "--out", "out", "--pixel-size", "0.5")
+    assert "12 nuclei in 3 images" in capsys.readouterr().out
+    nuclei = read_table(work / "out/nuclei.csv")
+    assert [(row["image"], row["label"]) for row in nuclei] == [(name, str(k)) for name in "ab" for k in range(1, 7)]
+    labels = read_image(work / "out/labels/a.tif")
+    assert [int(row["area_px"]) for row in nuclei[:6]] == np.bincount(labels.ravel())[1:].tolist()
+    assert float(nuclei[0]["area_um2"]) == int(nuclei[0]["area_px"]) / 4
+    images = {row["image"]: row for row in read_table(work / "out/images.csv")}
+    assert {name: row["count"] for name, row in images.items()} == {"a": "6", "b": "6", "empty": "0"}
+    assert (images["a"]["warnings"], images["empty"]["warnings"]) == ("", "no nuclei; hardly more than noise")
+    assert images["a"]["background"] == "dark" and images["a"]["pixel_size_um"] == "0.5"
+
+
+def test_a_table_that_is_missing_is_made_again(tmp_path, predict, capsys):
+    source = save_fields(tmp_path / "images", ["a.png", "b.png"], 6)
+    work = predict("--data", source, "--out", "out")
+    before = (work / "out/nuclei.csv").read_text()
+    (work / "out/tables/b.csv").unlink()
+    (work / "out/nuclei.csv").unlink()
+    predict("--data", source, "--out", "out")
+    assert "1 of 2 images are done" in capsys.readouterr().out
+    assert (work / "out/nuclei.csv").read_text() == before
+
+
+def test_a_large_image_has_the_table_of_its_labels(tmp_path, large_images, predict):
+    file = save_stain_pair(tmp_path / "images/a.ome.tif")
+    work = predict("--data", file, "--out", "out")
+    (row,) = read_table(work / "out/images.csv")
+    assert (row["count"], row["channel"]) == ("6", "DAPI")
+    nuclei = read_table(work / "out/nuclei.csv")
+    labels = read_image(work / "out/labels/a.ome.tif")
+    channels = tifffile.imread(file)
+    for row in nuclei:
+        inside = labels == int(row["label"])
+        assert int(row["area_px"]) == inside.sum()
+        for name, plane in zip(("GFP", "DAPI"), channels, strict=True):
+            assert float(row[f"intensity_mean_{name}"]) == pytest.approx(plane[inside].mean())
+
+
+def test_labels_keep_the_pixel_size_and_show_nuclei_in_fiji(tmp_path, predict):
+    file = tmp_path / "images/a.tif"
+    file.parent.mkdir()
+    tifffile.imwrite(file, draw_field(0, 6), imagej=True, resolution=(4, 4), metadata={"unit": "um"})
+    work = predict("--data", file, "--out", "out")
+    labels = work / "out/labels/a.tif"
+    assert read_pixel_size(labels) == 0.25
+    with tifffile.TiffFile(labels) as tiff:
+        assert tiff.imagej_metadata["unit"] == "um"
+        assert (tiff.imagej_metadata["min"], tiff.imagej_metadata["max"]) == (0, 6)
+    assert data.outputs.read_provenance(labels)["seen"]["background"] == "dark"
+    predict("--data", file, "--out", "given", "--pixel-size", "0.5")
+    assert read_pixel_size(work / "given/labels/a.tif") == 0.5
+
+
+# Scale and level.
+
+
+def test_the_diameter_that_is_given_sets_the_scale(tmp_path, predict):
+    source = save_fields(tmp_path / "images", ["a.png"], 6)
+    for diameter, scales in (("16", [0]), ("40", [0, 1]), ("90", [0, 1, 2]), ("150", [1, 2, 3]), ("6", [-1])):
+        work = predict("--data", source, "--out", diameter, "--diameter", diameter)
+        assert data.outputs.read_provenance(work / diameter / "labels/a.tif")["seen"]["scales"][:1] == scales[:1]
+    with pytest.raises(UserError, match="--diameter must be above 0"):
+        predict("--data", source, "--diameter", "-1")
+
+
+def test_the_level_of_a_pyramid_is_chosen(tmp_path, predict):
+    file = tmp_path / "a.tif"
+    field = draw_field(0, 6)
+    with tifffile.TiffWriter(file) as tiff:
+        tiff.write(np.kron(field, np.ones((2, 2), field.dtype)), subifds=1, resolution=(4e4, 4e4), resolutionunit=3)
+        tiff.write(field, subfiletype=1)
+    work = predict("--data", file, "--out", "out", "--level", "1")
+    assert read_image(work / "out/labels/a.tif").shape == field.shape
+    assert count_nuclei(work / "out", "a") == 6
+    assert read_pixel_size(work / "out/labels/a.tif") == pytest.approx(0.5)
+    with pytest.raises(UserError, match=r"none of its 1 images"):
+        predict("--data", file, "--out", "none", "--level", "2")
