@@ -11,6 +11,8 @@ Out, in --out (default data/<source name>_predicted, without data/ where the wor
      images.csv       a row for each image: count, density, how it was seen, warnings
      tables/          the same for each image, from which these two are made
      predictions.png  with --show: some of them side by side
+     rois/ID.zip      with --rois: outlines for Fiji's ROI manager
+     geojson/ID.geojson  with --geojson: detections for QuPath, with their measurements
      submission.csv   with --submission: the nuclei in run lengths, the table that Kaggle takes
      source.json      the absolute paths of the images' sources
 An image of more than 4 million pixels is predicted in tiles: its mask is masks/ID.tif, mask and
@@ -60,6 +62,7 @@ from data.nuclei import (
     largest_area,
     separate_nuclei,
 )
+from data.outlines import write_geojson, write_rois
 from data.outputs import (
     FAST_COMPRESSION,
     IMAGES_TABLE,
@@ -682,6 +685,23 @@ def report_tables(out: str | Path, ids: Sequence[str]) -> None:
     print(f"{count} nuclei in {len(ids)} images; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
 
 
+def save_outlines(out: str | Path, ids: Sequence[str], with_rois: bool, with_geojson: bool) -> None:
+    """Writes ROI sets and GeoJSON of images, from their labels and tables.
+
+    Raises:
+        UserError: an image is too large for ROIs of ImageJ.
+    """
+    for name in ids:
+        files = prediction_files(out, name)
+        with open_rows(files.labels) as labels:
+            if with_rois:
+                files.rois.parent.mkdir(exist_ok=True)
+                write_rois(files.rois, labels)
+            if with_geojson:
+                files.geojson.parent.mkdir(exist_ok=True)
+                write_geojson(files.geojson, labels, name, files.nuclei)
+
+
 def show_predictions(out: str | Path) -> Path:
     """Shows overlays and masks, reading nothing but the files that were written.
 
@@ -733,6 +753,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     images.add_argument("--level", type=int, metavar="N", help="of slides with a pyramid (default 0, the largest)")
     results = parser.add_argument_group("results")
     results.add_argument("--show", action="store_true", help="show the files afterwards")
+    results.add_argument("--rois", action="store_true", help="write outlines for Fiji's ROI manager")
+    results.add_argument("--geojson", action="store_true", help="write detections for QuPath")
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
     machines = parser.add_argument_group("machines")
     machines.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that predicts")
@@ -765,6 +787,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ids = [sample.id for sample in samples if sample.id not in skipped]
     print(f"saved masks, labels and overlays to {out}")
     report_tables(out, ids)
+    if args.rois or args.geojson:
+        save_outlines(out, ids, args.rois, args.geojson)
+        print(f"saved the outlines of nuclei to {out}, in rois/ or geojson/")
     if args.submission:
         print(f"saved Kaggle's table to {save_submission(out, ids)}")
     if args.show:

@@ -14,7 +14,7 @@ The columns of a box are half open: `bbox_max_row_px` is the row after the last.
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +72,10 @@ def measure_nuclei(
     if labels.shape != image.shape[:2]:
         raise ValueError(f"labels are {labels.shape}, the image is {image.shape[:2]}")
     height = labels.shape[0]
-    first, last = find_rows(labels)
-    windows = []
-    # A nucleus is measured in the strip where it ends, with all the rows above that it needs.
-    for start in range(0, height, STRIP):
-        stop = min(start + STRIP, height)
-        numbers = np.flatnonzero((start <= last) & (last < stop))
-        top = first[numbers].min(initial=start)
-        windows.append(measure_window(labels[top:stop], image[top:stop], numbers, top, height, channel_names))
+    windows = [
+        measure_window(labels[top:stop], image[top:stop], numbers, top, height, channel_names)
+        for numbers, top, stop in iterate_windows(labels)
+    ]
     columns = {key: np.concatenate([window[key] for window in windows]) for key in windows[0]}
     order = np.argsort(columns["label"])
     columns = {"image": np.full(len(order), name)} | {key: column[order] for key, column in columns.items()}
@@ -90,6 +86,25 @@ def measure_nuclei(
         columns["area_um2"] = columns["area_px"] * pixel_size**2
         columns |= {f"{key}_um": columns[f"{key}_px"] * pixel_size for key in LENGTHS}
     return columns
+
+
+def iterate_windows(labels: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yields windows of rows, and the nuclei that lie wholly in each; every nucleus comes once.
+
+    A nucleus belongs to the strip where it ends, with all the rows above that it needs.
+
+    Args:
+        labels: as in `measure_nuclei`.
+
+    Yields:
+        numbers (K,) int, ascending; the first row, and the row after the last.
+    """
+    height = labels.shape[0]
+    first, last = find_rows(labels)
+    for start in range(0, height, STRIP):
+        stop = min(start + STRIP, height)
+        numbers = np.flatnonzero((start <= last) & (last < stop))
+        yield numbers, int(first[numbers].min(initial=start)), stop
 
 
 def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

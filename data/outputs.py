@@ -50,6 +50,8 @@ class PredictionFiles:
     overlay: Path
     nuclei: Path  # table, a row for each nucleus
     row: Path  # of the table of images
+    rois: Path
+    geojson: Path
 
     def existing_mask(self) -> Path:
         """The mask that is there; `mask` where there is none."""
@@ -70,6 +72,8 @@ def prediction_files(out: str | Path, name: str) -> PredictionFiles:
         overlay=out / "overlays" / f"{name}.png",
         nuclei=out / "tables" / f"{name}.csv",
         row=out / "tables" / f"{name}.json",
+        rois=out / "rois" / f"{name}.zip",
+        geojson=out / "geojson" / f"{name}.geojson",
     )
 
 

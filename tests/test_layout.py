@@ -32,6 +32,7 @@ MODULES = (
     "scales",
     "slides",
     "measure",
+    "outlines",
     "outputs",
     "cluster",
     "export",

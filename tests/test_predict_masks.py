@@ -7,6 +7,7 @@ import os
 import keras
 import numpy as np
 import pytest
+import roifile
 import tifffile
 from conftest import Recorder, Threshold, draw_disks
 from PIL import Image
@@ -630,6 +631,21 @@ def test_labels_keep_the_pixel_size_and_show_nuclei_in_fiji(tmp_path, predict):
     assert data.outputs.read_provenance(labels)["seen"]["background"] == "dark"
     predict("--data", file, "--out", "given", "--pixel-size", "0.5")
     assert read_pixel_size(work / "given/labels/a.tif") == 0.5
+
+
+def test_outlines_are_written_where_they_are_wanted_later_too(tmp_path, predict):
+    source = save_fields(tmp_path / "images", ["a.png"], 6)
+    work = predict("--data", source, "--out", "out")
+    assert not (work / "out/rois").exists()
+    predict("--data", source, "--out", "out", "--rois", "--geojson")
+    names = [str(number) for number in range(1, 7)]
+    assert [roi.name for roi in roifile.roiread(work / "out/rois/a.zip")] == names
+    features = json.loads((work / "out/geojson/a.geojson").read_text())["features"]
+    nuclei = {row["label"]: row for row in read_table(work / "out/nuclei.csv")}
+    assert sorted(feature["properties"]["name"] for feature in features) == names
+    for feature in features:
+        area = feature["properties"]["measurements"]["area_px"]
+        assert area == int(nuclei[feature["properties"]["name"]]["area_px"])
 
 
 # Scale and level.
