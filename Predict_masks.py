@@ -49,7 +49,7 @@ from data.artifacts import find_ground
 from data.calibration import read_pixel_size
 from data.cluster import map_on_cluster
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
-from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
+from data.images import TiffRows, check_image, halve, open_rows, read_image, read_shape, subsample
 from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness
 from data.measure import Columns, measure_image, measure_nuclei, write_table
 from data.nuclei import (
@@ -175,6 +175,51 @@ def find_nuclei(
     job = PredictionJob(gray, diameter=diameter, thumbnails=make_thumbnails(gray))
     run_jobs(functools.partial(predict_probability, model), [job])
     return job.labels_future.result(), job.scales
+
+
+@functools.lru_cache(2)
+def load(weights: str | None = None) -> keras.Model:
+    """Loads a network for `segment`; without a file that beside the scripts. Raises UserError where there is none."""
+    return load_unet(weights or find_beside_scripts(WEIGHTS))
+
+
+def segment(
+    image: np.ndarray | str | Path, model: keras.Model | None = None, details: bool = False, **options
+) -> np.ndarray | tuple[np.ndarray, dict]:
+    """Finds the nuclei of one image, in five lines of Python.
+
+    Args:
+        image: (H, W) or (H, W, 3), any real dtype, as in the file; or the path of such an image.
+        model: from `load`; None: the one beside the scripts.
+        details: whether to tell how the labels were found.
+        **options: of `InputOptions`, such as diameter=12 or background="bright".
+
+    Returns:
+        labels: (H, W) int32, 0 background, 1…K. With `details` also a dict with the probabilities of "nucleus" and
+            "border", (H, W) float32 in [0, 1], and with "reading", "background" and "scales", as the label files say
+            them.
+
+    Raises:
+        UserError: no image of this kind, or several channels or planes.
+
+    >>> segment(np.zeros((64, 64), np.uint8)).max()
+    np.int32(0)
+    """
+    options = InputOptions(**options)
+    options.check()
+    if isinstance(image, str | Path):
+        samples = expand_planes(find_samples(image), options.project)
+        if len(samples) > 1:
+            raise UserError(f"{image}: {len(samples)} images; segment takes one of them")
+        with open_sample(samples[0], options) as rows:
+            image = narrow_channels(rows[:] if isinstance(rows, TiffRows) else rows, options.channel)
+    else:
+        image = check_image(np.asarray(image), Path("the array"))
+    labels, job = segment_image(model or load(), image, options)
+    if not details:
+        return labels
+    nucleus, border = job.probabilities
+    return labels, {"nucleus": nucleus, "border": border, **describe_job(job)}
 
 
 @dataclass

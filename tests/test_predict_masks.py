@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -646,6 +647,45 @@ def test_outlines_are_written_where_they_are_wanted_later_too(tmp_path, predict)
     for feature in features:
         area = feature["properties"]["measurements"]["area_px"]
         assert area == int(nuclei[feature["properties"]["name"]]["area_px"])
+
+
+# Python.
+
+
+def test_segment_takes_arrays_and_paths(tmp_path, monkeypatch):
+    field = draw_field(0, 6)
+    source = save_fields(tmp_path / "images", ["a.png"], 6)
+    labels = Predict_masks.segment(field)
+    assert labels.shape == field.shape and labels.dtype == np.int32 and labels.max() == 6
+    for image in (field.astype(float), np.stack([field] * 3, -1), source / "a.png", str(source / "a.png")):
+        np.testing.assert_array_equal(Predict_masks.segment(image), labels)
+    _, details = Predict_masks.segment(field, details=True)
+    assert details["nucleus"].shape == details["border"].shape == field.shape
+    assert (details["background"], details["scales"]) == ("dark", [0])
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.zeros(5), "expected one gray or RGB image"),
+        (np.zeros((4, 5, 7)), "expected one gray or RGB image"),
+        (np.full((9, 9), np.nan), "NaN"),
+        (np.zeros((9, 9), complex), "expected real numbers"),
+    ],
+)
+def test_segment_refuses_what_is_no_image_in_words(image, reason):
+    with pytest.raises(UserError, match=f"the array: .*{reason}"):
+        Predict_masks.segment(image)
+
+
+def test_the_lines_of_python_in_the_readme_work(tmp_path, monkeypatch):
+    readme = Path(Predict_masks.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (lines,) = [block for block in readme.split("```") if "from Predict_masks import" in block]
+    source = save_fields(tmp_path, ["my_image.png"], 6)
+    monkeypatch.chdir(source)
+    names = {}
+    exec(lines.removeprefix("python"), names)
+    assert names["labels"].max() == 6
 
 
 # Scale and level.

@@ -4,14 +4,22 @@ import functools
 from collections import Counter
 
 import numpy as np
+import pytest
 import tifffile
 from conftest import Recorder, Threshold, draw_disks
 from PIL import Image
+from skimage.draw import disk
 
 import Predict_masks
 from data import nuclei
-from data.scales import average_scales, predict_scales
+from data.scales import average_scales, first_scale, predict_scales
 from data.sources import find_samples
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return Predict_masks.load()
+
 
 # Scales.
 
@@ -80,3 +88,28 @@ def test_scales_are_averaged_from_the_largest_to_the_smallest():
     nucleus, border = predict_scales(predict, gray, (0, 1, 2))
     np.testing.assert_allclose(nucleus, ((0.64 + 2 * 0.32) / 3 + 2 * 0.16) / 3, rtol=1e-6)
     assert border.shape == gray.shape and not border.any()
+
+
+def test_the_first_scale_follows_the_diameter():
+    diameters = (0, 2, 4, 6, 10, 33, 100, 101, 300, 1000)
+    assert [first_scale(diameter) for diameter in diameters] == [0, -3, -2, -1, 0, 0, 0, 1, 2, 4]
+
+
+def test_narrow_nuclei_are_predicted_at_double_size(unet):
+    field = np.full((60, 90), 30, np.uint8)
+    for row in range(8, 60, 14):
+        for column in range(8, 90, 14):
+            field[disk((row, column), 4, shape=field.shape)] = 180
+    labels, job = Predict_masks.segment_image(unet, field)
+    assert job.scales == (-1,)
+    assert labels.max() == 24
+
+
+def test_doubled_and_halved_probabilities_lie_where_the_image_does(unet):
+    gray = np.zeros((64, 64), np.float32)
+    gray[disk((30, 34), 10)] = 1
+    for halvings in (-1, 0, 1):
+        nucleus, border = Predict_masks.predict_probability(unet, gray, halvings)
+        assert nucleus.shape == border.shape == gray.shape
+        rows, columns = np.nonzero(nucleus > 0.5)
+        assert abs(rows.mean() - 30) < 0.5 and abs(columns.mean() - 34) < 0.5
