@@ -105,11 +105,11 @@ def test_narrow_nuclei_are_predicted_at_double_size(unet):
     assert labels.max() == 24
 
 
-def test_doubled_and_halved_probabilities_lie_where_the_image_does(unet):
+def test_doubled_and_halved_probabilities_lie_where_the_image_does():
     gray = np.zeros((64, 64), np.float32)
     gray[disk((30, 34), 10)] = 1
     for halvings in (-1, 0, 1):
-        nucleus, border = Predict_masks.predict_probability(unet, gray, halvings)
+        nucleus, border = Predict_masks.predict_probability(Threshold(), gray, halvings)
         assert nucleus.shape == border.shape == gray.shape
         rows, columns = np.nonzero(nucleus > 0.5)
         assert abs(rows.mean() - 30) < 0.5 and abs(columns.mean() - 34) < 0.5
