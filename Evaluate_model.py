@@ -4,8 +4,9 @@ In: the truth, a folder or .zip in Kaggle's layout (one PNG per nucleus) or Kagg
 (one run-length row per nucleus), and the folder that Predict_masks.py wrote. Dice and IoU are
 computed on `masks/ID.png`, AP and F1 on `labels/ID.tif`, at the image's own size.
 Out: one table; `scores.csv` (one row per image, worst Dice first) and `scores.png` in --out.
-Mean and median are over images; pooled is over all pixels, so that large images weigh more. AP and
-F1 are means over images. Exit code 1: broken images were named and skipped.
+Mean and median are over images; pooled is over all pixels, so that large images weigh more. AP, F1
+and the scores of nuclei are means over images, the errors are sums. scores.csv has more columns:
+SQ and RQ, whose product is PQ, and the error of the count. Exit code 1: broken images were named and skipped.
 
     python Evaluate_model.py --truth data/sample --predicted predictions
     python Evaluate_model.py --truth data/stage1_train --predicted out --ids weights/training.json
@@ -19,25 +20,36 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.sparse import coo_array
-from skimage.metrics import contingency_table
-from skimage.segmentation import relabel_sequential
 from tqdm import tqdm
 
 from data.files import UserError, hash_file, run_script, write_whole
 from data.images import read_image
+from data.matching import (
+    THRESHOLDS,
+    aggregated_jaccard,
+    average_precision,
+    check_same_shape,
+    count_errors,
+    count_matches,
+    f1_score,
+    overlap_table,
+    panoptic_quality,
+    ratio,
+)
 from data.outputs import find_predictions, prediction_files, provenance_of_run, read_provenance
 from data.sources import Sample, find_samples
 from data.truth import read_labels, read_solution
 from Preprocessed_data import image_kind, read_training_record
 
-# Kaggle's 0.50, 0.55, ... 0.95. n / 100 is the double nearest to the decimal, as is an IoU of that
-# value, so the two are equal; np.linspace(0.5, 0.95, 10) would hold 0.8999999999999999 for 0.9.
-THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 RESAMPLES = 2000  # bootstrap resamples of the images
 SEED = 2018  # of the bootstrap and of the jitter in the figure: same scores, same interval
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
-SCORE_COLUMNS = "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70".split()
+SCORE_COLUMNS = (
+    "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70 "
+    "ap75 precision recall pq sq rq aji count_error missed false merged split"
+).split()
+MEAN_SCORES = "iou ap ap50 f1_50 f1_70 ap75 precision recall pq sq rq aji".split()
+COUNTS = ("missed", "false", "merged", "split")
 COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
 MIN_BOX = 5  # images; fewer have no quartiles worth the name
 
@@ -168,9 +180,12 @@ def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_
         predicted_labels: (H, W) integers, as the truth.
 
     Returns:
-        Dict of size, counts and scores in [0, 1]; `precision` is a list, one per threshold.
+        Dict of size, counts and scores in [0, 1]; `ap_curve` is a list, one per threshold; `precision` and
+        `recall` are of nuclei at 0.5, 1 where there are none to be right or wrong.
     """
     table = overlap_table(truth_labels, predicted_labels)  # counted once, scored many times
+    found, false, missed = count_matches(table, THRESHOLDS[0])
+    quality, segmentation_quality, recognition_quality = panoptic_quality(table)
     return {
         "height": truth_labels.shape[0],
         "width": truth_labels.shape[1],
@@ -179,11 +194,20 @@ def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_
         "pixels": count_pixels(truth_labels > 0, predicted_mask),  # for the pooled scores
         "dice": dice_score(truth_labels > 0, predicted_mask),
         "iou": iou_score(truth_labels > 0, predicted_mask),
-        "precision": [average_precision(table, (threshold,)) for threshold in THRESHOLDS],
+        "ap_curve": [average_precision(table, (threshold,)) for threshold in THRESHOLDS],
         "ap": average_precision(table),
         "ap50": average_precision(table, (0.5,)),
         "f1_50": f1_score(table, 0.5),
         "f1_70": f1_score(table, 0.7),
+        "ap75": average_precision(table, (0.75,)),
+        "precision": ratio(found, found + false),
+        "recall": ratio(found, found + missed),
+        "pq": quality,
+        "sq": segmentation_quality,
+        "rq": recognition_quality,
+        "aji": aggregated_jaccard(table),
+        "count_error": table.shape[1] - table.shape[0],
+        **count_errors(table),
     }
 
 
@@ -209,81 +233,12 @@ def iou_score(truth: np.ndarray, predicted: np.ndarray) -> float:
     return ratio(both, true + predicted_pixels - both)
 
 
-def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> coo_array:
-    """Counts the pixels of every pair of a true and a predicted nucleus, background included.
-
-    Args:
-        truth_labels: (H, W) integers, 0 background, K nuclei in any order.
-        predicted_labels: (H, W) integers, P nuclei likewise.
-
-    Returns:
-        (K + 1, P + 1) sparse integers, pixels; row 0 and column 0 are the background.
-
-    >>> overlap_table(np.array([0, 1, 1, 7]), np.array([0, 0, 3, 3])).toarray().tolist()
-    [[1, 0], [1, 1], [0, 1]]
-    """
-    check_same_shape(truth_labels, predicted_labels)
-    truth = relabel_sequential(truth_labels)[0]  # gaps would make rows of nothing
-    predicted = relabel_sequential(predicted_labels)[0]
-    return coo_array(contingency_table(truth, predicted, sparse_type="array").astype(int))
-
-
-def count_matches(table: np.ndarray | coo_array, threshold: float) -> tuple[int, int, int]:
-    """Returns TP, FP, FN: nuclei found, invented and missed, from an `overlap_table`.
-
-    A pair matches if its IoU is greater than the threshold (Kaggle's rule: exactly 0.5 is no match
-    at 0.5). From 0.5 on it shares more than half of both nuclei, so neither has another match.
-
-    >>> count_matches(np.array([[0, 0, 0], [1, 9, 0], [5, 0, 5]]), 0.5)  # IoU 0.9, exactly 0.5
-    (1, 1, 1)
-    """
-    if threshold < 0.5:
-        raise ValueError(f"expected an IoU threshold of at least 0.5, got {threshold}")
-    table = coo_array(table)
-    rows, columns = table.coords
-    union = table.sum(axis=1)[rows] + table.sum(axis=0)[columns] - table.data
-    is_pair = (rows > 0) & (columns > 0)
-    matches = int((is_pair & (table.data / union > threshold)).sum())
-    return matches, table.shape[1] - 1 - matches, table.shape[0] - 1 - matches
-
-
-def average_precision(table: np.ndarray | coo_array, thresholds: Sequence[float] = THRESHOLDS) -> float:
-    """AP of one image: the mean over IoU thresholds of `TP / (TP + FP + FN)`; 1 without nuclei.
-
-    >>> average_precision(np.array([[0, 0], [3, 7]]))  # IoU 0.7: found at 0.50, 0.55, 0.60, 0.65
-    0.4
-    """
-    counts = [count_matches(table, threshold) for threshold in thresholds]
-    return float(np.mean([ratio(tp, tp + fp + fn) for tp, fp, fn in counts]))
-
-
-def f1_score(table: np.ndarray | coo_array, threshold: float) -> float:
-    """F1 of the nuclei of one image, `2 * TP / (2 * TP + FP + FN)`; 1 without any nuclei.
-
-    >>> round(f1_score(np.array([[0, 0], [1, 9], [5, 0]]), 0.5), 3)  # one found, one missed
-    0.667
-    """
-    tp, fp, fn = count_matches(table, threshold)
-    return ratio(2 * tp, 2 * tp + fp + fn)
-
-
 def count_pixels(truth: np.ndarray, predicted: np.ndarray) -> tuple[int, int, int]:
     """Returns the pixels in both masks, in the true one and in the predicted one."""
     check_same_shape(truth, predicted)
     if truth.dtype != bool or predicted.dtype != bool:
         raise ValueError(f"masks should be bool, got {truth.dtype} and {predicted.dtype}")
     return int((truth & predicted).sum()), int(truth.sum()), int(predicted.sum())
-
-
-def check_same_shape(truth: np.ndarray, predicted: np.ndarray) -> None:
-    """Raises a ValueError that names both shapes where they differ."""
-    if truth.shape != predicted.shape:
-        raise ValueError(f"prediction is {predicted.shape} but the truth is {truth.shape}")
-
-
-def ratio(part: int, whole: int) -> float:
-    """Returns part / whole, and 1 where the whole is 0."""
-    return part / whole if whole else 1.0  # nothing was to be found and nothing was
 
 
 def summarise(rows: Sequence[dict]) -> dict[str, float]:
@@ -300,8 +255,12 @@ def summarise(rows: Sequence[dict]) -> dict[str, float]:
         "dice_high": high,
         "dice_pooled": ratio(2 * both, true + predicted),
     }
-    for score in ("iou", "ap", "ap50", "f1_50", "f1_70"):
-        summary[score] = np.mean([row[score] for row in rows])
+    for score in MEAN_SCORES:
+        values = np.array([row[score] for row in rows])
+        summary[score] = values.mean()
+        summary[f"{score}_low"], summary[f"{score}_high"] = bootstrap_interval(values)
+    for count in COUNTS:
+        summary[count] = sum(row[count] for row in rows)
     return summary
 
 
@@ -322,18 +281,31 @@ def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def format_table(rows: Sequence[dict]) -> str:
-    """Returns the table to print: one line for all images and one for every kind of image."""
+    """Returns the tables to print: of pixels and of nuclei, one line for all images and one for every kind."""
     line = "{:<15}{:>7}{:>27}{:>13}{:>13}{:>10}{:>7}{:>7}{:>8}{:>8}"
     scores = ("dice_median", "dice_pooled", "iou", "ap", "ap50", "f1_50", "f1_70")
     titles = ("median Dice", "pooled Dice", "mean IoU", "AP", "AP50", "F1@0.5", "F1@0.7")
     lines = [line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
+    nuclei_line = "{:<15}{:>21}{:>21}{:>21}{:>6}{:>6}{:>8}{:>7}{:>8}{:>7}"
+    titles = ("nuclei", "precision", "recall", "PQ", "AJI", "AP75", *COUNTS)
+    nuclei_lines = ["", nuclei_line.format(*titles)]
     for kind, group in group_by_kind(rows).items():
         summary = summarise(group)
-        dice = "{dice_mean:.3f} [{dice_low:.3f}, {dice_high:.3f}]".format_map(summary)
-        dice = dice.replace("nan, nan", "one image")
+        dice = format_interval(summary["dice_mean"], summary["dice_low"], summary["dice_high"])
         values = [f"{summary[score]:.3f}" for score in scores]
         lines.append(line.format(kind, len(group), dice, *values))
-    return "\n".join(lines)
+        values = [
+            format_interval(summary[score], summary[f"{score}_low"], summary[f"{score}_high"])
+            for score in ("precision", "recall", "pq")
+        ]
+        values += [f"{summary[score]:.3f}" for score in ("aji", "ap75")]
+        nuclei_lines.append(nuclei_line.format(kind, *values, *(summary[count] for count in COUNTS)))
+    return "\n".join(lines + nuclei_lines)
+
+
+def format_interval(mean: float, low: float, high: float) -> str:
+    """A mean with its interval; one image has none."""
+    return f"{mean:.3f} [one image]" if np.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def save_scores(rows: Sequence[dict], out: str | Path) -> None:
@@ -362,7 +334,7 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
         if len(dice) >= MIN_BOX:
             box = left.boxplot(dice, positions=[row], widths=0.6, sym="", orientation="horizontal")
             box["medians"][0].set(color="black", linewidth=2.5)
-        curve = np.mean([scores["precision"] for scores in group], axis=0)
+        curve = np.mean([scores["ap_curve"] for scores in group], axis=0)
         right.plot(THRESHOLDS, curve, ".-", color=color, label=f"{kind}: {curve.mean():.3f}")
     left.set_yticks(range(len(groups)), [f"{kind}\nn = {len(g)}" for kind, g in groups.items()])
     left.set(xlabel="Dice", title="Every image, quartiles, median", ylim=(len(groups) - 0.5, -0.5))

@@ -127,7 +127,7 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
     assert rows[0]["ap"] == pytest.approx(0.8)
     assert rows[0]["dice"] == pytest.approx(8 / 9)
     table = Evaluate_model.format_table(rows).splitlines()
-    assert len(table) == 2 and table[1].startswith("all ")
+    assert [line[:6] for line in table] == ["kind  ", "all   ", "", "nuclei", "all   "]
     (predicted / "masks" / "a.png").unlink()
     with pytest.raises(UserError, match="python Predict_masks.py --data IMAGES --out"):
         Evaluate_model.evaluate(solution, predicted)
@@ -317,7 +317,7 @@ def split_in_two():
 def test_one_mistake_among_five_nuclei(predicted, tp, fp, fn):
     """A half, and a pair merged in one, have an IoU of exactly 0.5: no match at 0.5."""
     scores = score(draw(), predicted)
-    assert scores["precision"] == pytest.approx([tp / (tp + fp + fn)] * 10)
+    assert scores["ap_curve"] == pytest.approx([tp / (tp + fp + fn)] * 10)
     assert scores["ap"] == pytest.approx(tp / (tp + fp + fn))
     assert scores["ap50"] == pytest.approx(tp / (tp + fp + fn))
     assert scores["f1_50"] == scores["f1_70"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
@@ -331,7 +331,7 @@ def test_a_shifted_nucleus_is_found_up_to_its_iou():
     assert 0.65 < both / either < 0.70
     scores = score(truth, predicted)
     # 5 of 5 at 0.50, 0.55, 0.60, 0.65; from 0.70 on four found, one invented, one missed.
-    assert scores["precision"] == pytest.approx([1.0] * 4 + [4 / 6] * 6)
+    assert scores["ap_curve"] == pytest.approx([1.0] * 4 + [4 / 6] * 6)
     assert scores["ap"] == pytest.approx((4 * 1 + 6 * 4 / 6) / 10)
     assert (scores["ap50"], scores["f1_50"]) == (1.0, 1.0)
     assert scores["f1_70"] == pytest.approx(8 / 10)
@@ -418,7 +418,9 @@ def test_thresholds_below_one_half_are_refused():
 def rows_of(*dice, kind="fluorescence", pixels=(1, 2, 2)):
     """Rows as `evaluate` returns them, with the given Dice."""
     rest = {"height": 8, "width": 9, "nuclei_true": 3, "nuclei_predicted": 2, "iou": 0.25}
-    scores = {"precision": [0.5] * 10, "ap": 0.5, "ap50": 0.5, "f1_50": 0.75, "f1_70": 0.625}
+    scores = {"ap_curve": [0.5] * 10, "ap": 0.5, "ap50": 0.5, "f1_50": 0.75, "f1_70": 0.625}
+    scores |= {"ap75": 0.5, "precision": 0.8, "recall": 0.9, "pq": 0.6, "sq": 0.8, "rq": 0.75, "aji": 0.7}
+    scores |= {"count_error": -1, "missed": 1, "false": 0, "merged": 0, "split": 2}
     return [
         {"id": f"{kind}{i}", "kind": kind, "pixels": pixels, "dice": value, **rest, **scores}
         for i, value in enumerate(dice)
@@ -451,7 +453,8 @@ def test_the_interval_is_reproducible_and_as_wide_as_theory_says():
 
 def test_table_has_a_row_for_all_and_one_for_each_kind():
     rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
-    lines = Evaluate_model.format_table(rows).splitlines()
+    pixels, nuclei = Evaluate_model.format_table(rows).split("\n\n")
+    lines = pixels.splitlines()
     assert len({len(line) for line in lines}) == 1
     for title in ("mean Dice [95 % interval]", "median Dice", "pooled Dice", "mean IoU"):
         assert title in lines[0]
@@ -462,6 +465,11 @@ def test_table_has_a_row_for_all_and_one_for_each_kind():
     scores = "0.850 0.500 0.250 0.500 0.500 0.750 0.625"
     assert lines[1].split()[2:] == ["0.825", f"[{low:.3f},", f"{high:.3f}]", *scores.split()]
     assert "0.600 [one image]" in lines[3]
+    lines = nuclei.splitlines()
+    assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 120
+    assert lines[0].split() == "nuclei precision recall PQ AJI AP75 missed false merged split".split()
+    intervals = ["0.800", "[0.800,", "0.800]", "0.900", "[0.900,", "0.900]", "0.600", "[0.600,", "0.600]"]
+    assert lines[1].split() == ["all", *intervals, "0.700", "0.500", "4", "0", "0", "8"]  # errors are sums
 
 
 def test_scores_are_saved_with_the_worst_first(case, tmp_path, capsys):

@@ -34,6 +34,7 @@ MODULES = (
     "measure",
     "outlines",
     "outputs",
+    "matching",
     "cluster",
     "export",
 )

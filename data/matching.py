@@ -1,0 +1,164 @@
+"""Matches true and predicted nuclei, and scores the matches.
+
+In:  labels (H, W) of the truth and of a prediction.
+Out: an overlap table, counted once, and the scores that are taken from it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from skimage.metrics import contingency_table
+from skimage.segmentation import relabel_sequential
+
+# Kaggle's 0.50, 0.55, ... 0.95. n / 100 is the double nearest to the decimal, as is an IoU of that
+# value, so the two are equal; np.linspace(0.5, 0.95, 10) would hold 0.8999999999999999 for 0.9.
+THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+
+
+def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> coo_array:
+    """Counts the pixels of every pair of a true and a predicted nucleus, background included.
+
+    Args:
+        truth_labels: (H, W) integers, 0 background, K nuclei in any order.
+        predicted_labels: (H, W) integers, P nuclei likewise.
+
+    Returns:
+        (K + 1, P + 1) sparse integers, pixels; row 0 and column 0 are the background.
+
+    >>> overlap_table(np.array([0, 1, 1, 7]), np.array([0, 0, 3, 3])).toarray().tolist()
+    [[1, 0], [1, 1], [0, 1]]
+    """
+    check_same_shape(truth_labels, predicted_labels)
+    truth = relabel_sequential(truth_labels)[0]  # gaps would make rows of nothing
+    predicted = relabel_sequential(predicted_labels)[0]
+    return coo_array(contingency_table(truth, predicted, sparse_type="array").astype(int))
+
+
+def count_matches(table: np.ndarray | coo_array, threshold: float) -> tuple[int, int, int]:
+    """Returns TP, FP, FN: nuclei found, invented and missed, from an `overlap_table`.
+
+    A pair matches if its IoU is greater than the threshold (Kaggle's rule: exactly 0.5 is no match
+    at 0.5). From 0.5 on it shares more than half of both nuclei, so neither has another match.
+
+    >>> count_matches(np.array([[0, 0, 0], [1, 9, 0], [5, 0, 5]]), 0.5)  # IoU 0.9, exactly 0.5
+    (1, 1, 1)
+    """
+    if threshold < 0.5:
+        raise ValueError(f"expected an IoU threshold of at least 0.5, got {threshold}")
+    matches = int((pair_overlaps(table)[1] > threshold).sum())
+    return matches, table.shape[1] - 1 - matches, table.shape[0] - 1 - matches
+
+
+def average_precision(table: np.ndarray | coo_array, thresholds: Sequence[float] = THRESHOLDS) -> float:
+    """AP of one image: the mean over IoU thresholds of `TP / (TP + FP + FN)`; 1 without nuclei.
+
+    >>> average_precision(np.array([[0, 0], [3, 7]]))  # IoU 0.7: found at 0.50, 0.55, 0.60, 0.65
+    0.4
+    """
+    counts = [count_matches(table, threshold) for threshold in thresholds]
+    return float(np.mean([ratio(tp, tp + fp + fn) for tp, fp, fn in counts]))
+
+
+def f1_score(table: np.ndarray | coo_array, threshold: float) -> float:
+    """F1 of the nuclei of one image, `2 * TP / (2 * TP + FP + FN)`; 1 without any nuclei.
+
+    >>> round(f1_score(np.array([[0, 0], [1, 9], [5, 0]]), 0.5), 3)  # one found, one missed
+    0.667
+    """
+    tp, fp, fn = count_matches(table, threshold)
+    return ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def panoptic_quality(table: np.ndarray | coo_array) -> tuple[float, float, float]:
+    """PQ, SQ and RQ of one image, each 1 without any nuclei.
+
+    SQ is the mean IoU of the matches at 0.5, RQ the F1 there, PQ their product. Source: Kirillov et al., "Panoptic
+    Segmentation", 2019.
+
+    >>> panoptic_quality(np.array([[0, 0, 4], [1, 9, 0]]))  # IoU 0.9 and one false
+    (0.6, 0.9, 0.6666666666666666)
+    """
+    _, iou = pair_overlaps(table)
+    matched = iou[iou > THRESHOLDS[0]]
+    recognition = f1_score(table, THRESHOLDS[0])
+    if not len(matched):
+        return recognition, recognition, recognition  # 1 where nothing is, else 0
+    segmentation = float(matched.mean())
+    return segmentation * recognition, segmentation, recognition
+
+
+def aggregated_jaccard(table: np.ndarray | coo_array) -> float:
+    """AJI of one image, in [0, 1]; 1 without any nuclei.
+
+    Each true nucleus is taken with the predicted one of the highest IoU; predicted ones that are taken by none count as
+    false. Source: Kumar et al., "A Dataset and a Technique for Generalized Nuclear Segmentation for Computational
+    Pathology", 2017.
+
+    >>> aggregated_jaccard(np.array([[0, 0, 4], [1, 9, 0]]))  # 9 of 10 pixels, and 4 that are false
+    0.6428571428571429
+    """
+    table = coo_array(table)
+    true_areas = table.sum(axis=1)
+    predicted_areas = table.sum(axis=0)
+    (rows, columns, shared), iou = pair_overlaps(table)
+    order = np.lexsort((columns, -iou, rows))
+    _, first = np.unique(rows[order], return_index=True)
+    best = order[first]  # of each true nucleus with an overlap
+    is_taken = np.zeros(len(predicted_areas), bool)
+    is_taken[columns[best]] = True
+    is_overlapped = np.zeros(len(true_areas), bool)
+    is_overlapped[rows[best]] = True
+    both = shared[best].sum()
+    union = (true_areas[rows[best]] + predicted_areas[columns[best]]).sum() - both
+    union += true_areas[1:][~is_overlapped[1:]].sum() + predicted_areas[1:][~is_taken[1:]].sum()
+    return float(ratio(both, union))
+
+
+def count_errors(table: np.ndarray | coo_array) -> dict[str, int]:
+    """How many nuclei of one image are missed, false, merged or split.
+
+    Missed: true nuclei of which predicted ones cover less than half. False: predicted ones, likewise. Merged: predicted
+    ones that hold more than half of two true ones or more. Split: true ones that hold more than half of two or more.
+
+    >>> count_errors(np.array([[0, 0, 5], [0, 9, 0], [0, 8, 0], [6, 0, 0]]))
+    {'missed': 1, 'false': 1, 'merged': 1, 'split': 0}
+    """
+    table = coo_array(table)
+    true_areas = table.sum(axis=1)
+    predicted_areas = table.sum(axis=0)
+    (rows, columns, shared), _ = pair_overlaps(table)
+    covered = np.bincount(rows, shared, len(true_areas))[1:]
+    true_covered = np.bincount(columns, shared, len(predicted_areas))[1:]
+    held_true = np.bincount(columns[shared > true_areas[rows] / 2], minlength=len(predicted_areas))
+    held_predicted = np.bincount(rows[shared > predicted_areas[columns] / 2], minlength=len(true_areas))
+    return {
+        "missed": int((covered < true_areas[1:] / 2).sum()),
+        "false": int((true_covered < predicted_areas[1:] / 2).sum()),
+        "merged": int((held_true >= 2).sum()),
+        "split": int((held_predicted >= 2).sum()),
+    }
+
+
+def pair_overlaps(table: np.ndarray | coo_array) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """The pairs of a true and a predicted nucleus that share pixels.
+
+    Returns:
+        rows, columns and pixels (pairs,) of the table, and the IoU of each pair.
+    """
+    table = coo_array(table)
+    rows, columns = table.coords
+    is_pair = (rows > 0) & (columns > 0) & (table.data > 0)
+    union = table.sum(axis=1)[rows] + table.sum(axis=0)[columns] - table.data
+    return (rows[is_pair], columns[is_pair], table.data[is_pair]), table.data[is_pair] / union[is_pair]
+
+
+def check_same_shape(truth: np.ndarray, predicted: np.ndarray) -> None:
+    """Raises a ValueError that names both shapes where they differ."""
+    if truth.shape != predicted.shape:
+        raise ValueError(f"prediction is {predicted.shape} but the truth is {truth.shape}")
+
+
+def ratio(part: int, whole: int) -> float:
+    """Returns part / whole, and 1 where the whole is 0."""
+    return part / whole if whole else 1.0  # nothing was to be found and nothing was
