@@ -827,7 +827,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, skipped = predict_samples(unfinished, model, out, provenance, options)
     seconds = time.perf_counter() - started
     if len(skipped) == len(samples):
-        raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be read")
+        raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be predicted")
     print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
     print(f"saved masks, labels and overlays to {out}")

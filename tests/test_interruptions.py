@@ -246,5 +246,5 @@ def test_predictions_are_the_same_whatever_the_batches_and_threads(tmp_path, mon
     Predict_masks.main([*options, "--out", str(tmp_path / "one by one")])
     process.communicate()
     usual = read_files(tmp_path / "usual")
-    assert len(usual) == 16  # three of each image, and source.json
+    assert len(usual) == 28  # five of each image, two tables and source.json
     assert read_files(tmp_path / "one by one") == read_files(tmp_path / "one thread") == usual

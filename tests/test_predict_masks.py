@@ -565,7 +565,7 @@ def test_mistakes_of_the_command(mistake, source, tiny_weights, tmp_path):
     assert "no images" in mistake("Predict_masks.py", "--data", tmp_path / "empty")
     (tmp_path / "empty/broken.png").write_bytes(b"no image")
     arguments = ["--data", str(tmp_path / "empty"), "--weights", str(tiny_weights), "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="none of its 1 images can be read"):
+    with pytest.raises(UserError, match="none of its 1 images can be predicted"):
         Predict_masks.main(arguments)
 
 
