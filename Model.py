@@ -32,6 +32,7 @@ INPUT_SHAPE = (None, None, None, 1)
 OUTPUT_SHAPE = (None, None, None, 2)
 HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
 # Training.
+PROCESSOR = Path("/proc/cpuinfo")  # tells what the processor can, on Linux
 WEIGHT_DECAY = 1e-4
 BORDER_WEIGHT = 0.5  # the loss of borders counts half, because Dice depends on nuclei
 # The export.
@@ -280,8 +281,7 @@ def fastest_precision() -> str:
 
     Such processors have AMX, which Linux tells. Vector instructions for bfloat16 alone make it slower than float32.
     """
-    processor = Path("/proc/cpuinfo")
-    has_amx = processor.is_file() and "amx_bf16" in processor.read_text()
+    has_amx = PROCESSOR.is_file() and "amx_bf16" in PROCESSOR.read_text()
     has_gpu = bool(keras.distribution.list_devices("gpu"))
     return "mixed_bfloat16" if has_amx or has_gpu else "float32"
 

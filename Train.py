@@ -1,6 +1,6 @@
 """Trains the U-Net on augmented crops and keeps the epoch that is best on whole validation images.
 
-In:  images with masks (Kaggle folders or .zip files). Out, in --out (default weights/):
+In:  images with masks (Kaggle folders or .zip files). Out, in --out (default weights/trained):
      unet.keras     of the last fifth of the epochs the best by mean validation Dice at native size (with
                     --hold-out the last epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
@@ -23,6 +23,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 import uuid
@@ -54,7 +55,7 @@ from Preprocessed_data import (
     to_grayscale,
 )
 
-OUT = "weights"
+OUT = "weights/trained"  # beside the weights that the scripts use, which stay
 PRECISIONS = ("float32", "mixed_bfloat16")
 FINE_TUNING_RATE = 5e-4  # highest learning rate from trained weights on
 FIXED_EDGES_SHARE = 0.2  # of the batches, the last ones, in which neither blur nor gamma moves edges
@@ -422,6 +423,24 @@ def save_curves(history: list[dict], out: Path) -> None:
             figure.savefig(file, dpi=110)
 
 
+def keep_former(out: Path, overwrite: bool) -> None:
+    """Copies the files of a finished training in the folder to *.before.
+
+    Raises:
+        UserError: there is one, and nobody said that it may be replaced.
+    """
+    is_finished = (out / RECORD).is_file() and not (out / CHECKPOINT).is_file()
+    if not is_finished:
+        return
+    if not overwrite:
+        raise UserError(
+            f"{out} holds a finished training; name another --out, or give --overwrite, which keeps it as *.before"
+        )
+    for name in (WEIGHTS, HISTORY, RECORD):
+        if (out / name).is_file():
+            shutil.copy2(out / name, out / f"{name}.before")
+
+
 def check_validation_is_unseen(weights: str, validation_ids: Sequence[str]) -> None:
     """Raises UserError where the weights that a training starts from know images that are to validate it."""
     seen = sorted(set(find_record(weights).get("training_ids", [])) & set(validation_ids))
@@ -538,6 +557,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument("--out", default=OUT, help="folder to write to (default %(default)s)")
     files.add_argument("--from", dest="from_weights", metavar="FILE", help="trained weights to start from")
     files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")
+    files.add_argument("--overwrite", action="store_true", help="replace a finished training in --out")
     length = parser.add_argument_group("length")
     add_number(length, "--epochs", default.epochs, "passes")
     add_number(length, "--crops", default.crops, "crops an epoch")
@@ -562,6 +582,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = args.pop("data") or find_training_data()
     out = Path(args.pop("out"))
     resume = args.pop("resume")
+    overwrite = args.pop("overwrite")
+    if not resume and process_number() == 0:
+        keep_former(out, overwrite)
     run_id = uuid.uuid4().hex
     if resume:
         run_id = find_record(out / WEIGHTS).get("run_id")
@@ -581,6 +604,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = [out / name for name in CURVES]
     print(f"kept epoch {kept['epoch']}: validation Dice {kept['val_dice']:.4f}")
     print(f"saved the weights to {out / WEIGHTS}, curves to {', '.join(map(str, curves))}")
+    print(f"score them with: python Main.py --data {shlex.quote(data[0])} --weights {shlex.quote(str(out / WEIGHTS))}")
     show_pictures(*curves)
 
 

@@ -178,8 +178,10 @@ def write_geojson(file: Path, labels: np.ndarray, name: str, nuclei: Path) -> No
         separator = "\n"
         for number, polygons in trace_outlines(labels):
             values = zip(columns, table.get(number, ()), strict=False)
-            measurements = {column: value for column, value in values if not np.isnan(value)}
-            stream.write(separator + json.dumps(describe_detection(number, polygons, name, measurements)))
+            measurements = {column: value for column, value in values if np.isfinite(value)}
+            stream.write(
+                separator + json.dumps(describe_detection(number, polygons, name, measurements), allow_nan=False)
+            )
             separator = ",\n"
         stream.write("\n]}\n")
 

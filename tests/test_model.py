@@ -310,3 +310,21 @@ def test_mistakes_of_the_command(mistake):
     small = ("--depth", 1, "--base-filters", 1)
     assert "nowhere" in mistake("Model.py", *small, "--out", "nowhere/x.png")
     assert "x.foo: expected a name that ends in .png" in mistake("Model.py", *small, "--out", "x.foo")
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "precision"),
+    [
+        ("flags : fpu amx_bf16 avx512f", [], "mixed_bfloat16"),
+        ("flags : fpu avx512_bf16", [], "float32"),
+        ("flags : fpu", ["gpu:0"], "mixed_bfloat16"),
+        (None, [], "float32"),
+    ],
+)
+def test_the_precision_is_that_which_is_fast_here(tmp_path, monkeypatch, flags, gpus, precision):
+    file = tmp_path / "cpuinfo"
+    if flags is not None:
+        file.write_text(flags)
+    monkeypatch.setattr(Model, "PROCESSOR", file)
+    monkeypatch.setattr(Model.keras.distribution, "list_devices", lambda kind: gpus)
+    assert Model.fastest_precision() == precision

@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score
 import Model
 import Train
 from data.augment import draw_empty_crop, whole_image
-from data.files import UserError
+from data.files import UserError, hash_file
 from data.images import read_image
 from data.intensity import optical_density
 from data.sources import find_samples
@@ -204,6 +204,48 @@ def test_a_training_ends_with_fixed_edges(trained, fixed_edges_drawn):
     assert fixed_edges_drawn.count(True) == 8
     assert all(fixed_edges_drawn[-8:])
     assert fixed_edges_drawn.count(False) >= 40  # Keras draws some of the first ones twice
+
+
+def test_a_finished_training_is_kept(trained, drawn, tmp_path, capsys):
+    out = tmp_path / "weights"
+    shutil.copytree(trained, out)
+    before = (out / "unet.keras").read_bytes()
+    command = make_command(drawn, out, dataclasses.replace(TINY, epochs=1, crops=4))
+    with pytest.raises(UserError, match=r"holds a finished training.*--overwrite"):
+        Train.main(command)
+    assert (out / "unet.keras").read_bytes() == before
+    Train.main([*command, "--overwrite"])
+    assert (out / "unet.keras.before").read_bytes() == before
+    assert (out / "unet.keras").read_bytes() != before
+    assert f"--weights {out / 'unet.keras'}" in capsys.readouterr().out
+
+
+def test_a_training_starts_from_trained_weights(trained, drawn, tmp_path):
+    options = dataclasses.replace(TINY, epochs=1, crops=4, learning_rate=1e-9)
+    start = trained / "unet.keras"
+    Train.main([*make_command(drawn, tmp_path / "out", options), "--from", str(start)])
+    record = read_record(tmp_path / "out")
+    assert record["from_weights_sha256"] == hash_file(start)
+    assert record["options"]["from_weights"] == str(start)
+    variables = [Model.load_unet(file).trainable_variables for file in (start, tmp_path / "out/unet.keras")]
+    for one, other in zip(*variables, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_weights_that_saw_the_validation_images_are_refused(trained, drawn, tmp_path):
+    options = dataclasses.replace(TINY, epochs=1, crops=4, seed=4)
+    ids = [set(Train.load_data(find_samples(drawn), chosen)[2]["validation_ids"]) for chosen in (TINY, options)]
+    assert ids[0] != ids[1]
+    command = [*make_command(drawn, tmp_path / "out", options), "--from", str(trained / "unet.keras")]
+    with pytest.raises(UserError, match="it was trained on .* of the images to validate on"):
+        Train.main(command)
+
+
+def test_weights_of_another_shape_are_refused(trained, drawn, tmp_path):
+    options = dataclasses.replace(TINY, epochs=1, crops=4, base_filters=8)
+    command = [*make_command(drawn, tmp_path / "out", options), "--from", str(trained / "unet.keras")]
+    with pytest.raises(UserError, match="another --depth or --base-filters"):
+        Train.main(command)
 
 
 def test_two_trainings_of_one_seed_are_the_same(trained, drawn, tmp_path):
