@@ -108,6 +108,8 @@ class Options:
             raise UserError(f"--crop-size must be a multiple of {multiple}, not {self.crop_size}")
         if min(self.epochs, self.crops, self.batch_size, self.crop_size) < 1:
             raise UserError("--epochs, --crops, --batch-size and --crop-size must be above 0")
+        if self.from_weights and not Path(self.from_weights).is_file():
+            raise UserError(f"--from {self.from_weights}: no such weights")
         if self.learning_rate <= 0:
             raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
         if self.batch_size % processes:
@@ -142,22 +144,11 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
 
     pairs, probabilities, record = load_data(samples, options)
     record["run_id"] = run_id
-    if options.from_weights:
-        record["from_weights_sha256"] = hash_file(options.from_weights)
-        check_validation_is_unseen(options.from_weights, record["validation_ids"])
     training = [pairs[name] for name in record["training_ids"]]
     validation = [pairs[name] for name in record["validation_ids"]]
     print(f"{len(training)} images to train on, {len(validation)} to validate, {', '.join(map(str, data))}")
 
-    with use_all_gpus():
-        model = Model.compile_unet(
-            options.depth, options.base_filters, options.learning_rate, options.epochs * options.steps_per_epoch
-        )
-        history = []
-        if resume:
-            history = load_last_epoch(model, out, record, options.steps_per_epoch)
-        elif options.from_weights:
-            start_from(model, options.from_weights)
+    model, history = build_model(options, out, record, resume)
     if is_writer and not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)  # of another training
 
@@ -178,6 +169,23 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
         save_curves(history, out)
         (out / CHECKPOINT).unlink(missing_ok=True)
     return history
+
+
+def build_model(options: Options, out: Path, record: dict, resume: bool) -> tuple[keras.Model, list[dict]]:
+    """The compiled network with random weights, with trained ones, or with those of the last epoch.
+
+    Returns:
+        model, and the history until now.
+    """
+    with use_all_gpus():
+        model = Model.compile_unet(
+            options.depth, options.base_filters, options.learning_rate, options.epochs * options.steps_per_epoch
+        )
+        if resume:
+            return model, load_last_epoch(model, out, record, options.steps_per_epoch)
+        if options.from_weights:
+            start_from(model, options.from_weights)
+        return model, []
 
 
 def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pair], np.ndarray, dict]:
@@ -203,7 +211,11 @@ def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pa
             pairs[name] = pairs[name]._replace(density=optical_density(image))
     sources = dict(zip(ids, (sample.source for sample in samples), strict=True))
     probabilities = draw_probabilities(training_images, [sources[name] for name in split[0]])
-    return pairs, probabilities, describe_run(options, ids, images, labels, split)
+    record = describe_run(options, ids, images, labels, split)
+    if options.from_weights:
+        check_validation_is_unseen(options.from_weights, record["validation_ids"])
+        record["from_weights_sha256"] = hash_file(options.from_weights)
+    return pairs, probabilities, record
 
 
 def describe_run(options: Options, ids: Sequence[str], images, labels, split) -> dict:

@@ -85,7 +85,7 @@ def open_rows(file: File, level: int = 0) -> Iterator["TiffRows | np.ndarray"]:
         rows = TiffRows(stream, file, level) if is_tiff else None
         if rows is None or not rows.is_readable():
             if level:
-                raise UserError(f"{file}: its levels cannot be read; leave out --level")
+                raise UserError(f"{file}: it has no levels that can be read; leave out --level")
             rows = read_image(file)
         yield rows
 

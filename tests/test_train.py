@@ -241,6 +241,11 @@ def test_weights_that_saw_the_validation_images_are_refused(trained, drawn, tmp_
         Train.main(command)
 
 
+def test_weights_that_are_not_there_are_named_before_the_data_are_read(tmp_path):
+    with pytest.raises(UserError, match=r"--from nowhere\.keras: no such weights"):
+        Train.main([*make_command(tmp_path / "no_data", tmp_path / "out"), "--from", "nowhere.keras"])
+
+
 def test_weights_of_another_shape_are_refused(trained, drawn, tmp_path):
     options = dataclasses.replace(TINY, epochs=1, crops=4, base_filters=8)
     command = [*make_command(drawn, tmp_path / "out", options), "--from", str(trained / "unet.keras")]
