@@ -19,10 +19,11 @@ from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
 from data.outputs import claim_out, default_out, outline_nuclei, prediction_files, save_contact_sheet, show_pictures
 from data.sources import Sample, find_samples
+from data.tables import report_tables
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, save_scores
 from Model import load_unet
-from Predict_masks import WEIGHTS, describe_provenance, predict_samples, report_tables, show_predictions
+from Predict_masks import WEIGHTS, describe_provenance, predict_samples, show_predictions
 from Preprocessed_data import DATA, find_training_data, to_display
 from Train import find_record
 

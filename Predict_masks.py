@@ -45,29 +45,16 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from data import artifacts, intensity, nuclei, scales
 from data.artifacts import find_ground
 from data.calibration import read_pixel_size
 from data.cluster import map_on_cluster
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
 from data.images import TiffRows, check_image, halve, open_rows, read_image, read_shape, subsample
-from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness
-from data.measure import Columns, measure_image, measure_nuclei, write_table
-from data.nuclei import (
-    MAX_AREA_RATIO,
-    MAX_HOLE_AREA,
-    MIN_AREA,
-    MIN_SEED_AREA,
-    NUCLEUS_THRESHOLD,
-    SEED_THRESHOLD,
-    largest_area,
-    separate_nuclei,
-)
-from data.outlines import write_geojson, write_rois
+from data.intensity import brightness
+from data.nuclei import largest_area, separate_nuclei
 from data.outputs import (
     FAST_COMPRESSION,
-    IMAGES_TABLE,
-    NUCLEI_TABLE,
-    PredictionFiles,
     Provenance,
     add_image,
     claim_out,
@@ -81,31 +68,16 @@ from data.outputs import (
     remove_unfinished,
     save_contact_sheet,
     save_png,
-    save_row,
     save_submission,
-    save_tables,
     save_tiles,
     show_pictures,
     write_prediction,
 )
 from data.scales import (
-    HALVED_WEIGHT,
-    HALVING_DIAMETERS,
-    MANY_NUCLEI,
-    MAX_CONTRAST,
-    MAX_COVERED_SHARE,
-    MAX_DIAMETER,
-    MERGED_DIAMETER_RATIO,
-    MIN_CERTAINTY,
-    MIN_CONTRAST,
-    MIN_THUMBNAIL,
-    MIN_THUMBNAIL_DIAMETER,
-    NARROW_DIAMETER,
-    SURE_CHANNEL,
-    THUMBNAIL_HALVINGS,
     PredictionJob,
     Probabilities,
     choose_job,
+    describe_job,
     finish_labels,
     make_thumbnails,
     predict_scales,
@@ -116,11 +88,16 @@ from data.scales import (
 from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
 from data.sources import Sample, find_samples
 from data.stacks import PROJECTIONS, Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
+from data.tables import report_tables, save_measurements, save_outlines
 from Model import HALO_PIXELS, depth_of, load_unet
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
+    COLOUR_DIFFERENCE,
     COLOURS,
     DATA,
+    DEBRIS_RATIO,
+    MAX_CORRELATION,
+    MIN_COLOUR,
     find_colours,
     is_stained,
     measure_normalization,
@@ -340,33 +317,18 @@ def resize_images(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def describe_provenance(weights: str | Path, options: InputOptions = InputOptions()) -> Provenance:
-    """What labels/ID.tif says of its origin: the weights, the options, and the main settings that labels depend on."""
-    settings = {
-        "low_percentile": LOW_PERCENTILE,
-        "high_percentile": HIGH_PERCENTILE,
+    """What labels/ID.tif says of its origin: the weights, the options, and the constants that labels depend on."""
+    constants = {
         "bright_median": BRIGHT_MEDIAN,
-        "nucleus_threshold": NUCLEUS_THRESHOLD,
-        "seed_threshold": SEED_THRESHOLD,
-        "min_seed_area": MIN_SEED_AREA,
-        "min_area": MIN_AREA,
-        "max_hole_area": MAX_HOLE_AREA,
-        "max_area_ratio": MAX_AREA_RATIO,
-        "halving_diameters": list(HALVING_DIAMETERS),
-        "halved_weight": HALVED_WEIGHT,
-        "min_contrast": MIN_CONTRAST,
-        "max_contrast": MAX_CONTRAST,
-        "sure_channel": SURE_CHANNEL,
-        "thumbnail_halvings": list(THUMBNAIL_HALVINGS),
-        "min_thumbnail": MIN_THUMBNAIL,
-        "min_thumbnail_diameter": MIN_THUMBNAIL_DIAMETER,
-        "min_certainty": MIN_CERTAINTY,
-        "max_covered_share": MAX_COVERED_SHARE,
-        "many_nuclei": MANY_NUCLEI,
-        "merged_diameter_ratio": MERGED_DIAMETER_RATIO,
-        "max_diameter": MAX_DIAMETER,
-        "narrow_diameter": NARROW_DIAMETER,
+        "colour_difference": COLOUR_DIFFERENCE,
+        "debris_ratio": DEBRIS_RATIO,
+        "max_correlation": MAX_CORRELATION,
+        "min_colour": MIN_COLOUR,
     }
-    return {"weights_sha256": hash_file(weights), "settings": settings | dataclasses.asdict(options)}
+    for module in (artifacts, intensity, nuclei, scales):
+        numbers = {name.lower(): value for name, value in vars(module).items() if name.isupper()}
+        constants |= {name: list(value) if isinstance(value, tuple) else value for name, value in numbers.items()}
+    return {"weights_sha256": hash_file(weights), "settings": constants | dataclasses.asdict(options)}
 
 
 def predict_samples(
@@ -508,57 +470,6 @@ def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str
     save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job)
     write_prediction(files, labels, overlay, provenance, work.pixel_size)
     return job.reading if labels.any() else ""
-
-
-def save_measurements(
-    files: PredictionFiles,
-    labels: np.ndarray | TiffRows,
-    image: np.ndarray | TiffRows | Channels,
-    name: str,
-    pixel_size: float | None,
-    job: PredictionJob,
-) -> None:
-    """Writes the table of the nuclei of an image, and what images.csv says of it.
-
-    Args:
-        files: of `prediction_files`.
-        labels: (H, W) int, or rows of it.
-        image: as in the file, or rows of it; all its channels are measured.
-        name: id of the image.
-        pixel_size: micrometres; None where it is not known.
-        job: how the image was seen.
-    """
-    names = ()
-    if isinstance(image, Channels):
-        names = image.names
-        image = np.moveaxis(image.planes, 0, -1)
-    nuclei = measure_nuclei(labels, image, name, pixel_size=pixel_size, channel_names=names)
-    seen = describe_job(job)
-    scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
-    warnings = list_warnings(nuclei, job)
-    row = measure_image(nuclei, labels.shape, name, pixel_size, seen["reading"], scale, seen["background"], warnings)
-    write_table(files.nuclei, [nuclei])
-    save_row(files.row, row)
-
-
-def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
-    """What is doubtful about the answer to an image, for people who look at the doubtful ones first."""
-    warnings = []
-    if not len(nuclei["label"]):
-        warnings.append("no nuclei")
-    if not job.has_signal:
-        warnings.append("hardly more than noise")
-    if job.debris is not None:
-        warnings.append("very bright debris was left out")
-    if job.scales and max(job.scales) > len(HALVING_DIAMETERS):
-        warnings.append("very wide nuclei")
-    return warnings
-
-
-def describe_job(job: PredictionJob) -> dict:
-    """How an image was seen, as labels/ID.tif says it."""
-    background = "bright" if job.has_bright_background else "dark"
-    return {"reading": job.reading, "background": background, "scales": list(job.scales)}
 
 
 def shown_image(image: np.ndarray | Channels, job: PredictionJob) -> np.ndarray:
@@ -722,29 +633,6 @@ def prepare_worker(run: str, options: InputOptions, weights: str, *data: str) ->
     """What a worker needs for all its images of one run: samples by id, network, provenance."""
     samples = {sample.id: sample for sample in expand_planes(find_samples(*data), options.project)}
     return samples, load_unet(weights), describe_provenance(weights, options)
-
-
-def report_tables(out: str | Path, ids: Sequence[str]) -> None:
-    """Puts the tables of these images together, and says how many nuclei they hold."""
-    count = save_tables(out, ids)
-    print(f"{count} nuclei in {len(ids)} images; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
-
-
-def save_outlines(out: str | Path, ids: Sequence[str], with_rois: bool, with_geojson: bool) -> None:
-    """Writes ROI sets and GeoJSON of images, from their labels and tables.
-
-    Raises:
-        UserError: an image is too large for ROIs of ImageJ.
-    """
-    for name in ids:
-        files = prediction_files(out, name)
-        with open_rows(files.labels) as labels:
-            if with_rois:
-                files.rois.parent.mkdir(exist_ok=True)
-                write_rois(files.rois, labels)
-            if with_geojson:
-                files.geojson.parent.mkdir(exist_ok=True)
-                write_geojson(files.geojson, labels, name, files.nuclei)
 
 
 def show_predictions(out: str | Path) -> Path:

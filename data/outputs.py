@@ -26,8 +26,6 @@ from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays", "tables")
 OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
-NUCLEI_TABLE = "nuclei.csv"
-IMAGES_TABLE = "images.csv"
 IMAGE_KEYS = ("image", "seen")  # of a provenance: its size and checksum, and how it was seen
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
@@ -249,42 +247,6 @@ def describe_resolution(pixel_size: float | None) -> dict:
         return {}
     pixels_per_cm = MICROMETRES_PER_CM / pixel_size
     return {"resolution": (pixels_per_cm, pixels_per_cm), "resolutionunit": "CENTIMETER"}
-
-
-def save_row(file: Path, row: dict[str, object]) -> None:
-    """Writes what images.csv says of an image, as a .json; NaN becomes null."""
-    values = {name: None if value != value else value for name, value in row.items()}
-    with write_whole(file) as part:
-        part.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
-
-
-def save_tables(out: str | Path, ids: Sequence[str]) -> int:
-    """Puts the tables of images together as nuclei.csv and images.csv.
-
-    Args:
-        out: folder of the predictions.
-        ids: of the images.
-
-    Returns:
-        Nuclei in all.
-    """
-    files = [prediction_files(out, name) for name in ids]
-    rows = [json.loads(file.row.read_text(encoding="utf-8")) for file in files]
-    with write_whole(Path(out, IMAGES_TABLE)) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    headers = {}
-    for file in files:
-        with open(file.nuclei, newline="", encoding="utf-8") as stream:
-            headers |= dict.fromkeys(next(csv.reader(stream)))
-    with write_whole(Path(out, NUCLEI_TABLE)) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(headers), restval="")
-        table.writeheader()
-        for file in files:
-            with open(file.nuclei, newline="", encoding="utf-8") as nuclei:
-                table.writerows(csv.DictReader(nuclei))
-    return sum(row["count"] for row in rows)
 
 
 def mask_of(labels: np.ndarray) -> np.ndarray:

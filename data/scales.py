@@ -76,6 +76,12 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     return ranked[0]
 
 
+def describe_job(job: PredictionJob) -> dict:
+    """How an image was seen, as labels/ID.tif says it."""
+    background = "bright" if job.has_bright_background else "dark"
+    return {"reading": job.reading, "background": background, "scales": list(job.scales)}
+
+
 def score_nuclei(job: PredictionJob) -> float:
     """How much the labels of a job look like nuclei: sure, round, and apart from what is around them; 0 for none."""
     labels = job.labels_future.result()

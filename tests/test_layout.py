@@ -34,6 +34,7 @@ MODULES = (
     "measure",
     "outlines",
     "outputs",
+    "tables",
     "matching",
     "cluster",
     "export",

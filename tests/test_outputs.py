@@ -18,6 +18,7 @@ from data.files import UserError
 from data.images import open_rows, read_image
 from data.measure import measure_image, measure_nuclei, write_table
 from data.sources import Sample, find_samples
+from data.tables import save_row
 from data.truth import decode_runs
 
 OLD = 1_000_000_000  # seconds since 1970, in the year 2001
@@ -34,7 +35,7 @@ def write(out, name, labels, provenance=PROVENANCE):
     overlay = outputs.outline_nuclei(np.zeros((*labels.shape, 3), np.uint8), labels)
     nuclei = measure_nuclei(labels, labels, name)
     write_table(files.nuclei, [nuclei])
-    outputs.save_row(files.row, measure_image(nuclei, labels.shape, name))
+    save_row(files.row, measure_image(nuclei, labels.shape, name))
     outputs.write_prediction(files, labels, overlay, provenance)
     return files
 

@@ -15,11 +15,10 @@ from PIL import Image
 from scipy import ndimage
 
 import data.outputs
-import data.scales
 import Model
 import Predict_masks
 import Preprocessed_data
-from data import nuclei, slides
+from data import artifacts, intensity, nuclei, scales, slides
 from data.calibration import read_pixel_size
 from data.files import UserError, describe_file, hash_file
 from data.images import read_image
@@ -163,29 +162,21 @@ def test_nothing_there_gives_no_nucleus():
 # Provenance.
 
 
-SETTINGS = {
-    "LOW_PERCENTILE": 1,
-    "HIGH_PERCENTILE": 99,
-    "BRIGHT_MEDIAN": 0.5,
-    "NUCLEUS_THRESHOLD": 0.5,
-    "SEED_THRESHOLD": 0.6,
-    "MIN_SEED_AREA": 9,
-    "MIN_AREA": 21,
-    "MAX_HOLE_AREA": 301,
-    "MAX_AREA_RATIO": 11,
-    "HALVING_DIAMETERS": (33, 81),
-    "HALVED_WEIGHT": 0.5,
-    "MERGED_DIAMETER_RATIO": 3,
-}
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_provenance_tells_of_every_setting_that_changes_labels(tiny_weights, monkeypatch, setting):
+@pytest.mark.parametrize(
+    ("module", "setting", "value"),
+    [
+        (nuclei, "SEED_THRESHOLD", 0.6),
+        (scales, "HALVING_DIAMETERS", (33, 81)),
+        (intensity, "LOW_PERCENTILE", 1.0),
+        (artifacts, "JUMP", 0.1),
+        (Predict_masks, "BRIGHT_MEDIAN", 0.5),
+    ],
+)
+def test_provenance_tells_of_every_setting_that_changes_labels(tiny_weights, monkeypatch, module, setting, value):
     before = Predict_masks.describe_provenance(tiny_weights)
-    assert getattr(Predict_masks, setting) != SETTINGS[setting]
-    monkeypatch.setattr(Predict_masks, setting, SETTINGS[setting])
+    monkeypatch.setattr(module, setting, value)
     after = Predict_masks.describe_provenance(tiny_weights)
-    changed = {name for name, value in after["settings"].items() if value != before["settings"][name]}
+    changed = {name for name, known in after["settings"].items() if known != before["settings"][name]}
     assert changed == {setting.lower()}
     assert after["weights_sha256"] == before["weights_sha256"]
 
@@ -402,7 +393,7 @@ def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, 
     assert Predict_masks.main(arguments) == 0
     assert "1 of 2 images are done; --overwrite" in capsys.readouterr().out
     assert (out / "overlays/b.png").is_file() and (out / "labels/a.tif").stat().st_mtime_ns == before
-    monkeypatch.setattr(Predict_masks, "MIN_AREA", 21)
+    monkeypatch.setattr(nuclei, "MIN_AREA", 21)
     with pytest.raises(UserError, match="other weights or settings.*--overwrite"):
         Predict_masks.main(arguments)
     assert Predict_masks.main([*arguments, "--overwrite"]) == 0

@@ -1,0 +1,127 @@
+"""Writes the tables and the outlines of predicted nuclei.
+
+In:  labels of an image, and how it was seen.
+Out: tables/ID.csv and tables/ID.json of each image, nuclei.csv and images.csv of all, rois/ID.zip, geojson/ID.geojson.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.files import write_whole
+from data.images import TiffRows, open_rows
+from data.measure import Columns, measure_image, measure_nuclei, write_table
+from data.outlines import write_geojson, write_rois
+from data.outputs import PredictionFiles, prediction_files
+from data.scales import HALVING_DIAMETERS, PredictionJob, describe_job
+from data.stacks import Channels
+
+NUCLEI_TABLE = "nuclei.csv"
+IMAGES_TABLE = "images.csv"
+
+
+def save_measurements(
+    files: PredictionFiles,
+    labels: np.ndarray | TiffRows,
+    image: np.ndarray | TiffRows | Channels,
+    name: str,
+    pixel_size: float | None,
+    job: PredictionJob,
+) -> None:
+    """Writes the table of the nuclei of an image, and what images.csv says of it.
+
+    Args:
+        files: of `prediction_files`.
+        labels: (H, W) int, or rows of it.
+        image: as in the file, or rows of it; all its channels are measured.
+        name: id of the image.
+        pixel_size: micrometres; None where it is not known.
+        job: how the image was seen.
+    """
+    names = ()
+    if isinstance(image, Channels):
+        names = image.names
+        image = np.moveaxis(image.planes, 0, -1)
+    nuclei = measure_nuclei(labels, image, name, pixel_size=pixel_size, channel_names=names)
+    seen = describe_job(job)
+    scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
+    warnings = list_warnings(nuclei, job)
+    row = measure_image(nuclei, labels.shape, name, pixel_size, seen["reading"], scale, seen["background"], warnings)
+    write_table(files.nuclei, [nuclei])
+    save_row(files.row, row)
+
+
+def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
+    """What is doubtful about the answer to an image, for people who look at the doubtful ones first."""
+    warnings = []
+    if not len(nuclei["label"]):
+        warnings.append("no nuclei")
+    if not job.has_signal:
+        warnings.append("hardly more than noise")
+    if job.debris is not None:
+        warnings.append("very bright debris was left out")
+    if job.scales and max(job.scales) > len(HALVING_DIAMETERS):
+        warnings.append("very wide nuclei")
+    return warnings
+
+
+def save_row(file: Path, row: dict[str, object]) -> None:
+    """Writes what images.csv says of an image, as a .json; NaN becomes null."""
+    values = {name: None if value != value else value for name, value in row.items()}
+    with write_whole(file) as part:
+        part.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
+
+
+def save_tables(out: str | Path, ids: Sequence[str]) -> int:
+    """Puts the tables of images together as nuclei.csv and images.csv.
+
+    Args:
+        out: folder of the predictions.
+        ids: of the images.
+
+    Returns:
+        Nuclei in all.
+    """
+    files = [prediction_files(out, name) for name in ids]
+    rows = [json.loads(file.row.read_text(encoding="utf-8")) for file in files]
+    with write_whole(Path(out, IMAGES_TABLE)) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    headers = {}
+    for file in files:
+        with open(file.nuclei, newline="", encoding="utf-8") as stream:
+            headers |= dict.fromkeys(next(csv.reader(stream)))
+    with write_whole(Path(out, NUCLEI_TABLE)) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, list(headers), restval="")
+        table.writeheader()
+        for file in files:
+            with open(file.nuclei, newline="", encoding="utf-8") as nuclei:
+                table.writerows(csv.DictReader(nuclei))
+    return sum(row["count"] for row in rows)
+
+
+def report_tables(out: str | Path, ids: Sequence[str]) -> None:
+    """Puts the tables of these images together, and says how many nuclei they hold."""
+    count = save_tables(out, ids)
+    print(f"{count} nuclei in {len(ids)} images; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
+
+
+def save_outlines(out: str | Path, ids: Sequence[str], with_rois: bool, with_geojson: bool) -> None:
+    """Writes ROI sets and GeoJSON of images, from their labels and tables.
+
+    Raises:
+        UserError: an image is too large for ROIs of ImageJ.
+    """
+    for name in ids:
+        files = prediction_files(out, name)
+        with open_rows(files.labels) as labels:
+            if with_rois:
+                files.rois.parent.mkdir(exist_ok=True)
+                write_rois(files.rois, labels)
+            if with_geojson:
+                files.geojson.parent.mkdir(exist_ok=True)
+                write_geojson(files.geojson, labels, name, files.nuclei)
