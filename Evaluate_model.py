@@ -25,9 +25,11 @@ from tqdm import tqdm
 from data.files import UserError, hash_file, run_script, write_whole
 from data.images import read_image
 from data.matching import (
+    SEED,
     THRESHOLDS,
     aggregated_jaccard,
     average_precision,
+    bootstrap_interval,
     check_same_shape,
     count_errors,
     count_matches,
@@ -41,8 +43,6 @@ from data.sources import Sample, find_samples
 from data.truth import read_labels, read_solution
 from Preprocessed_data import image_kind, read_training_record
 
-RESAMPLES = 2000  # bootstrap resamples of the images
-SEED = 2018  # of the bootstrap and of the jitter in the figure: same scores, same interval
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
 SCORE_COLUMNS = (
     "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70 "
@@ -262,14 +262,6 @@ def summarise(rows: Sequence[dict]) -> dict[str, float]:
     for count in COUNTS:
         summary[count] = sum(row[count] for row in rows)
     return summary
-
-
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of the mean of (N,) scores; nan if N is 1."""
-    if len(values) < 2:  # one image cannot tell how images differ
-        return np.nan, np.nan
-    draws = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
-    return tuple(np.percentile(values[draws].mean(axis=1), (2.5, 97.5)))
 
 
 def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:

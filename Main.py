@@ -24,8 +24,7 @@ from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, save_scores
 from Model import load_unet
 from Predict_masks import WEIGHTS, describe_provenance, predict_samples, show_predictions
-from Preprocessed_data import DATA, find_training_data, to_display
-from Train import find_record
+from Preprocessed_data import DATA, find_record, find_training_data, to_display
 
 COMPARED_IMAGES = 5  # in comparison.png
 

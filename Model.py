@@ -20,10 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from data.export import write_bioimageio, write_onnx
-from data.files import UserError, figure_format, find_beside_scripts, run_script, write_whole
+from data.files import UserError, figure_format, find_beside_scripts, hash_file, run_script, write_whole
+from data.images import halve
+from data.nuclei import Calibration
+from data.scales import Probabilities
+from Preprocessed_data import find_record
 
 # The network.
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
@@ -244,6 +249,9 @@ def plain_copy(model: keras.Model) -> keras.Model:
 def load_unet(file: str | Path) -> keras.Model:
     """Loads a trained U-Net, in safe mode, and checks that it is one of ours.
 
+    Returns:
+        The network; its attribute `calibration` is of `read_calibration`.
+
     Raises:
         UserError: no such file, not a Keras file, or a model of another architecture.
     """
@@ -263,7 +271,48 @@ def load_unet(file: str | Path) -> keras.Model:
             f"{file}: expected a model {INPUT_SHAPE} -> {OUTPUT_SHAPE}, this one is "
             f"{input_shape} -> {output_shape}; name weights of Train.py"
         )
+    model.calibration = read_calibration(file)
     return model
+
+
+def read_calibration(weights: str | Path) -> Calibration:
+    """What training.json beside weights says of their thresholds and confidence; else the usual calibration."""
+    known = find_record(weights).get("calibration")
+    if known is None or known["weights_sha256"] != hash_file(weights):
+        return Calibration()
+    return Calibration(known["nucleus_threshold"], known["seed_threshold"], tuple(known["confidence"]))
+
+
+def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0) -> Probabilities:
+    """Runs the network on images of one size.
+
+    Args:
+        model: from `load_unet`.
+        gray: (..., H, W) float32 in [0, 1], one image or a stack, from `to_grayscale`.
+        halvings: how often height and width are halved before; negative: doubled.
+
+    Returns:
+        Probability of nucleus, and of a border between touching nuclei, as gray in shape, float32.
+    """
+    multiple = 2 ** (depth_of(model) + max(halvings, 0))
+    height, width = gray.shape[-2:]
+    padding = [(0, 0), (0, -height % multiple), (0, -width % multiple)]
+    padded = np.pad(gray.reshape(-1, height, width), padding, "symmetric")  # (batch, H', W')
+    scaled = padded
+    for _ in range(halvings):
+        scaled = halve(scaled)
+    if halvings < 0:
+        scaled = resize_images(scaled[..., None], [side * 2**-halvings for side in padded.shape[1:]])[..., 0]
+    answer = model.predict_on_batch(scaled[..., None])  # (batch, H'', W'', 2)
+    if halvings:
+        answer = resize_images(answer, padded.shape[1:])
+    answer = answer[:, :height, :width]
+    return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
+
+
+def resize_images(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes images (batch, H, W, C) to a size (H, W), bilinear; where they become smaller, by means of areas."""
+    return keras.ops.convert_to_numpy(keras.ops.image.resize(images, size, "bilinear", antialias=True))
 
 
 def export_weights(weights: str | Path, target: str, file: str | Path) -> None:

@@ -49,10 +49,11 @@ from data import artifacts, intensity, nuclei, scales
 from data.artifacts import find_ground
 from data.calibration import read_pixel_size
 from data.cluster import map_on_cluster
+from data.confidence import Limits, NucleusSums, finish_nuclei, score_confidence
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
-from data.images import TiffRows, check_image, halve, open_rows, read_image, read_shape, subsample
+from data.images import TiffRows, check_image, open_rows, read_image, read_shape, subsample
 from data.intensity import brightness
-from data.nuclei import largest_area, separate_nuclei
+from data.nuclei import Calibration, keep_labels, largest_area, separate_nuclei
 from data.outputs import (
     FAST_COMPRESSION,
     Provenance,
@@ -74,11 +75,10 @@ from data.outputs import (
     write_prediction,
 )
 from data.scales import (
+    Network,
     PredictionJob,
-    Probabilities,
     choose_job,
     describe_job,
-    finish_labels,
     make_thumbnails,
     predict_scales,
     refine_jobs,
@@ -89,7 +89,7 @@ from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_wi
 from data.sources import Sample, find_samples
 from data.stacks import PROJECTIONS, Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
 from data.tables import report_tables, save_measurements, save_outlines
-from Model import HALO_PIXELS, depth_of, load_unet
+from Model import HALO_PIXELS, depth_of, load_unet, predict_probability, read_calibration
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
     COLOUR_DIFFERENCE,
@@ -116,8 +116,8 @@ SHOWN_IMAGES = 8  # in predictions.png
 
 
 @dataclass(frozen=True)
-class InputOptions:
-    """How images are to be seen; None: it is found out for each image."""
+class PredictionOptions(Limits):
+    """How images are to be seen, where None means that it is found out for each image, and which nuclei are kept."""
 
     channel: str | None = None  # its name, its number from 1, or "max", the brightest of all at each pixel
     background: str | None = None  # "dark" or "bright"
@@ -131,6 +131,10 @@ class InputOptions:
         for name, value in (("--diameter", self.diameter), ("--pixel-size", self.pixel_size)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name} must be above 0, not {value}")
+        if not 0 <= self.min_confidence <= 1:
+            raise UserError(f"--min-confidence must be from 0 to 1, not {self.min_confidence}")
+        if self.min_area < 0 or (self.max_area is not None and not self.max_area > self.min_area):
+            raise UserError(f"--max-area must be above --min-area, not {self.max_area} and {self.min_area}")
         if self.level is not None and self.level < 0:
             raise UserError(f"--level must be 0, the largest, or more, not {self.level}")
 
@@ -150,8 +154,13 @@ def find_nuclei(
         doubled.
     """
     job = PredictionJob(gray, diameter=diameter, thumbnails=make_thumbnails(gray))
-    run_jobs(functools.partial(predict_probability, model), [job])
+    run_jobs(network_of(model), [job])
     return job.labels_future.result(), job.scales
+
+
+def network_of(model: keras.Model) -> Network:
+    """A network as `data.scales` sees it; one that does not come from a file has the usual calibration."""
+    return Network(functools.partial(predict_probability, model), getattr(model, "calibration", Calibration()))
 
 
 @functools.lru_cache(2)
@@ -169,12 +178,12 @@ def segment(
         image: (H, W) or (H, W, 3), any real dtype, as in the file; or the path of such an image.
         model: from `load`; None: the one beside the scripts.
         details: whether to tell how the labels were found.
-        **options: of `InputOptions`, such as diameter=12 or background="bright".
+        **options: of `PredictionOptions`, such as diameter=12 or background="bright".
 
     Returns:
-        labels: (H, W) int32, 0 background, 1…K. With `details` also a dict with the probabilities of "nucleus" and
-            "border", (H, W) float32 in [0, 1], and with "reading", "background" and "scales", as the label files say
-            them.
+        labels: (H, W) int32, 0 background, 1…K. With `details` also a dict: the probabilities of "nucleus" and
+            "border", (H, W) float32 in [0, 1]; the "confidence" of each nucleus, (K,) float in [0, 1]; "reading",
+            "background" and "scales", as the label files say them.
 
     Raises:
         UserError: no image of this kind, or several channels or planes.
@@ -182,7 +191,7 @@ def segment(
     >>> segment(np.zeros((64, 64), np.uint8)).max()
     np.int32(0)
     """
-    options = InputOptions(**options)
+    options = PredictionOptions(**options)
     options.check()
     if isinstance(image, str | Path):
         samples = expand_planes(find_samples(image), options.project)
@@ -196,7 +205,7 @@ def segment(
     if not details:
         return labels
     nucleus, border = job.probabilities
-    return labels, {"nucleus": nucleus, "border": border, **describe_job(job)}
+    return labels, {"nucleus": nucleus, "border": border, "confidence": job.confidence, **describe_job(job)}
 
 
 @dataclass
@@ -212,28 +221,29 @@ class ImageWork:
 
 
 def segment_image(
-    model: keras.Model, image: np.ndarray, options: InputOptions = InputOptions()
+    model: keras.Model, image: np.ndarray, options: PredictionOptions = PredictionOptions()
 ) -> tuple[np.ndarray, PredictionJob]:
     """Finds the nuclei of one image.
 
     Args:
         model: from `load_unet`.
         image: (H, W) or (H, W, 3), any real dtype.
-        options: channel and background.
+        options: how it is to be seen, and which nuclei are kept.
 
     Returns:
-        labels (H, W) int32, and the job, which tells how they were found.
+        labels (H, W) int32, 1…K, and the job, which tells how they were found, and how sure.
 
     Raises:
         UserError: several channels look like nuclei.
     """
     jobs = make_jobs(image, options)
-    run_jobs(functools.partial(predict_probability, model), jobs)
+    network = network_of(model)
+    run_jobs(network, jobs)
     job = choose_job(jobs)
-    return finish_labels(job), job
+    return finish_nuclei(job, network.calibration, options), job
 
 
-def make_jobs(image: np.ndarray | Channels, options: InputOptions) -> list[PredictionJob]:
+def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[PredictionJob]:
     """Prepares an image for the network; one job for each way that it can be seen.
 
     Args:
@@ -249,7 +259,7 @@ def make_jobs(image: np.ndarray | Channels, options: InputOptions) -> list[Predi
     return jobs
 
 
-def list_jobs(image: np.ndarray | Channels, options: InputOptions) -> list[PredictionJob]:
+def list_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[PredictionJob]:
     """The jobs of `make_jobs`, before they know the diameter of nuclei."""
     background = options.background
     if isinstance(image, Channels):
@@ -284,39 +294,7 @@ def make_job(image: np.ndarray, reading: str, background: str | None, channel: i
     )
 
 
-def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0) -> Probabilities:
-    """Runs the network on images of one size.
-
-    Args:
-        model: from `load_unet`.
-        gray: (..., H, W) float32 in [0, 1], one image or a stack, from `to_grayscale`.
-        halvings: how often height and width are halved before; negative: doubled.
-
-    Returns:
-        Probability of nucleus, and of a border between touching nuclei, as gray in shape, float32.
-    """
-    multiple = 2 ** (depth_of(model) + max(halvings, 0))
-    height, width = gray.shape[-2:]
-    padding = [(0, 0), (0, -height % multiple), (0, -width % multiple)]
-    padded = np.pad(gray.reshape(-1, height, width), padding, "symmetric")  # (batch, H', W')
-    scaled = padded
-    for _ in range(halvings):
-        scaled = halve(scaled)
-    if halvings < 0:
-        scaled = resize_images(scaled[..., None], [side * 2**-halvings for side in padded.shape[1:]])[..., 0]
-    answer = model.predict_on_batch(scaled[..., None])  # (batch, H'', W'', 2)
-    if halvings:
-        answer = resize_images(answer, padded.shape[1:])
-    answer = answer[:, :height, :width]
-    return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
-
-
-def resize_images(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes images (batch, H, W, C) to a size (H, W), bilinear; where they become smaller, by means of areas."""
-    return keras.ops.convert_to_numpy(keras.ops.image.resize(images, size, "bilinear", antialias=True))
-
-
-def describe_provenance(weights: str | Path, options: InputOptions = InputOptions()) -> Provenance:
+def describe_provenance(weights: str | Path, options: PredictionOptions = PredictionOptions()) -> Provenance:
     """What labels/ID.tif says of its origin: the weights, the options, and the constants that labels depend on."""
     constants = {
         "bright_median": BRIGHT_MEDIAN,
@@ -328,7 +306,13 @@ def describe_provenance(weights: str | Path, options: InputOptions = InputOption
     for module in (artifacts, intensity, nuclei, scales):
         numbers = {name.lower(): value for name, value in vars(module).items() if name.isupper()}
         constants |= {name: list(value) if isinstance(value, tuple) else value for name, value in numbers.items()}
-    return {"weights_sha256": hash_file(weights), "settings": constants | dataclasses.asdict(options)}
+    calibration = dataclasses.asdict(read_calibration(weights))
+    return {
+        "weights_sha256": hash_file(weights),
+        "calibration": calibration | {"confidence": list(calibration["confidence"])},
+        "options": dataclasses.asdict(options),
+        "settings": constants,
+    }
 
 
 def predict_samples(
@@ -336,7 +320,7 @@ def predict_samples(
     model: keras.Model,
     out: str | Path,
     provenance: Provenance,
-    options: InputOptions = InputOptions(),
+    options: PredictionOptions = PredictionOptions(),
 ) -> tuple[list[str], dict[str, str]]:
     """Predicts images and writes their files; an image that cannot be read is named and skipped.
 
@@ -353,7 +337,8 @@ def predict_samples(
         ids written, sorted; and of those skipped id -> reason.
     """
     make_folders(out)
-    predict = functools.partial(predict_probability, model)
+    network = network_of(model)
+    finish = functools.partial(finish_work, calibration=network.calibration, options=options)
     written = []
     skipped = {}
     writing = deque()  # pairs of an id and the future of its files
@@ -362,10 +347,10 @@ def predict_samples(
         earlier = []  # images that wait for their labels
         for chunk in read_ahead(samples, pool, options):
             images, slides = collect_work(chunk, skipped)
-            start_jobs(predict, [job for work in images for job in work.jobs], pool)
+            start_jobs(network, [job for work in images for job in work.jobs], pool)
             # By now the labels of the list before are there.
-            refine_jobs(predict, [job for work in earlier for job in work.jobs], pool)
-            writing += [(work.sample.id, pool.submit(finish_work, work, out, provenance)) for work in earlier]
+            refine_jobs(network, [job for work in earlier for job in work.jobs], pool)
+            writing += [(work.sample.id, pool.submit(finish, work, out, provenance)) for work in earlier]
             earlier = images
             for slide in slides:
                 try:
@@ -426,7 +411,7 @@ def _skip(name: str, reason: object, skipped: dict[str, str]) -> None:
 
 
 def read_ahead(
-    samples: Sequence[Sample], pool: Executor, options: InputOptions
+    samples: Sequence[Sample], pool: Executor, options: PredictionOptions
 ) -> Iterator[list[tuple[Sample, Future]]]:
     """Yields lists of samples with their `read_work`, while the pool reads the list after.
 
@@ -443,7 +428,7 @@ def read_ahead(
         yield now
 
 
-def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
+def read_work(sample: Sample, options: PredictionOptions) -> ImageWork | None:
     """Reads an image and makes its jobs; None for an image that is too large to be read whole."""
     if math.prod(read_shape(sample.image, options.level or 0)) > LARGE_IMAGE:
         return None
@@ -454,15 +439,17 @@ def read_work(sample: Sample, options: InputOptions) -> ImageWork | None:
     return ImageWork(sample, checksum, image, seen, find_pixel_size(sample, options), make_jobs(seen, options))
 
 
-def find_pixel_size(sample: Sample, options: InputOptions) -> float | None:
+def find_pixel_size(sample: Sample, options: PredictionOptions) -> float | None:
     """Micrometres that a pixel of an image is wide, as given or as its file says."""
     return options.pixel_size or read_pixel_size(sample.image, options.level or 0)
 
 
-def finish_work(work: ImageWork, out: str | Path, provenance: Provenance) -> str:
+def finish_work(
+    work: ImageWork, out: str | Path, provenance: Provenance, calibration: Calibration, options: PredictionOptions
+) -> str:
     """Writes the files of an image; returns the channel or background that was chosen, "" for the usual one or none."""
     job = choose_job(work.jobs)
-    labels = finish_labels(job)
+    labels = finish_nuclei(job, calibration, options)
     work.jobs = []  # an image that waits for its turn takes memory
     overlay = outline_nuclei(to_display(shown_image(work.seen, job)), labels)
     provenance = provenance | {"image": work.checksum, "seen": describe_job(job)}
@@ -478,7 +465,7 @@ def shown_image(image: np.ndarray | Channels, job: PredictionJob) -> np.ndarray:
 
 
 def predict_slide(
-    sample: Sample, model: keras.Model, out: str | Path, provenance: Provenance, options: InputOptions
+    sample: Sample, model: keras.Model, out: str | Path, provenance: Provenance, options: PredictionOptions
 ) -> str:
     """Predicts a large image in strips, without holding the whole, and writes its files.
 
@@ -504,13 +491,23 @@ def predict_slide(
         job.scales = scales
         provenance["seen"] = describe_job(job)
         max_area = largest_area(sampled_labels) or None
-        predict = functools.partial(predict_scales, functools.partial(predict_probability, model), scales=scales)
-        separate = functools.partial(separate_nuclei, max_area=max_area, area_scale=4.0 ** scales[0])
+        network = network_of(model)
+        predict = functools.partial(predict_scales, network.predict, scales=scales)
+        limits = {"max_area": max_area, "area_scale": 4.0 ** scales[0]}
+        separate = functools.partial(separate_nuclei, calibration=network.calibration, **limits)
         halo = HALO_PIXELS * 2 ** (depth_of(model) + scales[-1])
         strips = label_strips(predict_strips(shape, read_gray, predict, halo, sample.id[:20]), separate)
+        sums = NucleusSums(shape[0])
         # Labels take their name last, for they say that the image is done.
         with write_whole(files.labels) as part:
-            save_tiles(part, strips, shape, np.uint32, provenance, pixel_size)
+            save_tiles(part, sums.watch(strips), shape, np.uint32, provenance, pixel_size)
+            confidence = score_confidence(sums.means(), network.calibration)
+            is_kept = sums.find_kept(confidence, options)
+            job.confidence = confidence[is_kept[1:]]
+            if not is_kept[1:].all():
+                with open_rows(part) as labels, write_whole(part) as rest:
+                    kept = (keep_labels(labels[row : row + STRIP], is_kept) for row in range(0, shape[0], STRIP))
+                    save_tiles(rest, kept, shape, np.uint32, provenance, pixel_size)
             with open_rows(part) as labels:
                 masks = (mask_of(labels[row : row + STRIP]) for row in range(0, shape[0], STRIP))
                 with write_whole(files.tiled_mask) as mask:
@@ -526,7 +523,7 @@ def predict_slide(
 
 
 @contextlib.contextmanager
-def open_sample(sample: Sample, options: InputOptions) -> Iterator[np.ndarray | TiffRows | Channels]:
+def open_sample(sample: Sample, options: PredictionOptions) -> Iterator[np.ndarray | TiffRows | Channels]:
     """Yields the rows of an image, as `open_rows`; a plane of a stack is read whole.
 
     Raises:
@@ -543,7 +540,7 @@ def open_sample(sample: Sample, options: InputOptions) -> Iterator[np.ndarray | 
 
 
 def choose_slide_job(
-    model: keras.Model, image: np.ndarray | TiffRows | Channels, options: InputOptions
+    model: keras.Model, image: np.ndarray | TiffRows | Channels, options: PredictionOptions
 ) -> PredictionJob:
     """Finds out on parts of a large image how it is to be seen.
 
@@ -559,7 +556,7 @@ def choose_slide_job(
         windows = sample_windows(image.shape[:2], lambda start, stop: image[start:stop])
     jobs = make_jobs(windows, options)
     if len(jobs) > 1:
-        run_jobs(functools.partial(predict_probability, model), jobs)
+        run_jobs(network_of(model), jobs)
     return choose_job(jobs)
 
 
@@ -591,7 +588,7 @@ def prepare_slide(image: np.ndarray | TiffRows, job: PredictionJob) -> ReadGray:
 
 
 def predict_on_cluster(
-    samples: Sequence[Sample], weights: str, out: Path, data: Sequence[str], address: str, options: InputOptions
+    samples: Sequence[Sample], weights: str, out: Path, data: Sequence[str], address: str, options: PredictionOptions
 ) -> tuple[list[str], dict[str, str]]:
     """As `predict_samples`, by the workers of a running Dask cluster, which write the files.
 
@@ -620,7 +617,7 @@ def predict_on_worker(
     ids: Sequence[str], run: str, options_json: str, weights: str, out: str, *data: str
 ) -> tuple[list[str], dict[str, str]]:
     """What a Dask worker does; returns as `predict_samples`."""
-    options = InputOptions(**json.loads(options_json))
+    options = PredictionOptions(**json.loads(options_json))
     samples, model, provenance = prepare_worker(run, options, weights, *data)
     missing = {name: "no longer there" for name in ids if name not in samples}
     present = [samples[name] for name in ids if name in samples]
@@ -629,7 +626,9 @@ def predict_on_worker(
 
 
 @functools.lru_cache(1)
-def prepare_worker(run: str, options: InputOptions, weights: str, *data: str) -> tuple[dict, keras.Model, Provenance]:
+def prepare_worker(
+    run: str, options: PredictionOptions, weights: str, *data: str
+) -> tuple[dict, keras.Model, Provenance]:
     """What a worker needs for all its images of one run: samples by id, network, provenance."""
     samples = {sample.id: sample for sample in expand_planes(find_samples(*data), options.project)}
     return samples, load_unet(weights), describe_provenance(weights, options)
@@ -684,6 +683,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     images.add_argument("--diameter", type=float, metavar="PIXELS", help="of the nuclei; sets the scale")
     images.add_argument("--pixel-size", type=float, metavar="MICROMETRES", help="of a pixel; the labels keep it")
     images.add_argument("--level", type=int, metavar="N", help="of slides with a pyramid (default 0, the largest)")
+    kept = parser.add_argument_group("nuclei that are kept (default all)")
+    kept.add_argument("--min-confidence", type=float, default=0.0, metavar="SHARE", help="from 0 to 1; see nuclei.csv")
+    kept.add_argument("--min-area", type=float, default=0.0, metavar="PIXELS", help="smaller nuclei are left out")
+    kept.add_argument("--max-area", type=float, metavar="PIXELS", help="larger nuclei are left out")
+    kept.add_argument("--clear-border", action="store_true", help="nuclei at the edge of the image are left out")
     results = parser.add_argument_group("results")
     results.add_argument("--show", action="store_true", help="show the files afterwards")
     results.add_argument("--rois", action="store_true", help="write outlines for Fiji's ROI manager")
@@ -699,7 +703,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = expand_planes(find_samples(*args.data), args.project)
     out = Path(args.out or default_out(*args.data))
     model = load_unet(args.weights)
-    options = InputOptions(args.channel, args.background, args.project, args.diameter, args.level, args.pixel_size)
+    names = [field.name for field in dataclasses.fields(PredictionOptions)]
+    options = PredictionOptions(**{name: getattr(args, name) for name in names})
     options.check()
     provenance = describe_provenance(args.weights, options)
     claim_out(out, *args.data)

@@ -66,6 +66,7 @@ KINDS = (FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE)
 # The split.
 SEED = 2018
 VALIDATION_FRACTION = 0.15
+TRAINING_RECORD = "training.json"  # beside weights, what Train.py says of them
 EDGE_DIFFERENCE = 0.5  # of their standard deviation; facing edges of neighbouring tiles differ less
 FLAT_VARIANCE = 1e-12  # an edge of less variance is constant, which proves nothing
 
@@ -435,6 +436,12 @@ def read_training_record(file: str | Path) -> dict:
     if shared:
         raise UserError(f"{file}: {len(shared)} ids are trained on and validated on, first {min(shared)}")
     return record
+
+
+def find_record(weights: str | Path) -> dict:
+    """What training.json beside a weights file says of its training; {} if it is not there."""
+    file = Path(weights).parent / TRAINING_RECORD
+    return read_training_record(file) if file.is_file() else {}
 
 
 def find_training_data(default: str | None = None) -> list[str]:

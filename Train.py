@@ -4,7 +4,7 @@ In:  images with masks (Kaggle folders or .zip files). Out, in --out (default we
      unet.keras     of the last fifth of the epochs the best by mean validation Dice at native size (with
                     --hold-out the last epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
-     training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch
+     training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch, thresholds
      last.weights.h5  the last epoch with optimizer, for --resume; removed when training ends
 
     python Train.py
@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -37,16 +38,20 @@ import numpy as np
 
 import Model
 from data.augment import draw_crop, draw_empty_crop, make_target, vary_stain, whole_image
+from data.confidence import calibrate
 from data.files import UserError, hash_file, run_script, write_whole
 from data.intensity import optical_density
 from data.nuclei import common_diameter
 from data.outputs import show_pictures
+from data.scales import Network, PredictionJob, make_thumbnails, run_jobs
 from data.sources import Sample, find_samples
 from data.truth import load_samples
 from Preprocessed_data import (
     KINDS,
     SEED,
     STAINED_TISSUE,
+    TRAINING_RECORD,
+    find_record,
     find_training_data,
     hold_out_kind,
     image_kind,
@@ -65,7 +70,6 @@ WIDE_NUCLEI = 33  # pixels; images of wider nuclei are shown at half their size 
 # Files in --out.
 WEIGHTS = "unet.keras"
 HISTORY = "history.csv"
-RECORD = "training.json"
 CHECKPOINT = "last.weights.h5"
 CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
 
@@ -167,6 +171,9 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
         )
     if is_writer:
         save_curves(history, out)
+        if not options.hold_out:  # a kind held out is there to be scored on, so it chooses nothing
+            with without_data_parallel():
+                save_calibration(out, record, validation)
         (out / CHECKPOINT).unlink(missing_ok=True)
     return history
 
@@ -375,8 +382,7 @@ class KeepEpochs(keras.callbacks.Callback):
             self.record["kept"] = row
         with write_whole(self.out / HISTORY) as file:
             save_history(self.history, file)
-        with write_whole(self.out / RECORD) as file:
-            file.write_text(json.dumps(self.record, indent=1) + "\n")
+        save_record(self.out, self.record)
         with write_whole(self.out / CHECKPOINT) as file:
             self.model.save_weights(file)
 
@@ -409,10 +415,22 @@ def read_history(file: Path) -> list[dict]:
     return history
 
 
-def find_record(weights: str | Path) -> dict:
-    """What training.json beside a weights file says of its training; {} if it is not there."""
-    file = Path(weights).parent / RECORD
-    return read_training_record(file) if file.is_file() else {}
+def save_calibration(out: Path, record: dict, validation: Sequence[Pair]) -> None:
+    """Fits thresholds and confidence of the kept weights on the validation images, and adds them to training.json."""
+    print("choosing thresholds on the validation images")
+    model = Model.load_unet(out / WEIGHTS)
+    jobs = [PredictionJob(pair.gray, thumbnails=make_thumbnails(pair.gray)) for pair in validation]
+    run_jobs(Network(functools.partial(Model.predict_probability, model)), jobs)
+    truths = [pair.labels for pair in validation]
+    calibration = calibrate([job.probabilities for job in jobs], [job.scales for job in jobs], truths)
+    record["calibration"] = {"weights_sha256": hash_file(out / WEIGHTS)} | dataclasses.asdict(calibration)
+    save_record(out, record)
+
+
+def save_record(out: Path, record: dict) -> None:
+    """Writes training.json."""
+    with write_whole(out / TRAINING_RECORD) as file:
+        file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def save_curves(history: list[dict], out: Path) -> None:
@@ -441,14 +459,14 @@ def keep_former(out: Path, overwrite: bool) -> None:
     Raises:
         UserError: there is one, and nobody said that it may be replaced.
     """
-    is_finished = (out / RECORD).is_file() and not (out / CHECKPOINT).is_file()
+    is_finished = (out / TRAINING_RECORD).is_file() and not (out / CHECKPOINT).is_file()
     if not is_finished:
         return
     if not overwrite:
         raise UserError(
             f"{out} holds a finished training; name another --out, or give --overwrite, which keeps it as *.before"
         )
-    for name in (WEIGHTS, HISTORY, RECORD):
+    for name in (WEIGHTS, HISTORY, TRAINING_RECORD):
         if (out / name).is_file():
             shutil.copy2(out / name, out / f"{name}.before")
 
@@ -483,7 +501,7 @@ def load_last_epoch(model: keras.Model, out: Path, record: dict, steps_per_epoch
     """
     if not (out / CHECKPOINT).is_file():
         raise UserError(f"{out}: no interrupted training here; leave out --resume")
-    before = read_training_record(out / RECORD)
+    before = read_training_record(out / TRAINING_RECORD)
     if before.get("options") != record["options"]:
         raise UserError(f"{out}: that training had other options: {before.get('options')}; give the same")
     if before.get("from_weights_sha256") != record.get("from_weights_sha256"):
@@ -499,9 +517,9 @@ def load_last_epoch(model: keras.Model, out: Path, record: dict, steps_per_epoch
 
 def can_resume(out: Path, run_id: str) -> bool:
     """Whether the folder holds at least one epoch of this training, and not its end."""
-    if not ((out / CHECKPOINT).is_file() and (out / RECORD).is_file()):
+    if not ((out / CHECKPOINT).is_file() and (out / TRAINING_RECORD).is_file()):
         return False
-    return read_training_record(out / RECORD).get("run_id") == run_id
+    return read_training_record(out / TRAINING_RECORD).get("run_id") == run_id
 
 
 def join_processes() -> tuple[int, int]:
@@ -612,7 +630,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise KeyboardInterrupt(f"{out} keeps the epochs that are done; continue with: {command}") from None
     if process_number() > 0:
         return
-    kept = read_training_record(out / RECORD)["kept"]
+    kept = read_training_record(out / TRAINING_RECORD)["kept"]
     curves = [out / name for name in CURVES]
     print(f"kept epoch {kept['epoch']}: validation Dice {kept['val_dice']:.4f}")
     print(f"saved the weights to {out / WEIGHTS}, curves to {', '.join(map(str, curves))}")

@@ -14,6 +14,8 @@ from skimage.segmentation import relabel_sequential
 # Kaggle's 0.50, 0.55, ... 0.95. n / 100 is the double nearest to the decimal, as is an IoU of that
 # value, so the two are equal; np.linspace(0.5, 0.95, 10) would hold 0.8999999999999999 for 0.9.
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+RESAMPLES = 2000  # bootstrap resamples of the images
+SEED = 2018  # of the bootstrap: same scores, same interval
 
 
 def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> coo_array:
@@ -138,6 +140,14 @@ def count_errors(table: np.ndarray | coo_array) -> dict[str, int]:
         "merged": int((held_true >= 2).sum()),
         "split": int((held_predicted >= 2).sum()),
     }
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % percentile interval of the mean of (N,) scores; nan if N is 1."""
+    if len(values) < 2:  # one image cannot tell how images differ
+        return np.nan, np.nan
+    draws = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    return tuple(np.percentile(values[draws].mean(axis=1), (2.5, 97.5)))
 
 
 def pair_overlaps(table: np.ndarray | coo_array) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:

@@ -5,15 +5,17 @@ Out: labels (H, W) int32, 0 background, 1…K.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import remove_small_holes
 from skimage.segmentation import expand_labels, watershed
 
-# Separation; all chosen on validation images, see weights/README.md.
+# Separation; all chosen on validation images, see weights/README.md. A network may have its own first three.
 NUCLEUS_THRESHOLD = 0.45  # probability from which a pixel is nucleus
 SEED_THRESHOLD = 0.5  # of nucleus minus border probability, inside a nucleus
+CONFIDENCE_COEFFICIENTS = (-13.54, 17.43, -5.5)  # constant, mean probability of nucleus, of border; of the logit
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels, a disk 5 pixels across; smaller pieces are noise
 MAX_HOLE_AREA = 300  # pixels; a hole as large as a common nucleus is background
@@ -24,8 +26,21 @@ MIN_RING = 3  # pixels, width of that ring
 MIN_DEVIATION = 1e-3  # of gray
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted to one network on its validation images; by default to the network that is shipped."""
+
+    nucleus_threshold: float = NUCLEUS_THRESHOLD
+    seed_threshold: float = SEED_THRESHOLD
+    confidence: tuple[float, float, float] = CONFIDENCE_COEFFICIENTS
+
+
 def separate_nuclei(
-    nucleus: np.ndarray, border: np.ndarray, max_area: float | None = None, area_scale: float = 1
+    nucleus: np.ndarray,
+    border: np.ndarray,
+    max_area: float | None = None,
+    area_scale: float = 1,
+    calibration: Calibration = Calibration(),
 ) -> np.ndarray:
     """Numbers the nuclei; a watershed from seeds inside the borders separates touching ones.
 
@@ -34,17 +49,18 @@ def separate_nuclei(
         border: (H, W) float in [0, 1], likewise.
         max_area: pixels of a nucleus at most; None: MAX_AREA_RATIO times the common nucleus of these.
         area_scale: pixels for one pixel of the scale that was predicted at; limits of area grow with it.
+        calibration: of the network.
 
     Returns:
         labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least
         MIN_AREA pixels.
     """
-    mask = nucleus > NUCLEUS_THRESHOLD
+    mask = nucleus > calibration.nucleus_threshold
     # Small holes are filled, but not small background at the edge of the image, which
     # remove_small_holes takes for a hole and binary_fill_holes does not: both must agree.
     without_holes = ndimage.binary_fill_holes(mask)
     mask = remove_small_holes(mask, max_size=int(MAX_HOLE_AREA * area_scale)) & without_holes
-    seeds = find_seeds(mask, mask & (nucleus - border > SEED_THRESHOLD), MIN_SEED_AREA * area_scale)
+    seeds = find_seeds(mask, mask & (nucleus - border > calibration.seed_threshold), MIN_SEED_AREA * area_scale)
     # The watershed floods from the middle of each nucleus; floods meet on the border between two.
     labels = watershed(border - nucleus, seeds, mask=mask)
     if max_area is None:
@@ -81,7 +97,12 @@ def filter_by_area(labels: np.ndarray, min_area: float, max_area: float = math.i
     [0, 2, 1, 2, 0, 1, 0, 0, 0]
     """
     areas = np.bincount(labels.ravel())
-    is_kept = (areas >= min_area) & (areas <= max_area)
+    return keep_labels(labels, (areas >= min_area) & (areas <= max_area))
+
+
+def keep_labels(labels: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
+    """Labels without the numbers that `is_kept`, (largest number + 1,) bool, leaves out; the rest is 1…K, int32."""
+    is_kept = is_kept.copy()
     is_kept[0] = False
     return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.int32)[labels]
 
@@ -119,9 +140,7 @@ def drop_covered(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Labels without those that mostly lie on a mask, (H, W) bool; the rest is 1…K without gaps."""
     areas = np.bincount(labels.ravel())
     covered = np.bincount(labels[mask], minlength=len(areas))
-    is_kept = covered <= areas / 2
-    is_kept[0] = False
-    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.int32)[labels]
+    return keep_labels(labels, covered <= areas / 2)
 
 
 def common_diameter(labels: np.ndarray) -> float:

@@ -4,6 +4,7 @@ In:  jobs, one for each way that an image can be seen, and a function that runs 
 Out: labels (H, W) int32, 0 background, 1…K.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from skimage.measure import regionprops
 
 from data.files import UserError
 from data.images import halve
-from data.nuclei import NUCLEUS_THRESHOLD, certainty, common_diameter, drop_covered, local_contrast, separate_nuclei
+from data.nuclei import Calibration, certainty, common_diameter, drop_covered, local_contrast, separate_nuclei
 
 # What looks like nuclei.
 MIN_CONTRAST = 5  # standard deviations that nuclei stand out by, in an image that looks like noise
@@ -40,6 +41,14 @@ Probabilities = tuple[np.ndarray, np.ndarray]  # of nucleus and of border, (H, W
 PredictAtScale = Callable[[np.ndarray, int], Probabilities]  # gray (..., H, W), halvings -> as gray in shape
 
 
+@dataclass(frozen=True)
+class Network:
+    """A trained network: what runs it at one scale, and its calibration."""
+
+    predict: PredictAtScale
+    calibration: Calibration = Calibration()
+
+
 @dataclass
 class PredictionJob:
     """An image, seen in one way, from its gray to its labels."""
@@ -56,6 +65,7 @@ class PredictionJob:
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
     diameter: float | None = None  # pixels; of nuclei, where it was given
     wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
+    confidence: np.ndarray | None = None  # (K,) float in [0, 1], of the nuclei that are kept
     scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved; -1: doubled
 
 
@@ -92,11 +102,11 @@ def score_nuclei(job: PredictionJob) -> float:
     return certainty(job.probabilities[0], labels) * contrast * float(solidity) ** 4
 
 
-def run_jobs(predict: PredictAtScale, jobs: Sequence[PredictionJob]) -> None:
+def run_jobs(network: Network, jobs: Sequence[PredictionJob]) -> None:
     """Predicts jobs at all scales that they ask for."""
     with ThreadPoolExecutor(1) as pool:
-        start_jobs(predict, jobs, pool)
-        refine_jobs(predict, jobs, pool)
+        start_jobs(network, jobs, pool)
+        refine_jobs(network, jobs, pool)
 
 
 def finish_labels(job: PredictionJob) -> np.ndarray:
@@ -111,19 +121,19 @@ def finish_labels(job: PredictionJob) -> np.ndarray:
     return labels
 
 
-def start_jobs(predict: PredictAtScale, jobs: Sequence[PredictionJob], pool: Executor) -> None:
+def start_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> None:
     """Predicts images at their first scale, which is full size but for very wide nuclei or a given diameter."""
-    estimate_diameters(predict, [job for job in jobs if job.diameter is None])
+    estimate_diameters(network, [job for job in jobs if job.diameter is None])
     groups = {}
     for job in jobs:
         groups.setdefault(start_scale(job), []).append(job)
     for first, group in sorted(groups.items()):
         if first > 0:
-            group = drop_sure_narrow(predict, group, pool)
-        predict_jobs(predict, group, pool, first)
+            group = drop_sure_narrow(network, group, pool)
+        predict_jobs(network, group, pool, first)
 
 
-def drop_sure_narrow(predict: PredictAtScale, jobs: Sequence[PredictionJob], pool: Executor) -> list[PredictionJob]:
+def drop_sure_narrow(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> list[PredictionJob]:
     """Leaves those of jobs of very wide nuclei that full size does not contradict; the others keep its labels.
 
     Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail.
@@ -131,7 +141,7 @@ def drop_sure_narrow(predict: PredictAtScale, jobs: Sequence[PredictionJob], poo
     wide = []
     for job in jobs:
         if job.diameter is None:
-            predict_jobs(predict, [job], pool, 0)
+            predict_jobs(network, [job], pool, 0)
             if has_sure_narrow_nuclei(job):
                 job.wide_diameter = 0.0
                 continue
@@ -152,7 +162,7 @@ def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
     return labels.max() >= MANY_NUCLEI and is_narrow and certainty(job.probabilities[0], labels) >= MIN_CERTAINTY
 
 
-def refine_jobs(predict: PredictAtScale, jobs: Sequence[PredictionJob], pool: Executor) -> None:
+def refine_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> None:
     """Predicts images of narrow nuclei again at double size, of wide ones at a half, of very wide ones at a quarter.
 
     The grain inside large nuclei vanishes at a smaller size, but outlines are sharper at a larger one.
@@ -160,12 +170,12 @@ def refine_jobs(predict: PredictAtScale, jobs: Sequence[PredictionJob], pool: Ex
     narrow = [job for job in jobs if job.diameter is None and 0 < find_width(job) < NARROW_DIAMETER]
     for job in narrow:
         job.labels_future = None
-    predict_jobs(predict, narrow, pool, -1)
+    predict_jobs(network, narrow, pool, -1)
     for step, diameter in enumerate(HALVING_DIAMETERS, start=1):
         wide = [job for job in jobs if find_width(job) > diameter * 2 ** max(start_scale(job), 0)]
         for first in sorted({start_scale(job) for job in wide}):
             chosen = [job for job in wide if start_scale(job) == first]
-            predict_jobs(predict, chosen, pool, first + step)
+            predict_jobs(network, chosen, pool, first + step)
 
 
 def find_width(job: PredictionJob) -> float:
@@ -190,7 +200,7 @@ def first_scale(diameter: float) -> int:
     return max(math.ceil(math.log2(diameter / MAX_DIAMETER)), 0)
 
 
-def estimate_diameters(predict: PredictAtScale, jobs: Sequence[PredictionJob]) -> None:
+def estimate_diameters(network: Network, jobs: Sequence[PredictionJob]) -> None:
     """Looks for wide nuclei in thumbnails, from the smallest to the largest, and sets `wide_diameter`.
 
     The network knows nuclei 10 to 40 pixels wide. Wider ones fall to pieces at full size, but in some thumbnail they
@@ -205,9 +215,9 @@ def estimate_diameters(predict: PredictAtScale, jobs: Sequence[PredictionJob]) -
             if thumbnail is not None:
                 groups.setdefault(thumbnail.shape, []).append(job)
         for group in groups.values():
-            nucleus, border = predict(np.stack([job.thumbnails[halvings] for job in group]), 0)
+            nucleus, border = network.predict(np.stack([job.thumbnails[halvings] for job in group]), 0)
             for job, *probabilities in zip(group, nucleus, border, strict=True):
-                job.wide_diameter = measure_thumbnail(*probabilities) * 2**halvings
+                job.wide_diameter = measure_thumbnail(*probabilities, network.calibration) * 2**halvings
         undecided = [job for job in undecided if job.wide_diameter == 0]
 
 
@@ -221,33 +231,35 @@ def make_thumbnails(gray: np.ndarray) -> dict[int, np.ndarray]:
     return thumbnails
 
 
-def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray) -> float:
+def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray, calibration: Calibration) -> float:
     """Common diameter of the nuclei of a thumbnail, in its pixels; 0 if they are too narrow or unsure.
 
     Args:
         nucleus: (h, w) float in [0, 1], of `predict_probability`.
         border: (h, w) float in [0, 1], likewise.
+        calibration: of the network.
     """
-    if not (nucleus > NUCLEUS_THRESHOLD).any():
+    if not (nucleus > calibration.nucleus_threshold).any():
         return 0.0
-    labels = separate_nuclei(nucleus, border)
+    labels = separate_nuclei(nucleus, border, calibration=calibration)
     diameter = common_diameter(labels)
     is_sure = certainty(nucleus, labels) >= MIN_CERTAINTY
     is_picture_of_nuclei = np.mean(labels > 0) <= MAX_COVERED_SHARE
     return diameter if is_sure and is_picture_of_nuclei and diameter >= MIN_THUMBNAIL_DIAMETER else 0.0
 
 
-def predict_jobs(predict: PredictAtScale, jobs: Iterable[PredictionJob], pool: Executor, halvings: int) -> None:
+def predict_jobs(network: Network, jobs: Iterable[PredictionJob], pool: Executor, halvings: int) -> None:
     """Runs the network at one scale, in batches of one shape; the pool separates the nuclei.
 
     While the network runs on a batch, the pool works on the batch before.
 
     Args:
-        predict: the network.
+        network: runs on their gray.
         jobs: get `probabilities` and `labels_future`.
         pool: of threads.
         halvings: how often height and width are halved; negative: doubled.
     """
+    separate = functools.partial(separate_nuclei, calibration=network.calibration)
     groups = {}
     for job in jobs:
         groups.setdefault(job.gray.shape, []).append(job)
@@ -256,23 +268,23 @@ def predict_jobs(predict: PredictAtScale, jobs: Iterable[PredictionJob], pool: E
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
             grays = np.stack([job.gray for job in batch])  # (batch, H, W)
-            nucleus, border = predict(grays, halvings)
+            nucleus, border = network.predict(grays, halvings)
             for job, *probabilities in zip(batch, nucleus, border, strict=True):
                 if job.labels_future is None:
                     job.probabilities = probabilities
                     job.scales = (halvings,)
-                    job.labels_future = pool.submit(separate_nuclei, *probabilities, area_scale=4.0**halvings)
+                    job.labels_future = pool.submit(separate, *probabilities, area_scale=4.0**halvings)
                 else:
                     job.probabilities = average_scales(job.probabilities, probabilities)
-                    job.labels_future = pool.submit(keep_unless_merged, job, job.labels_future, halvings)
+                    job.labels_future = pool.submit(keep_unless_merged, job, job.labels_future, halvings, separate)
 
 
-def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int) -> np.ndarray:
+def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int, separate: Callable) -> np.ndarray:
     """Labels of a job's new probabilities, or the earlier labels if its nuclei have merged.
 
     Nothing changes the probabilities before these labels are there.
     """
-    labels = separate_nuclei(*job.probabilities, area_scale=4.0 ** job.scales[0])
+    labels = separate(*job.probabilities, area_scale=4.0 ** job.scales[0])
     before = earlier.result()
     if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * common_diameter(before):
         return before

@@ -81,7 +81,7 @@ def predict_strips(
             yield strip
 
 
-def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> Iterator[np.ndarray]:
+def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Numbers the nuclei of a whole image, strip by strip.
 
     A nucleus is numbered in the strip where it begins, with CONTEXT_ROWS of the strips above and below in view, and
@@ -92,7 +92,7 @@ def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> Iterator[n
         separate: numbers the nuclei of a part.
 
     Yields:
-        (rows, W) int32 for each strip.
+        labels (rows, W) int32 and probabilities (2, rows, W) of each strip.
     """
     strip = next(strips)
     count = 0  # nuclei until now
@@ -112,9 +112,8 @@ def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> Iterator[n
         above = window[:, stop - CONTEXT_ROWS : stop].copy()
         labelled = labels[stop - CONTEXT_ROWS :].copy()
         strip = below
-        del window
-        yield labels[start:stop]
-        del labels
+        yield labels[start:stop], window[:, start:stop]
+        del labels, window
 
 
 def number_window(

@@ -39,13 +39,13 @@ def save_measurements(
         image: as in the file, or rows of it; all its channels are measured.
         name: id of the image.
         pixel_size: micrometres; None where it is not known.
-        job: how the image was seen.
+        job: how the image was seen, and the confidence of its nuclei.
     """
     names = ()
     if isinstance(image, Channels):
         names = image.names
         image = np.moveaxis(image.planes, 0, -1)
-    nuclei = measure_nuclei(labels, image, name, pixel_size=pixel_size, channel_names=names)
+    nuclei = measure_nuclei(labels, image, name, job.confidence, pixel_size, names)
     seen = describe_job(job)
     scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
     warnings = list_warnings(nuclei, job)

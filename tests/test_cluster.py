@@ -129,8 +129,8 @@ def test_workers_see_stacks_as_the_options_say(workers, command, tmp_path):
     assert Predict_masks.main([*options, "--out", str(tmp_path / "shared"), *scheduler]) == 0
     assert {file.stem for file in (tmp_path / "shared/labels").iterdir()} == {"a_t0", "a_t1"}
     assert read_files(tmp_path / "shared") == read_files(tmp_path / "here")
-    settings = data.outputs.read_provenance(tmp_path / "shared/labels/a_t0.tif")["settings"]
-    assert (settings["channel"], settings["background"], settings["project"]) == ("2", None, "max")
+    known = data.outputs.read_provenance(tmp_path / "shared/labels/a_t0.tif")["options"]
+    assert (known["channel"], known["background"], known["project"]) == ("2", None, "max")
 
 
 def test_workers_that_cannot_work_are_one_line(workers, command, tmp_path):

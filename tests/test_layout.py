@@ -12,7 +12,7 @@ from conftest import ROOT
 
 SCRIPTS = {  # script -> the scripts that it may import
     "Preprocessed_data": set(),
-    "Model": set(),
+    "Model": {"Preprocessed_data"},
     "Train": {"Preprocessed_data", "Model"},
     "Predict_masks": {"Preprocessed_data", "Model"},
     "Evaluate_model": {"Preprocessed_data"},
@@ -36,6 +36,7 @@ MODULES = (
     "outputs",
     "tables",
     "matching",
+    "confidence",
     "cluster",
     "export",
 )

@@ -165,7 +165,7 @@ def test_nothing_there_gives_no_nucleus():
 @pytest.mark.parametrize(
     ("module", "setting", "value"),
     [
-        (nuclei, "SEED_THRESHOLD", 0.6),
+        (nuclei, "MAX_HOLE_AREA", 301),
         (scales, "HALVING_DIAMETERS", (33, 81)),
         (intensity, "LOW_PERCENTILE", 1.0),
         (artifacts, "JUMP", 0.1),
@@ -497,7 +497,7 @@ def test_the_nuclear_channel_is_predicted_or_the_one_that_is_wanted(
         predict("--data", file, "--out", channel, "--channel", channel)
         assert count_nuclei(work / channel, "a.ome") == count
         provenance = data.outputs.read_provenance(work / channel / "labels/a.ome.tif")
-        assert provenance["settings"]["channel"] == channel
+        assert provenance["options"]["channel"] == channel
     assert "was chosen" not in capsys.readouterr().out
     for out, is_bright in (("out", False), ("gfp", True), ("2", False)):  # the last cell is of GFP alone
         overlay = np.asarray(Image.open(work / out / "overlays/a.ome.png"))
@@ -531,12 +531,12 @@ def test_planes_are_images_of_their_own_and_a_projection_has_the_nuclei_of_all(t
     assert "1 of 1 images are done" in capsys.readouterr().out
     labels = work / "one/labels/a.tif"
     assert count_nuclei(work / "one", "a") == 12
-    assert data.outputs.read_provenance(labels)["settings"]["project"] == "max"
+    assert data.outputs.read_provenance(labels)["options"]["project"] == "max"
     with pytest.raises(UserError, match="other weights or settings.*--overwrite"):
         predict(*arguments, "--project", "sum")
     predict(*arguments, "--project", "sum", "--overwrite")
     assert count_nuclei(work / "one", "a") == 12
-    assert data.outputs.read_provenance(labels)["settings"]["project"] == "sum"
+    assert data.outputs.read_provenance(labels)["options"]["project"] == "sum"
 
 
 def test_the_sample_and_the_weights_are_found_from_any_folder(run, tmp_path):

@@ -49,7 +49,7 @@ def draw_camera(signal, seed=0, height=600, noise=12):
 
 
 def segment(unet, image, **options):
-    labels, _ = Predict_masks.segment_image(unet, image, Predict_masks.InputOptions(**options))
+    labels, _ = Predict_masks.segment_image(unet, image, Predict_masks.PredictionOptions(**options))
     return labels
 
 

@@ -1,0 +1,160 @@
+"""How sure a network is of each nucleus, which nuclei are wanted, and what of it is fitted on validation images.
+
+In:  labels (H, W) and probabilities of nucleus and of border, of whole images or of strips from the top to the bottom.
+Out: confidence (K,) float in [0, 1]; labels without the nuclei that are not wanted; a `Calibration`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.matching import THRESHOLDS, average_precision, bootstrap_interval, overlap_table, pair_overlaps
+from data.nuclei import Calibration, keep_labels, separate_nuclei
+from data.scales import PredictionJob, Probabilities, finish_labels
+
+NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
+SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+MIN_FITTED = 50  # nuclei, right and wrong ones; with fewer the confidence of the shipped network stays
+REGULARIZATION = 100  # of the logistic regression, the inverse of its strength
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which nuclei are kept; by default all."""
+
+    min_confidence: float = 0.0
+    min_area: float = 0.0  # pixels of the image
+    max_area: float | None = None  # likewise
+    clear_border: bool = False  # whether nuclei that touch the edge of the image are left out
+
+
+class NucleusSums:
+    """Sums over the pixels of each nucleus of an image that comes in strips."""
+
+    def __init__(self, height: int):
+        self.height = height  # of the image
+        self.rows = 0  # that have come
+        self.sums = np.zeros((3, 1))  # of each number from 0: pixels, probability of nucleus, of border
+        self.is_at_edge = np.zeros(1, bool)
+
+    def add(self, labels: np.ndarray, nucleus: np.ndarray, border: np.ndarray) -> None:
+        """Adds the next rows: labels (rows, W) int, probabilities (rows, W) float."""
+        missing = max(int(labels.max(initial=0)) + 1 - len(self.is_at_edge), 0)
+        self.sums = np.pad(self.sums, ((0, 0), (0, missing)))
+        self.is_at_edge = np.pad(self.is_at_edge, (0, missing))
+        numbers = labels.ravel()
+        for total, weights in zip(self.sums, (None, nucleus.ravel(), border.ravel()), strict=True):
+            total += np.bincount(numbers, weights, len(total))
+        edges = [labels[:, 0], labels[:, -1]]
+        if self.rows == 0:
+            edges.append(labels[0])
+        self.rows += len(labels)
+        if self.rows == self.height:
+            edges.append(labels[-1])
+        self.is_at_edge[np.concatenate(edges)] = True
+
+    def watch(self, strips: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+        """Yields the labels of pairs of labels (rows, W) and probabilities (2, rows, W), and adds them up."""
+        for labels, probabilities in strips:
+            self.add(labels, *probabilities)
+            yield labels
+
+    def means(self) -> np.ndarray:
+        """(K, 2) float: of each nucleus the mean probability of nucleus and of border inside it."""
+        return (self.sums[1:, 1:] / np.maximum(self.sums[0, 1:], 1)).T
+
+    def find_kept(self, confidence: np.ndarray, limits: Limits) -> np.ndarray:
+        """(K + 1,) bool, whether a number is within the limits; confidence is (K,) float."""
+        areas = self.sums[0]
+        is_kept = areas >= max(limits.min_area, 1)
+        is_kept[1:] &= confidence >= limits.min_confidence
+        if limits.max_area is not None:
+            is_kept &= areas <= limits.max_area
+        if limits.clear_border:
+            is_kept &= ~self.is_at_edge
+        is_kept[0] = False
+        return is_kept
+
+
+def score_confidence(means: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """The chance (K,) that a nucleus overlaps a true one by an IoU above 0.5, from its mean probabilities (K, 2).
+
+    >>> score_confidence(np.array([[0.5, 0.0]]), Calibration(confidence=(-2.0, 4.0, -1.0)))
+    array([0.5])
+    """
+    constant, *slopes = calibration.confidence
+    return 1 / (1 + np.exp(-(constant + means @ np.array(slopes))))
+
+
+def finish_nuclei(job: PredictionJob, calibration: Calibration, limits: Limits) -> np.ndarray:
+    """Labels (H, W) int32, 1…K, of the nuclei of a job that are within the limits; sets its confidence."""
+    labels = finish_labels(job)
+    sums = NucleusSums(len(labels))
+    sums.add(labels, *job.probabilities)
+    confidence = score_confidence(sums.means(), calibration)
+    is_kept = sums.find_kept(confidence, limits)
+    job.confidence = confidence[is_kept[1:]]
+    return keep_labels(labels, is_kept)
+
+
+def calibrate(
+    probabilities: Sequence[Probabilities], scales: Sequence[tuple[int, ...]], truths: Sequence[np.ndarray]
+) -> Calibration:
+    """Chooses thresholds and fits the confidence, on validation images.
+
+    A threshold other than the usual one is taken only if it raises the mean AP of the images beyond chance: the 95 %
+    interval of the paired difference must lie above 0.
+
+    Args:
+        probabilities: of each image, as `data.scales` has them.
+        scales: of each image, likewise.
+        truths: labels (H, W) int of each image.
+    """
+    calibration = Calibration()
+    for name, values in (("nucleus_threshold", NUCLEUS_THRESHOLDS), ("seed_threshold", SEED_THRESHOLDS)):
+        scores = {}  # value -> AP (images,)
+        for value in {*values, getattr(calibration, name)}:
+            tables = match_images(probabilities, scales, truths, replace(calibration, **{name: value}))[0]
+            scores[value] = np.array([average_precision(table) for table in tables])
+        usual = getattr(calibration, name)
+        best = max(scores, key=lambda value: (scores[value].mean(), value == usual))
+        low, _ = bootstrap_interval(scores[best] - scores[usual])
+        if low > 0:
+            calibration = replace(calibration, **{name: best})
+    tables, means = match_images(probabilities, scales, truths, calibration)
+    is_right = np.concatenate([find_right(table) for table in tables])
+    return replace(calibration, confidence=fit_confidence(np.concatenate(means), is_right, calibration.confidence))
+
+
+def match_images(probabilities, scales, truths, calibration: Calibration) -> tuple[list, list[np.ndarray]]:
+    """The overlap table of each image, and the mean probabilities (K, 2) of its nuclei; arguments as `calibrate`."""
+    tables = []
+    means = []
+    for answer, halvings, truth in zip(probabilities, scales, truths, strict=True):
+        labels = separate_nuclei(*answer, area_scale=4.0 ** halvings[0], calibration=calibration)
+        sums = NucleusSums(len(labels))
+        sums.add(labels, *answer)
+        tables.append(overlap_table(truth, labels))
+        means.append(sums.means())
+    return tables, means
+
+
+def find_right(table) -> np.ndarray:
+    """(K,) bool: whether each predicted nucleus of an `overlap_table` overlaps a true one by an IoU above 0.5."""
+    (_, columns, _), iou = pair_overlaps(table)
+    is_right = np.zeros(table.shape[1], bool)
+    is_right[columns[iou > THRESHOLDS[0]]] = True
+    return is_right[1:]
+
+
+def fit_confidence(
+    means: np.ndarray, is_right: np.ndarray, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Coefficients of a logistic regression of `is_right` (K,) on `means` (K, 2); `default` where too few are known."""
+    from sklearn.linear_model import LogisticRegression  # here, as only training fits it
+
+    if min(is_right.sum(), (~is_right).sum()) < MIN_FITTED:
+        return default
+    fit = LogisticRegression(C=REGULARIZATION).fit(means, is_right)
+    return float(fit.intercept_[0]), *fit.coef_[0].tolist()
