@@ -1,8 +1,10 @@
 """Scores predicted masks and nuclei against the truth, for each image and over all images.
 
 In: the truth, a folder or .zip in Kaggle's layout (one PNG per nucleus) or Kaggle's solution .csv
-(one run-length row per nucleus), and the folder that Predict_masks.py wrote. Dice and IoU are
-computed on `masks/ID.png`, AP and F1 on `labels/ID.tif`, at the image's own size.
+(one run-length row per nucleus), and predictions: the folder that Predict_masks.py wrote, a folder of another
+tool's label pictures (ID.tif, ID_cp_masks.png or the like), or Kaggle's table. Dice and IoU are
+computed on `masks/ID.png`, AP and F1 on `labels/ID.tif`, at the image's own size; other tools' masks
+are where their labels are.
 Out: one table; `scores.csv` (one row per image, worst Dice first) and `scores.png` in --out.
 Mean and median are over images; pooled is over all pixels, so that large images weigh more. AP, F1
 and the scores of nuclei are means over images, the errors are sums. scores.csv has more columns:
@@ -10,6 +12,8 @@ SQ and RQ, whose product is PQ, and the error of the count. Exit code 1: broken 
 
     python Evaluate_model.py --truth data/sample --predicted predictions
     python Evaluate_model.py --truth data/stage1_train --predicted out --ids weights/training.json
+    python Evaluate_model.py --truth data/sample --predicted mine --compare predictions
+    python Evaluate_model.py --truth stage1_solution.csv --predicted submission.csv
 """
 
 import argparse
@@ -38,7 +42,8 @@ from data.matching import (
     panoptic_quality,
     ratio,
 )
-from data.outputs import find_predictions, prediction_files, provenance_of_run, read_provenance
+from data.outputs import provenance_of_run, read_provenance
+from data.predictions import find_predicted, read_predicted
 from data.sources import Sample, find_samples
 from data.truth import read_labels, read_solution
 from Preprocessed_data import image_kind, read_training_record
@@ -49,6 +54,7 @@ SCORE_COLUMNS = (
     "ap75 precision recall pq sq rq aji count_error missed false merged split"
 ).split()
 MEAN_SCORES = "iou ap ap50 f1_50 f1_70 ap75 precision recall pq sq rq aji".split()
+COMPARED_SCORES = ("dice", "ap", "ap50", "f1_50", "pq")
 COUNTS = ("missed", "false", "merged", "split")
 COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
 MIN_BOX = 5  # images; fewer have no quartiles worth the name
@@ -56,11 +62,17 @@ MIN_BOX = 5  # images; fewer have no quartiles worth the name
 
 def evaluate(
     truth_source: str | Path,
-    predicted_dir: str | Path,
+    predicted_source: str | Path,
     ids: Iterable[str] | None = None,
     weights: str | Path | None = None,
 ) -> tuple[list[dict], list[str]]:
     """Scores every image of the truth, or those named in `ids`.
+
+    Args:
+        truth_source: for `open_truth`.
+        predicted_source: for `find_predicted`.
+        ids: of the images to score; None: all of the truth.
+        weights: file that the predictions must be of; None: any.
 
     Returns:
         rows: for every scored image a dict of `id`, `kind` and what `score_image` returns.
@@ -71,20 +83,21 @@ def evaluate(
             `weights`, where a file is named.
     """
     truths = open_truth(truth_source)
-    ids = check_ids(ids, truths, str(truth_source), Path(predicted_dir))
-    check_provenance([prediction_files(predicted_dir, name).labels for name in ids], weights)
+    predictions = find_predicted(predicted_source)
+    ids = check_ids(ids, truths, predictions, str(truth_source), str(predicted_source))
+    check_provenance([file for name in ids for file in predictions[name].files()[-1:]], weights)
     rows = []
     skipped = []
     for name in tqdm(ids, desc="scoring", unit="image", disable=None):
         try:
             truth, kind = read_truth(truths[name])
-            mask, labels = read_prediction(predicted_dir, name)
+            mask, labels = read_predicted(predictions[name], name, truth.shape)
         except (OSError, UserError) as error:
             tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
             skipped.append(name)
             continue
-        files = prediction_files(predicted_dir, name)
-        for file, shape in ((files.existing_mask(), mask.shape), (files.labels, labels.shape)):
+        shapes = [labels.shape] if predictions[name].mask is None else [mask.shape, labels.shape]
+        for file, shape in zip(predictions[name].files(), shapes, strict=False):  # a table has no shape of its own
             if shape != truth.shape:  # the files are of other images: stop
                 raise UserError(f"{file} is {shape} but the truth is {truth.shape}")
         rows.append({"id": name, "kind": kind, **score_image(truth, mask, labels)})
@@ -103,24 +116,31 @@ def open_truth(source: str | Path) -> dict[str, Sample | np.ndarray]:
     return truths
 
 
-def check_ids(ids: Iterable | None, truths: dict, source: str, predicted_dir: Path) -> list[str]:
-    """Returns the ids to score; an error counts those without truth or without prediction."""
+def check_ids(ids: Iterable | None, truths: dict, predictions: dict, truth: str, predicted: str) -> list[str]:
+    """Returns the ids to score; an error counts those without truth or without prediction.
+
+    Args:
+        ids: None: all of the truths.
+        truths: of `open_truth`.
+        predictions: of `find_predicted`.
+        truth: its source, as messages name it.
+        predicted: likewise.
+    """
     ids = sorted(set(truths if ids is None else ids))
-    predicted = set(find_predictions(predicted_dir))
     unknown = [name for name in ids if name not in truths]
     if unknown:
-        raise UserError(f"{len(unknown)} of {len(ids)} ids not in {source}, first {unknown[0]}")
-    missing = [name for name in ids if name not in predicted]
+        raise UserError(f"{len(unknown)} of {len(ids)} ids not in {truth}, first {unknown[0]}")
+    missing = [name for name in ids if name not in predictions]
     if missing:
-        images = "IMAGES" if source.lower().endswith(".csv") else source
+        images = "IMAGES" if truth.lower().endswith(".csv") else truth
         raise UserError(
-            f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted_dir}, "
+            f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted}, "
             f"first {missing[0]}; run: python Predict_masks.py --data {images} --out "
-            f"{predicted_dir} (an image that it cannot read must leave the truth too)"
+            f"{predicted} (an image that it cannot read must leave the truth too)"
         )
-    ignored = predicted - set(truths)
+    ignored = predictions.keys() - set(truths)
     if ignored:
-        print(f"ignored {len(ignored)} predictions in {predicted_dir} without truth in {source}")
+        print(f"ignored {len(ignored)} predictions in {predicted} without truth in {truth}")
     return ids
 
 
@@ -157,18 +177,6 @@ def read_truth(truth: Sample | np.ndarray) -> tuple[np.ndarray, str]:
         return truth, UNKNOWN_KIND
     image = read_image(truth.image)
     return read_labels(truth, image.shape[:2]), image_kind(image)
-
-
-def read_prediction(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mask, (H, W) bool, and labels, (H, W) integers; UserError if a file holds others."""
-    files = prediction_files(folder, name)
-    mask = read_image(files.existing_mask())
-    labels = read_image(files.labels)
-    if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0 and 1 would look black elsewhere
-        raise UserError(f"{files.existing_mask()} should be one channel of 0 and 255 only")
-    if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.min() < 0:
-        raise UserError(f"{files.labels} should be one channel of whole numbers from 0 on")
-    return mask == 255, labels
 
 
 def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_labels: np.ndarray) -> dict:
@@ -300,6 +308,44 @@ def format_interval(mean: float, low: float, high: float) -> str:
     return f"{mean:.3f} [one image]" if np.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Compares two predictions of the same images, image by image.
+
+    Args:
+        rows: of `evaluate`.
+        other_rows: of `evaluate`, of the same truth.
+
+    Returns:
+        kind -> score -> mean difference, rows minus other rows, and its 95 % interval by bootstrap over images.
+    """
+    others = {row["id"]: row for row in other_rows}
+    differences = {}
+    for kind, group in group_by_kind([row for row in rows if row["id"] in others]).items():
+        differences[kind] = {}
+        for score in COMPARED_SCORES:
+            values = np.array([row[score] - others[row["id"]][score] for row in group])
+            differences[kind][score] = (values.mean(), *bootstrap_interval(values))
+    return differences
+
+
+def format_comparison(differences: dict, other: str) -> str:
+    """The table of `compare` to print, and what it says."""
+    titles = ("kind", "Dice", "AP", "AP50", "F1@0.5", "PQ")
+    lines = [f"difference to {other}, image by image, with its 95 % interval", ""]
+    lines.append(("{:<15}" + "{:>25}" * len(COMPARED_SCORES)).format(*titles))
+    for kind, scores in differences.items():
+        cells = []
+        for mean, low, high in scores.values():
+            cells.append(f"{mean:+.3f} [one image]" if np.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(("{:<15}" + "{:>25}" * len(cells)).format(kind, *cells))
+    mean, low, high = differences["all"]["ap"]
+    if low > 0 or high < 0:
+        lines.append(f"AP is {'higher' if mean > 0 else 'lower'} than that of {other}; the interval does not hold 0")
+    else:
+        lines.append(f"AP is not shown to differ from that of {other}; the interval holds 0, or there is one image")
+    return "\n".join(lines)
+
+
 def save_scores(rows: Sequence[dict], out: str | Path) -> None:
     """Writes `scores.csv` (worst Dice first) and `scores.png` into the folder `out`."""
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -357,8 +403,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
     files.add_argument("--truth", required=True, help="Kaggle folder or .zip, or solution .csv")
-    files.add_argument("--predicted", required=True, help="folder that Predict_masks.py wrote")
-    files.add_argument("--out", help="folder of scores.csv and scores.png (default: --predicted)")
+    predicted = "folder that Predict_masks.py or another tool wrote, or Kaggle's table"
+    files.add_argument("--predicted", "--submission", required=True, metavar="SOURCE", help=predicted)
+    files.add_argument("--compare", metavar="SOURCE", help="other predictions of the same images")
+    files.add_argument("--out", help="folder of scores.csv and scores.png (default: that of --predicted)")
     chosen = parser.add_argument_group("images")
     chosen.add_argument("--ids", help="training.json: only its validation ids, predicted with its own weights")
     return parser.parse_args(argv)
@@ -373,7 +421,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = Path(args.ids).with_name("unet.keras")  # what these ids were held out from
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(rows))
-    save_scores(rows, args.out or args.predicted)
+    if args.compare:
+        other_rows, _ = evaluate(args.truth, args.compare, ids)
+        print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
+    predicted = Path(args.predicted)
+    save_scores(rows, args.out or (predicted if predicted.is_dir() else predicted.parent))
     return 1 if skipped else 0
 
 

@@ -17,6 +17,8 @@ from sklearn import metrics
 import Evaluate_model
 from data.files import UserError
 from data.images import read_image
+from data.outputs import save_submission
+from data.predictions import find_predicted, read_predicted
 from data.truth import encode_runs
 from Preprocessed_data import image_kind
 
@@ -258,20 +260,24 @@ def break_prediction(folder, name, content):
         save_labels(folder / name, content)
 
 
+def read_missed(case):
+    return read_predicted(find_predicted(case[1])["missed"], "missed", SHAPE)
+
+
 @pytest.mark.parametrize("way", BROKEN)
 def test_a_broken_prediction_is_refused_by_its_file(case, way):
     name, content = BROKEN[way]
-    mask, labels = Evaluate_model.read_prediction(case[1], "missed")
+    mask, labels = read_missed(case)
     np.testing.assert_array_equal(labels, without(draw(), 3))
     np.testing.assert_array_equal(mask, labels > 0)
     break_prediction(case[1], name, content)
     with pytest.raises(UserError, match=re.escape(str(case[1] / name))):
-        Evaluate_model.read_prediction(case[1], "missed")
+        read_missed(case)
 
 
 def test_labels_may_be_signed_where_none_is_negative(case):
     save_labels(case[1] / "labels/missed.tif", draw().astype(np.int16))
-    _, labels = Evaluate_model.read_prediction(case[1], "missed")
+    _, labels = read_missed(case)
     np.testing.assert_array_equal(labels, draw())
 
 
@@ -285,6 +291,71 @@ def test_a_broken_prediction_is_named_and_skipped(case, capsys, way):
     assert len(lines) == 1 and lines[0].startswith("skipped missed: ") and str(case[1] / name) in lines[0]
     with pytest.raises(UserError, match="no image to score: 1 chosen, 1 of them broken"):
         Evaluate_model.evaluate(*case, ids=["missed"])
+
+
+# Predictions of other tools, and Kaggle's table.
+
+
+def test_label_pictures_of_other_tools_and_kaggles_table_score_the_same(case, tmp_path):
+    truth, predicted = case
+    expected, _ = Evaluate_model.evaluate(truth, predicted)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, file in (("good", "good.tif"), ("missed", "missed_cp_masks.png"), ("nothing", "nothing_label.tif")):
+        skimage.io.imsave(other / file, 3 * read_image(predicted / f"labels/{name}.tif"), check_contrast=False)
+    assert Evaluate_model.evaluate(truth, other) == (expected, [])
+    table = save_submission(predicted, ["good", "missed", "nothing"])
+    assert Evaluate_model.evaluate(truth, table) == (expected, [])
+
+
+def test_two_label_pictures_of_one_image_are_refused(tmp_path):
+    for file in ("a.tif", "a_masks.png"):
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=r"a_masks\.png.*both are labels of a"):
+        find_predicted(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ImageId,Pixels\ngood,1 2\n", "expected a table with the columns ImageId,EncodedPixels"),
+        (f"ImageId,EncodedPixels\ngood,{80 * 90} 2\n", "nucleus 1 of good: .*leaves the 80x90 image"),
+    ],
+)
+def test_a_table_that_is_wrong_is_named(case, tmp_path, content, message, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text(content)
+    with pytest.raises(UserError) as told:
+        Evaluate_model.evaluate(case[0], table, ["good"])
+    assert re.search(message, str(told.value) + capsys.readouterr().err)
+
+
+# Two predictions of the same images.
+
+
+def test_the_difference_of_two_predictions_is_paired(case, tmp_path, capsys):
+    truth, predicted = case
+    truths = {name: draw() for name in ("good", "missed", "nothing")}
+    perfect = write_predictions(tmp_path / "perfect", truths)
+    rows, _ = Evaluate_model.evaluate(truth, perfect)
+    others, _ = Evaluate_model.evaluate(truth, predicted)
+    mean, low, high = Evaluate_model.compare(rows, others)["all"]["ap50"]
+    assert mean == pytest.approx((0 + 1 / 5 + 1) / 3)
+    assert low == 0 and mean < high <= 1
+    arguments = ["--truth", str(truth), "--predicted", str(perfect), "--compare"]
+    Evaluate_model.main([*arguments, str(predicted)])
+    assert "AP is not shown to differ" in capsys.readouterr().out  # a resample may hold "good" alone
+    Evaluate_model.main([*arguments, str(perfect)])
+    assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
+
+
+def test_a_difference_that_all_images_share_is_told(tmp_path, capsys):
+    truths = {name: draw() for name in "abcd"}
+    truth = write_truths(tmp_path / "truth", truths)
+    perfect = write_predictions(tmp_path / "perfect", truths)
+    worse = write_predictions(tmp_path / "worse", {name: without(draw(), 1 + i) for i, name in enumerate("abcd")})
+    Evaluate_model.main(["--truth", str(truth), "--predicted", str(worse), "--compare", str(perfect)])
+    assert f"AP is lower than that of {perfect}" in capsys.readouterr().out
 
 
 # Five nuclei, one thing wrong at a time.

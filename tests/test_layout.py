@@ -35,6 +35,7 @@ MODULES = (
     "outlines",
     "outputs",
     "tables",
+    "predictions",
     "matching",
     "confidence",
     "cluster",

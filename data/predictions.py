@@ -1,0 +1,121 @@
+"""Reads predictions to score: of Predict_masks.py, label pictures of other tools, or Kaggle's table.
+
+In:  a folder that Predict_masks.py wrote, a folder of label pictures, or a .csv with ImageId,EncodedPixels.
+Out: mask (H, W) bool and labels (H, W) integers of each image.
+"""
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.files import UserError
+from data.images import read_image
+from data.outputs import find_predictions, prediction_files
+from data.truth import decode_runs
+
+LABEL_ENDINGS = (".tif", ".tiff", ".png")  # JPEG changes numbers
+LABEL_SUFFIXES = ("_cp_masks", "_masks", "_mask", "_labels", "_label")  # that other tools put after a name
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What is predicted for one image."""
+
+    source: Path  # label picture, or the table
+    mask: Path | None = None  # None: the mask is where labels are
+    runs: tuple[str, ...] | None = None  # of the table, one text for each nucleus
+
+    def files(self) -> list[Path]:
+        """The files of this image; a table is of no one image."""
+        if self.runs is not None:
+            return []
+        return [self.source] if self.mask is None else [self.mask, self.source]
+
+
+def find_predicted(source: str | Path) -> dict[str, Predicted]:
+    """Finds the images of predictions: id -> what is predicted.
+
+    Raises:
+        UserError: the source is not there, or its table is damaged.
+    """
+    source = Path(source)
+    if source.suffix.lower() == ".csv":
+        return read_submission(source)
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; python Predict_masks.py --out {source} writes one")
+    ours = find_predictions(source)
+    if ours or (source / "labels").is_dir():
+        files = {name: prediction_files(source, name) for name in ours}
+        return {name: Predicted(known.labels, known.existing_mask()) for name, known in files.items()}
+    pictures = [file for file in sorted(source.iterdir()) if file.suffix.lower() in LABEL_ENDINGS]
+    found = {}
+    for file in pictures:
+        name = name_of_labels(file.stem)
+        if name in found:
+            raise UserError(f"{found[name].source} and {file}: both are labels of {name}; remove one")
+        found[name] = Predicted(file)
+    return found
+
+
+def name_of_labels(stem: str) -> str:
+    """The id of the image that a label picture belongs to.
+
+    >>> name_of_labels("a_cp_masks"), name_of_labels("b")
+    ('a', 'b')
+    """
+    for suffix in LABEL_SUFFIXES:
+        if stem.endswith(suffix) and stem != suffix:
+            return stem.removesuffix(suffix)
+    return stem
+
+
+def read_submission(file: Path) -> dict[str, Predicted]:
+    """Reads Kaggle's table, ImageId,EncodedPixels, one row for each nucleus; no pixels stand for no nucleus.
+
+    Raises:
+        UserError: a column is missing, or the file is no table.
+    """
+    runs = defaultdict(list)
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            for row in csv.DictReader(stream):
+                runs[row["ImageId"]] += [row["EncodedPixels"]] if row["EncodedPixels"] else []
+    except (KeyError, UnicodeDecodeError, csv.Error):
+        raise UserError(f"{file}: expected a table with the columns ImageId,EncodedPixels") from None
+    return {name: Predicted(file, runs=tuple(texts)) for name, texts in runs.items()}
+
+
+def read_predicted(predicted: Predicted, name: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads what is predicted for an image.
+
+    Args:
+        predicted: of `find_predicted`.
+        name: id of the image.
+        shape: (H, W) of its truth, which a table does not tell.
+
+    Returns:
+        mask (H, W) bool, and labels (H, W) integers, at the size of their files.
+
+    Raises:
+        UserError: a file or a row holds something else.
+    """
+    if predicted.runs is not None:
+        labels = np.zeros(shape, np.int32)
+        for number, text in enumerate(predicted.runs, start=1):
+            try:
+                labels[decode_runs(text, shape)] = number
+            except UserError as error:
+                raise UserError(f"{predicted.source}, nucleus {number} of {name}: {error}") from None
+        return labels > 0, labels
+    labels = np.array(read_image(predicted.source))  # which may be read-only
+    if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.min() < 0:
+        raise UserError(f"{predicted.source} should be one channel of whole numbers from 0 on")
+    if predicted.mask is None:
+        return labels > 0, labels
+    mask = read_image(predicted.mask)
+    if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0 and 1 would look black elsewhere
+        raise UserError(f"{predicted.mask} should be one channel of 0 and 255 only")
+    return mask == 255, labels
