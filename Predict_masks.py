@@ -265,6 +265,8 @@ def list_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
     if isinstance(image, Channels):
         pairs = zip(image.names, image.planes, strict=True)
         return [make_job(plane, name, background, index) for index, (name, plane) in enumerate(pairs)]
+    if image.ndim == 3 and options.channel and (image == image[..., :1]).all():
+        image = image[..., 0]  # a gray image in three equal channels
     if image.ndim == 3 and options.channel not in (None, "max"):
         index = pick_channels(COLOURS, options.channel)[0]
         return [make_job(image[..., index], "", background, index)]

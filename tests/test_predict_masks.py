@@ -506,14 +506,17 @@ def test_the_nuclear_channel_is_predicted_or_the_one_that_is_wanted(
 
 def test_an_image_without_the_channel_is_skipped_with_its_reason(tmp_path, monkeypatch, capsys):
     save_stain_pair(tmp_path / "images/a.tif")
-    Image.fromarray(np.zeros((126, 168, 3), np.uint8)).save(tmp_path / "images/b.png")
-    Image.fromarray(draw_field(0, 6)).save(tmp_path / "images/c.png")  # its one channel is meant
+    field = draw_field(0, 6)
+    Image.fromarray(np.dstack([field, field, 0 * field])).save(tmp_path / "images/b.png")
+    Image.fromarray(field).save(tmp_path / "images/c.png")  # its one channel is meant
+    Image.fromarray(np.dstack([field] * 3)).save(tmp_path / "images/d.png")  # a gray image too
     arguments = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--channel", "RFP"]
     assert Predict_masks.main(arguments) == 1
     error = capsys.readouterr().err
     assert "skipped a: no channel 'RFP'; its channels are 1 (GFP), 2 (DAPI)" in error
     assert "skipped b: no channel 'RFP'; its channels are 1 (red), 2 (green), 3 (blue)" in error
-    assert [file.name for file in tmp_path.glob("out/labels/*")] == ["c.tif"]
+    assert sorted(file.name for file in tmp_path.glob("out/labels/*")) == ["c.tif", "d.tif"]
+    np.testing.assert_array_equal(read_image(tmp_path / "out/labels/d.tif"), read_image(tmp_path / "out/labels/c.tif"))
 
 
 def test_planes_are_images_of_their_own_and_a_projection_has_the_nuclei_of_all(tmp_path, predict, capsys):
