@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -357,10 +358,12 @@ def _decode_with_pillow(content: bytes, file: File) -> np.ndarray:
     with decoding(file):
         picture = _open_picture(io.BytesIO(content))
     _check_size(picture.size[::-1], file)
-    # Pillow's raw mode, such as "RGB;16B", tells the bits of the file; its mode does not.
-    has_16_bits = ";16" in str(picture.tile[:1])
+    # Pillow's raw mode, such as "RGB;16B", tells the bits of a PNG; its mode does not, and Pillow cuts colours to 8.
+    has_16_bits = picture.format == "PNG" and ";16" in str(picture.tile[:1])
     if has_16_bits and not picture.mode.startswith("I"):
-        raise UserError(f"{file}: of the 16 bits of its colours 8 would be lost; save it as a TIFF instead")
+        with decoding(file):
+            orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+            return _turn(imagecodecs.png_decode(content), orientation)
     with decoding(file), picture:
         picture = ImageOps.exif_transpose(picture)  # as viewers show it
         if picture.mode in COLOUR_MODES:

@@ -58,6 +58,12 @@ def interlace(gray):
     return make_png(*gray.shape, lines, interlaced=1)
 
 
+def make_png16(pixels):
+    """A PNG of 16 bits and colours, with or without alpha, which Pillow does not write."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    return make_png(*pixels.shape[:2], lines, bits=16, colour={2: 4, 3: 2, 4: 6}[pixels.shape[-1]])
+
+
 def make_png(height, width, lines, interlaced=0, bits=8, colour=0):
     """A PNG with this header and these lines, whatever they are; gray unless it has a colour."""
 
@@ -70,11 +76,15 @@ def make_png(height, width, lines, interlaced=0, bits=8, colour=0):
     return b"\x89PNG\r\n\x1a\n" + pieces
 
 
+RGB16 = RGB.astype(np.uint16) * 257 - GRAY[..., None]  # its low bytes differ from its high ones
 RIGHT = {  # name -> the file's bytes and the pixels that it holds
     "gray.png": (encode(GRAY, "png"), GRAY),
     "gray16.png": (encode(GRAY.astype(np.uint16) * 200, "png"), GRAY.astype(np.uint16) * 200),
     "bit.png": (encode(GRAY > 127, "png"), GRAY > 127),
     "rgb.png": (encode(RGB, "png"), RGB),
+    "rgb16.png": (make_png16(RGB16), RGB16),
+    "rgb16_alpha.png": (make_png16(np.dstack([RGB16, ALPHA])), RGB16),
+    "gray16_alpha.png": (make_png16(np.dstack([RGB16[..., 0], ALPHA])), RGB16[..., 0]),
     "gray_alpha.png": (encode(np.dstack([GRAY, ALPHA]), "png"), GRAY),
     "rgb_alpha.png": (encode(np.dstack([RGB, ALPHA]), "png"), RGB),
     "palette.png": (encode(PALETTE, "png"), np.asarray(PALETTE.convert("RGB"))),
@@ -146,7 +156,7 @@ WRONG = {  # name -> the file's bytes and what its error says
     "hyperstack.tif": (encode_tiff(np.stack([STACK] * 2), imagej=True), "axes ZCYX|axes TZYX|pages"),
     "channels.tif": (encode_tiff(np.dstack([GRAY] * 2), photometric="minisblack", planarconfig="contig"), "2 channels"),
     "four.tif": (encode_tiff(np.dstack([GRAY] * 4), photometric="minisblack", planarconfig="contig"), "4 channels"),
-    "rgb16.png": (make_png(4, 5, (b"\0" + b"ab" * 3 * 5) * 4, bits=16, colour=2), "16 bits"),
+    "cut16.png": (make_png16(RGB16)[:-200], "not a readable image"),
     "five.tif": (encode_tiff(np.dstack([GRAY] * 5), photometric="minisblack", planarconfig="contig"), r"\(13, 17, 5\)"),
     "complex.tif": (encode_tiff(GRAY.astype(np.complex64)), "real numbers"),
     "nan.tif": (encode_tiff(np.where(GRAY > 9, GRAY, np.nan).astype(np.float32)), "NaN"),
