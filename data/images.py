@@ -63,7 +63,7 @@ def read_shape(file: File, level: int = 0) -> tuple[int, int]:
         if _is_tiff(stream):
             page = open_level(tifffile.TiffFile(stream), level, file)
             shape = (page.imagelength, page.imagewidth)
-            orientation = _tiff_orientation(page)
+            orientation = tiff_orientation(page)
         else:
             with _open_picture(stream) as picture:
                 shape = picture.size[::-1]
@@ -107,7 +107,7 @@ class TiffRows:
         """Whether the file holds one gray or interleaved RGB image that can be decoded here."""
         with decoding(self.file):
             is_stack = _is_stack(self.tiff)
-            is_turned = _tiff_orientation(self.page) != 1
+            is_turned = tiff_orientation(self.page) != 1
         is_planar = self.page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         channels = ROW_CHANNELS.get(self.page.photometric, ())
         if is_stack or is_turned or is_planar or self.page.samplesperpixel not in channels:
@@ -305,15 +305,16 @@ def _decode_tiff(content: bytes, file: File) -> np.ndarray:
         image = page.asarray()
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and image.ndim == 3:
         image = np.moveaxis(image, 0, -1)
-    return _turn(_tiff_colours(image, page, file), _tiff_orientation(page))
+    return turn_image(_tiff_colours(image, page, file), tiff_orientation(page))
 
 
-def _tiff_orientation(page: tifffile.TiffPage) -> int:
+def tiff_orientation(page: tifffile.TiffPage) -> int:
+    """How the pixels of a TIFF page are turned: see ORIENTATION_TAG."""
     tag = page.tags.get(ORIENTATION_TAG)
     return 1 if tag is None else int(tag.value)
 
 
-def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+def turn_image(image: np.ndarray, orientation: int) -> np.ndarray:
     """An image as viewers show it, from how a TIFF stores it: see ORIENTATION_TAG."""
     if orientation in TURNED:
         image = np.swapaxes(image, 0, 1)
@@ -363,7 +364,7 @@ def _decode_with_pillow(content: bytes, file: File) -> np.ndarray:
     if has_16_bits and not picture.mode.startswith("I"):
         with decoding(file):
             orientation = picture.getexif().get(ORIENTATION_TAG, 1)
-            return _turn(imagecodecs.png_decode(content), orientation)
+            return turn_image(imagecodecs.png_decode(content), orientation)
     with decoding(file), picture:
         picture = ImageOps.exif_transpose(picture)  # as viewers show it
         if picture.mode in COLOUR_MODES:

@@ -18,7 +18,16 @@ import tifffile
 from tifffile import PHOTOMETRIC
 
 from data.files import File, UserError
-from data.images import MAX_PIXELS, check_image, check_page, decoding, read_image, read_tiff_header
+from data.images import (
+    MAX_PIXELS,
+    check_image,
+    check_page,
+    decoding,
+    read_image,
+    read_tiff_header,
+    tiff_orientation,
+    turn_image,
+)
 from data.sources import Plane, Sample, check_unique_ids
 
 STACK_ENDINGS = (".tif", ".tiff")
@@ -224,6 +233,7 @@ def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, indices: dict[s
     with decoding(file):
         keyframe = series.keyframe
         page_count = len(series.pages)
+        orientation = tiff_orientation(keyframe)
     leading = max(series.ndim - keyframe.ndim, 0)  # axes along which there are pages
     planes = math.prod(layout.shape[:leading])
     axes = layout.axes[leading:]
@@ -246,6 +256,7 @@ def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, indices: dict[s
     values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
     if keyframe.photometric == PHOTOMETRIC.MINISWHITE:
         values = ~values if values.dtype.kind in "bu" else -values
+    values = turn_image(values, orientation)
     if "S" not in axes:
         return values
     return values[..., :3] if values.shape[-1] > 2 else values[..., 0]  # without alpha

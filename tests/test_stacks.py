@@ -145,6 +145,19 @@ def test_alpha_of_planes_is_dropped(tmp_path, count):
     assert_planes(tmp_path / "a.tif", {f"a_z{z}": visible[z] for z in range(3)})
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_planes_are_turned_as_whole_images_are(tmp_path, orientation):
+    planes = {1: make_pixels(2, 5, 7), 3: make_pixels(2, 5, 7, 3)}
+    for samples, pixels in planes.items():
+        options = {"photometric": "rgb" if samples == 3 else "minisblack", "metadata": None}
+        turn = {"extratags": [(274, 3, 1, orientation, True)]}
+        write_stack(tmp_path / "a.tif", pixels, **options, **turn)
+        whole = []
+        for plane in pixels:
+            whole.append(read_image(write_stack(tmp_path / "one.tif", plane, **options, **turn)))
+        assert_planes(tmp_path / "a.tif", {"a_z0": whole[0], "a_z1": whole[1]})
+
+
 def test_dark_is_bright_where_the_file_says_that_white_is_zero(tmp_path):
     pixels = make_pixels(2, 5, 7, dtype=np.uint8)
     write_stack(tmp_path / "a.tif", pixels, photometric="miniswhite")
