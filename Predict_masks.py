@@ -51,7 +51,7 @@ from data.calibration import read_pixel_size
 from data.cluster import map_on_cluster
 from data.confidence import Limits, NucleusSums, finish_nuclei, score_confidence
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
-from data.images import TiffRows, check_image, open_rows, read_image, read_shape, subsample
+from data.images import SceneRows, TiffRows, check_image, open_rows, read_image, read_shape, subsample
 from data.intensity import brightness
 from data.nuclei import Calibration, keep_labels, largest_area, separate_nuclei
 from data.outputs import (
@@ -198,7 +198,7 @@ def segment(
         if len(samples) > 1:
             raise UserError(f"{image}: {len(samples)} images; segment takes one of them")
         with open_sample(samples[0], options) as rows:
-            image = narrow_channels(rows[:] if isinstance(rows, TiffRows) else rows, options.channel)
+            image = narrow_channels(rows if isinstance(rows, Channels) else rows[:], options.channel)
     else:
         image = check_image(np.asarray(image), Path("the array"))
     labels, job = segment_image(model or load(), image, options)
@@ -432,18 +432,18 @@ def read_ahead(
 
 def read_work(sample: Sample, options: PredictionOptions) -> ImageWork | None:
     """Reads an image and makes its jobs; None for an image that is too large to be read whole."""
-    if math.prod(read_shape(sample.image, options.level or 0)) > LARGE_IMAGE:
+    if math.prod(read_shape(sample.image, options.level or 0, sample.scene)) > LARGE_IMAGE:
         return None
     checksum = describe_file(sample.image)
     with open_sample(sample, options) as rows:
-        image = rows[:] if isinstance(rows, TiffRows) else rows
+        image = rows if isinstance(rows, Channels) else rows[:]
     seen = narrow_channels(image, options.channel)
     return ImageWork(sample, checksum, image, seen, find_pixel_size(sample, options), make_jobs(seen, options))
 
 
 def find_pixel_size(sample: Sample, options: PredictionOptions) -> float | None:
     """Micrometres that a pixel of an image is wide, as given or as its file says."""
-    return options.pixel_size or read_pixel_size(sample.image, options.level or 0)
+    return options.pixel_size or read_pixel_size(sample.image, options.level or 0, sample.scene)
 
 
 def finish_work(
@@ -525,7 +525,7 @@ def predict_slide(
 
 
 @contextlib.contextmanager
-def open_sample(sample: Sample, options: PredictionOptions) -> Iterator[np.ndarray | TiffRows | Channels]:
+def open_sample(sample: Sample, options: PredictionOptions) -> Iterator[np.ndarray | TiffRows | SceneRows | Channels]:
     """Yields the rows of an image, as `open_rows`; a plane of a stack is read whole.
 
     Raises:
@@ -533,16 +533,14 @@ def open_sample(sample: Sample, options: PredictionOptions) -> Iterator[np.ndarr
         OSError: it cannot be opened.
     """
     if sample.plane is None:
-        with open_rows(sample.image, options.level or 0) as rows:
+        with open_rows(sample.image, options.level or 0, sample.scene) as rows:
             yield rows
-    elif options.level:
-        raise UserError(f"{sample.image}: it is a stack; --level is for slides, whose planes have levels")
     else:
-        yield read_sample_image(sample, options.project)
+        yield read_sample_image(sample, options.project, options.level or 0)
 
 
 def choose_slide_job(
-    model: keras.Model, image: np.ndarray | TiffRows | Channels, options: PredictionOptions
+    model: keras.Model, image: np.ndarray | TiffRows | SceneRows | Channels, options: PredictionOptions
 ) -> PredictionJob:
     """Finds out on parts of a large image how it is to be seen.
 
@@ -562,7 +560,7 @@ def choose_slide_job(
     return choose_job(jobs)
 
 
-def prepare_slide(image: np.ndarray | TiffRows, job: PredictionJob) -> ReadGray:
+def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) -> ReadGray:
     """Measures the normalization of a large image; returns what reads the gray of its rows, seen as the job sees it."""
     has_colours = len(image.shape) == 3
     channel = job.channel if has_colours and job.channel is not None else slice(None)

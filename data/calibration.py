@@ -1,6 +1,6 @@
-"""Reads how large a pixel is, from what microscopes and Fiji write into TIFFs.
+"""Reads how large a pixel is, from what microscopes and Fiji write into their files.
 
-In:  a TIFF, on disk or in a .zip.
+In:  a TIFF, on disk or in a .zip, or a file of a microscope.
 Out: micrometres, or None where the file does not say.
 """
 
@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import tifffile
 from tifffile import RESUNIT
 
-from data.files import File
-from data.images import decoding, pyramid_pages, read_tiff_header
+from data.files import File, decoding
+from data.images import pyramid_pages, read_tiff_header
+from data.microscopes import is_microscope_file, open_scene
 
 MICROMETRES = {
     "nm": 1e-3,
@@ -32,14 +33,16 @@ MAX_PIXEL_SIZE = 20  # micrometres; larger ones are of printers and screens, suc
 MAX_ANISOTROPY = 1.01  # ratio of the sides of a pixel that counts as square
 
 
-def read_pixel_size(file: File, level: int = 0) -> float | None:
+def read_pixel_size(file: File, level: int = 0, scene: int | None = None) -> float | None:
     """Micrometres that a square pixel of an image file is wide.
 
-    It is looked for in OME-XML, in ImageJ's description, in that of Aperio's slides, and in the resolution tags.
+    It is looked for in OME-XML, in ImageJ's description, in that of Aperio's slides, and in the resolution tags; in a
+    file of a microscope where its package finds it.
 
     Args:
-        file: an image of any format; only TIFFs tell.
+        file: an image of any format; only TIFFs and files of microscopes tell.
         level: of a pyramid, 0 the largest.
+        scene: of a file of a microscope; None: its only one.
 
     Returns:
         None where the file does not say, where pixels are not square, or where the number is none of a microscope.
@@ -48,21 +51,30 @@ def read_pixel_size(file: File, level: int = 0) -> float | None:
         UserError: the file is damaged.
         OSError: it cannot be opened.
     """
+    if is_microscope_file(file):
+        with open_scene(file, scene) as found:
+            sides = found.sides
+            widths = [width for _, width in found.levels]
+    else:
+        sides, widths = _read_tiff_sides(file)
+    if sides is None or not all(math.isfinite(side) and 0 < side <= MAX_PIXEL_SIZE for side in sides):
+        return None
+    if max(sides) > MAX_ANISOTROPY * min(sides):
+        return None
+    return sides[0] * widths[0] / widths[min(level, len(widths) - 1)]
+
+
+def _read_tiff_sides(file: File) -> tuple[tuple[float, float] | None, list[int]]:
+    """Width and height of a pixel of a TIFF in micrometres, if known, and the widths of the levels of its pyramid."""
     with decoding(file):
         stream = file.open("rb")
     with stream:
         tiff = read_tiff_header(stream, file)
         if tiff is None:
-            return None
+            return None, []
         with decoding(file):
             sides = _ome_sides(tiff) or _aperio_sides(tiff) or _tag_sides(tiff)
-            pages = pyramid_pages(tiff)
-            reduction = pages[0].imagewidth / pages[min(level, len(pages) - 1)].imagewidth
-    if sides is None or not all(math.isfinite(side) and 0 < side <= MAX_PIXEL_SIZE for side in sides):
-        return None
-    if max(sides) > MAX_ANISOTROPY * min(sides):
-        return None
-    return sides[0] * reduction
+            return sides, [page.imagewidth for page in pyramid_pages(tiff)]
 
 
 def _ome_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Finds files of the project, describes files, writes them whole, and ends a script at a user's mistake."""
+"""Finds files of the project, describes files, writes them whole, and says which mistakes are the user's."""
 
 import errno
 import hashlib
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from PIL import UnidentifiedImageError
+
 CHECKSUM_BYTES = 2**24  # that are read at once
 FIGURE_FORMATS = ("png", "svg", "pdf", "jpg")
 UNFINISHED = ".unfinished-"  # begins the name of a file that is being written
@@ -23,6 +25,28 @@ File = Path | zipfile.Path
 
 class UserError(ValueError):
     """A mistake that the user can correct; `run_script` shows its text as one line."""
+
+
+@contextmanager
+def decoding(file: File) -> Iterator[None]:
+    """Turns what a library raises while it decodes a file into a `UserError` with the file's name.
+
+    Only calls of such libraries stand inside, so that faults of this program stay visible.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:  # its own text is an address in memory
+        raise UserError(f"{file}: not an image in a known format; replace or remove it") from error
+    except Exception as error:  # the decoders raise a dozen kinds for a damaged file
+        if isinstance(error, OSError) and error.errno:  # of the operating system, not of Pillow
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        if isinstance(error, KeyError) and not file.exists():  # an archive that was replaced
+            raise UserError(f"{file}: no longer in the archive; run the command again") from error
+        reason = (str(error) or type(error).__name__).split("\n")[0]
+        advice = "replace or remove it"
+        raise UserError(f"{file}: not a readable image ({reason}); {advice}") from error
 
 
 def find_beside_scripts(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads pixels: whole images of PNG, TIFF, JPEG and BMP, and the rows of large TIFFs.
+"""Reads pixels: whole images of PNG, TIFF, JPEG, BMP and of microscopes, and the rows of large TIFFs and slides.
 
 In:  an image file, on disk or in a .zip.
 Out: (H, W) or (H, W, 3) with the dtype of the file; alpha is dropped. A file that cannot be read is
@@ -8,17 +8,18 @@ Out: (H, W) or (H, W, 3) with the dtype of the file; alpha is dropped. A file th
 import io
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tifffile import PHOTOMETRIC
 
-from data.files import File, UserError
+from data.files import File, UserError, decoding
+from data.microscopes import Scene, is_microscope_file, open_scene
 
 MAX_PIXELS = 178_956_970  # of an image read at once; a file of a kilobyte may claim any size
 MAX_CHUNK_BYTES = 2**31  # of one strip or tile of a TIFF when it is decoded
@@ -38,8 +39,12 @@ ROW_CHANNELS = {
 PILLOW_LOCK = threading.Lock()  # held while Pillow's limit of pixels is off
 
 
-def read_image(file: File) -> np.ndarray:
+def read_image(file: File, scene: int | None = None) -> np.ndarray:
     """Reads one image file.
+
+    Args:
+        file: an image of any format.
+        scene: of a file of a microscope, see data/microscopes.py; None: its only one.
 
     Returns:
         image: (H, W) or (H, W, 3), bool, uint8, uint16 or the dtype of a TIFF.
@@ -48,6 +53,9 @@ def read_image(file: File) -> np.ndarray:
         OSError: the file cannot be opened.
         UserError: the file is no image, is damaged or is of an unsupported kind.
     """
+    if is_microscope_file(file):
+        with open_scene(file, scene) as found:
+            return SceneRows(found, file)[:]
     with decoding(file):
         content = file.read_bytes()
     if content[:4] in TIFF_HEADERS:
@@ -57,8 +65,11 @@ def read_image(file: File) -> np.ndarray:
     return check_image(_drop_alpha(image), file)
 
 
-def read_shape(file: File, level: int = 0) -> tuple[int, int]:
+def read_shape(file: File, level: int = 0, scene: int | None = None) -> tuple[int, int]:
     """(H, W) of an image file, or of a level of its pyramid, from its header alone; raises as `read_image`."""
+    if is_microscope_file(file):
+        with open_scene(file, scene) as found:
+            return find_level(found.levels, level, file)
     with decoding(file), file.open("rb") as stream:
         if _is_tiff(stream):
             page = open_level(tifffile.TiffFile(stream), level, file)
@@ -72,12 +83,17 @@ def read_shape(file: File, level: int = 0) -> tuple[int, int]:
 
 
 @contextmanager
-def open_rows(file: File, level: int = 0) -> Iterator["TiffRows | np.ndarray"]:
+def open_rows(file: File, level: int = 0, scene: int | None = None) -> Iterator["TiffRows | SceneRows | np.ndarray"]:
     """Yields an object whose slice [a:b] gives rows a to b of the image, or of a level of its pyramid.
 
-    It is a `TiffRows`, which reads no more of a TIFF than the slice needs, or the whole image as `read_image` returns
-    it where the file is no such TIFF. Raises as `read_image`.
+    It is a `TiffRows` or `SceneRows`, which reads no more of a TIFF or slide than the slice needs, or the whole image
+    as `read_image` returns it where the file cannot be read so. Raises as `read_image`.
     """
+    if is_microscope_file(file):
+        with open_scene(file, scene) as found:
+            rows = SceneRows(found, file, level)
+            yield rows if found.reads_regions else rows[:]
+        return
     with decoding(file):
         stream = file.open("rb")
     with stream:
@@ -144,6 +160,56 @@ class TiffRows:
         return rows
 
 
+class SceneRows:
+    """A scene of a microscope's file that holds one gray or RGB image, or a level of it, by its rows."""
+
+    def __init__(self, scene: Scene, file: File, level: int = 0):
+        _check_axes(scene, file)
+        if scene.sizes:
+            sizes = ", ".join(f"{size} along {axis}" for axis, size in scene.sizes.items())
+            raise UserError(f"{file}: it holds planes ({sizes}); save the one that is meant as a file of its own")
+        self.scene = scene
+        self.file = file
+        self.level = level
+        self.height, _ = find_level(scene.levels, level, file)
+        first = read_scene(scene, file, level, 0, 1)
+        self.shape = (self.height, *first.shape[1:])
+        self.dtype = first.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """(b - a, W) or (b - a, W, 3) of rows a to b; a slice with a step is not supported."""
+        start, stop, _ = rows.indices(self.height)
+        return read_scene(self.scene, self.file, self.level, start, stop)
+
+
+def read_scene(
+    scene: Scene, file: File, level: int, start: int, stop: int, c: int = 0, z: int = 0, t: int = 0
+) -> np.ndarray:
+    """Rows of a plane of a microscope's file, (stop - start, W) or (stop - start, W, 3); raises as `read_image`."""
+    _check_axes(scene, file)
+    shape = (stop - start, find_level(scene.levels, level, file)[1])
+    _check_size(shape, file)
+    with decoding(file):
+        values = scene.read(level, start, stop, c, z, t)
+    if values.shape[:2] != shape:
+        raise UserError(f"{file}: its planes are not as it describes them; save it as an OME-TIFF")
+    return check_image(_drop_alpha(values), file)
+
+
+def _check_axes(scene: Scene, file: File) -> None:
+    unknown = scene.sizes.keys() - set("TZC")
+    if unknown:
+        raise UserError(f"{file}: its axes {', '.join(sorted(unknown))} are not known; save it as an OME-TIFF")
+
+
+def find_level(levels: Sequence[tuple[int, int]], level: int, file: File) -> tuple[int, int]:
+    """(H, W) of a level of a pyramid. Raises UserError where there is no such level."""
+    if level >= len(levels):
+        sizes = ", ".join(f"{number} ({height}×{width})" for number, (height, width) in enumerate(levels))
+        raise UserError(f"{file}: no level {level}; its levels are {sizes}")
+    return levels[level]
+
+
 def pyramid_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """The levels of a pyramid, the first page and then smaller and smaller ones; one page where there is no pyramid.
 
@@ -172,14 +238,12 @@ def open_level(tiff: tifffile.TiffFile, level: int, file: File) -> tifffile.Tiff
         return page
     with decoding(file):
         pages = pyramid_pages(tiff)
-    if level >= len(pages):
-        sizes = ", ".join(f"{number} ({page.imagelength}×{page.imagewidth})" for number, page in enumerate(pages))
-        raise UserError(f"{file}: no level {level}; its levels are {sizes}")
+    find_level([(page.imagelength, page.imagewidth) for page in pages], level, file)
     check_page(pages[level], file)
     return pages[level]
 
 
-def subsample(image: np.ndarray | TiffRows, max_pixels: int) -> np.ndarray:
+def subsample(image: np.ndarray | TiffRows | SceneRows, max_pixels: int) -> np.ndarray:
     """Every n-th row and column of an image, about `max_pixels` at most; memory stays small."""
     height, width = image.shape[:2]
     step = math.ceil(math.sqrt(height * width / max_pixels))
@@ -205,28 +269,6 @@ def halve(gray: np.ndarray) -> np.ndarray:
     gray = np.pad(gray, leading + odd, "edge").astype(np.float32)
     rows = gray[..., ::2, :] + gray[..., 1::2, :]
     return (rows[..., ::2] + rows[..., 1::2]) / 4
-
-
-@contextmanager
-def decoding(file: File) -> Iterator[None]:
-    """Turns what a library raises while it decodes a file into a `UserError` with the file's name.
-
-    Only calls of such libraries stand inside, so that faults of this program stay visible.
-    """
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:  # its own text is an address in memory
-        raise UserError(f"{file}: not an image in a known format; replace or remove it") from error
-    except Exception as error:  # the decoders raise a dozen kinds for a damaged file
-        if isinstance(error, OSError) and error.errno:  # of the operating system, not of Pillow
-            raise OSError(error.errno, error.strerror, str(file)) from error
-        if isinstance(error, KeyError) and not file.exists():  # an archive that was replaced
-            raise UserError(f"{file}: no longer in the archive; run the command again") from error
-        reason = (str(error) or type(error).__name__).split("\n")[0]
-        advice = "replace or remove it"
-        raise UserError(f"{file}: not a readable image ({reason}); {advice}") from error
 
 
 def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:

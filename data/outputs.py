@@ -19,8 +19,8 @@ import tifffile
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from data.files import UNFINISHED, File, UserError, describe_file, figure_format, write_whole
-from data.images import decoding, read_image
+from data.files import UNFINISHED, File, UserError, decoding, describe_file, figure_format, write_whole
+from data.images import read_image
 from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
 from data.truth import encode_runs
 

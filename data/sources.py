@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from data.files import File, UserError
+from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_file, missing_package
 
-IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".svs", ".ndpi", ".scn", ".qptiff")
+PLAIN_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".svs", ".ndpi", ".scn", ".qptiff")
+IMAGE_ENDINGS = PLAIN_ENDINGS + MICROSCOPE_ENDINGS
 MASK_FOLDERS = ("masks", "labels", "overlays", "truth", "rois")  # beside images they hold no images to predict
 SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
@@ -30,6 +32,7 @@ UNREAD = ("file", "files")
 MASKS = ("mask beside images", "masks beside images")
 RESULTS = ("picture of earlier results", "pictures of earlier results")
 LINKS = ("broken link", "broken links")
+PACKED = ("file that is not read in an archive", "files that are not read in an archive")
 SHOWN_DETAILS = 5  # endings or names in the line on what is left out
 
 Parts = tuple[str, ...]  # the folders of a file below the source, and its name
@@ -52,6 +55,7 @@ class Sample:
     masks: tuple[File, ...] = ()
     plane: Plane | None = None  # of a stack, see data/stacks.py
     source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
+    scene: int | None = None  # of a microscope's file with several, see data/microscopes.py
 
 
 def find_samples(*sources: str | Path) -> list[Sample]:
@@ -84,7 +88,7 @@ def find_samples(*sources: str | Path) -> list[Sample]:
     names = ", ".join(map(str, sources))
     left_out_line = f"left out: {_format_left_out(left_out)}" if left_out else ""
     if not samples:
-        endings = ", ".join(IMAGE_ENDINGS)
+        endings = ", ".join(PLAIN_ENDINGS)
         raise UserError(f"{names}: no images in it ({endings}); {left_out_line or 'it is empty'}")
     check_unique_ids(samples)
     if left_out:
@@ -146,7 +150,12 @@ def _find_in_source(path: Path, is_only: bool, left_out: LeftOut) -> list[Sample
     if path.is_dir():
         return _group_files(_list_folder(path, left_out), path, left_out)
     if path.suffix.lower() in IMAGE_ENDINGS:
-        return [Sample(path.stem, path)]
+        if is_only:
+            check_package(path)
+        reason = _find_obstacle(path)
+        if reason:
+            left_out[reason].append(path.suffix.lower())
+        return [] if reason else [Sample(path.stem, path)]
     if path.suffix.lower() != ".zip" and not is_only:  # of all that a wildcard of the shell may give
         left_out[UNREAD].append(path.suffix.lower() or path.name)
         return []
@@ -238,7 +247,7 @@ def _list_zip(path: Path) -> list[tuple[Parts, File]]:
     except MemoryError:
         raise
     except Exception:  # zipfile raises several kinds for a damaged archive
-        expected = f"a folder, a .zip or an image ({', '.join(IMAGE_ENDINGS)})"
+        expected = f"a folder, a .zip or an image ({', '.join(PLAIN_ENDINGS)})"
         raise UserError(f"{path}: expected {expected}; this is neither, or it is damaged") from None
     files = {}
     for entry in entries:
@@ -279,7 +288,11 @@ def _group_files(files: list[tuple[Parts, File]], source: Path, left_out: LeftOu
         elif any(map(_is_hidden, parts)):
             continue
         elif parts[-1].lower().endswith(IMAGE_ENDINGS):
-            folders[parts[:-1]].append(file)
+            reason = _find_obstacle(file)
+            if reason:
+                left_out[reason].append(Path(parts[-1]).suffix.lower())
+            else:
+                folders[parts[:-1]].append(file)
         else:
             left_out[UNREAD].append(Path(parts[-1]).suffix.lower() or parts[-1])
     above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
@@ -307,6 +320,14 @@ def _group_files(files: list[tuple[Parts, File]], source: Path, left_out: LeftOu
     return samples
 
 
+def _find_obstacle(file: File) -> tuple[str, str] | None:
+    """Why a file of a microscope is left out, for one and for many; None where it can be read."""
+    package = missing_package(file)
+    if package:
+        return f"file that needs pip install {package}", f"files that need pip install {package}"
+    return PACKED if is_microscope_file(file) and not isinstance(file, Path) else None
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FILES
 
@@ -332,7 +353,7 @@ def check_unique_ids(samples: Iterable[Sample]) -> None:
 
 
 def _format_left_out(left_out: LeftOut) -> str:
-    """Such as "3 files (.czi, .xlsx), 1 broken link (a.png)"."""
+    """Such as "3 files (.doc, .xlsx), 2 files that need pip install nd2 (.nd2), 1 broken link (a.png)"."""
     texts = []
     for (one, many), details in left_out.items():
         text = f"{len(details)} {one if len(details) == 1 else many}"

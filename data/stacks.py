@@ -1,13 +1,14 @@
-"""Reads the planes of stacks: TIFFs with channels, z and time, such as OME-TIFFs and hyperstacks of ImageJ.
+"""Reads the planes of stacks: files with channels, z and time: OME-TIFFs, hyperstacks of ImageJ, files of microscopes.
 
 In:  the samples of `data.sources`.
-Out: a sample for each plane of z and time; of a sample one image, or its channels with their names.
+Out: a sample for each scene and each plane of z and time; of a sample one image, or its channels with their names.
 """
 
+import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO, NamedTuple
@@ -17,17 +18,19 @@ import numpy as np
 import tifffile
 from tifffile import PHOTOMETRIC
 
-from data.files import File, UserError
+from data.files import File, UserError, decoding
 from data.images import (
     MAX_PIXELS,
     check_image,
     check_page,
-    decoding,
+    find_level,
     read_image,
+    read_scene,
     read_tiff_header,
     tiff_orientation,
     turn_image,
 )
+from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.sources import Plane, Sample, check_unique_ids
 
 STACK_ENDINGS = (".tif", ".tiff")
@@ -37,6 +40,9 @@ PROJECTIONS = ("max", "mean", "sum")
 NUCLEAR_NAMES = re.compile(
     r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE
 )
+
+
+ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
 
 
 class Channels(NamedTuple):
@@ -80,12 +86,14 @@ def open_file(file: File) -> Iterator[BinaryIO]:
 def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample]:
     """Makes a sample of each plane of z and time of the stacks among samples: ID_z03, ID_t12 or ID_t12_z03, from 0.
 
+    Of a microscope's file with several scenes, each is an image or a stack of its own: ID_s02, ID_s02_z03.
+
     Args:
         samples: of `find_samples`.
         project: "max", "mean" or "sum" makes one plane of all along z; None leaves them apart.
 
     Returns:
-        Samples, sorted by id; those of a stack have a `plane`.
+        Samples, sorted by id; those of a stack have a `plane`, those of several scenes a `scene`.
 
     Raises:
         UserError: two planes or images share one id.
@@ -94,18 +102,20 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
     planes = 0
     stacks = 0
     for sample in samples:
-        layout = None if sample.masks else read_layout(sample.image)
-        if layout is None:
-            expanded.append(sample)
-            continue
-        own = [sample_of_plane(sample, layout, plane) for plane in list_planes(layout, project)]
+        layouts = [None] if sample.masks else read_layouts(sample.image)
+        own = []
+        for scene, layout in enumerate(layouts):
+            part = sample if len(layouts) == 1 else sample_of_scene(sample, scene, len(layouts))
+            planes_of_part = [] if layout is None else list_planes(layout, project)
+            own += [sample_of_plane(part, layout, plane) for plane in planes_of_part] or [part]
         expanded += own
         stacks += len(own) > 1
         planes += len(own) if len(own) > 1 else 0
     check_unique_ids(expanded)
     if stacks:
         advice = "" if project else "; --project max makes one image of all along z"
-        print(f"{stacks} {'stack' if stacks == 1 else 'stacks'}: {planes} planes, each an image of its own{advice}")
+        parts = "planes" if all(sample.scene is None for sample in expanded) else "scenes and planes"
+        print(f"{stacks} {'stack' if stacks == 1 else 'stacks'}: {planes} {parts}, each an image of its own{advice}")
     return sorted(expanded, key=lambda sample: sample.id)
 
 
@@ -116,6 +126,12 @@ def list_planes(layout: Layout, project: str | None) -> list[Plane]:
     return [Plane(z, t) for t, z in itertools.product(times, depths)]
 
 
+def sample_of_scene(sample: Sample, scene: int, count: int) -> Sample:
+    """The sample of one of several scenes, with its own id."""
+    digits = len(str(count - 1))
+    return replace(sample, id=f"{sample.id}_s{scene:0{digits}}", scene=scene)
+
+
 def sample_of_plane(sample: Sample, layout: Layout, plane: Plane) -> Sample:
     """The sample of one plane, with its own id."""
     name = sample.id
@@ -124,6 +140,27 @@ def sample_of_plane(sample: Sample, layout: Layout, plane: Plane) -> Sample:
             digits = len(str(layout.length(axis) - 1))
             name += f"_{axis.lower()}{index:0{digits}}"
     return replace(sample, id=name, plane=plane)
+
+
+def read_layouts(file: File) -> list[Layout | None]:
+    """The layout of each scene of a microscope's file, or that of another file, as `read_layout`."""
+    if not is_microscope_file(file):
+        return [read_layout(file)]
+    try:
+        with open_scenes(file) as scenes:
+            return [describe_scene(scene) for scene in scenes]
+    except (UserError, OSError):
+        return [None]
+
+
+def describe_scene(scene: Scene, size: tuple[int, int] | None = None) -> Layout | None:
+    """The layout of a scene, `size` (H, W) where it is a smaller level; None where it is one image, or not readable."""
+    if not scene.sizes or scene.sizes.keys() - set("TZC"):
+        return None
+    axes = [axis for axis in "TZC" if axis in scene.sizes]
+    shape = (*(scene.sizes[axis] for axis in axes), *(size or scene.levels[0]))
+    names = _name_channels(scene.names, scene.sizes["C"]) if "C" in axes else ()
+    return Layout("".join(axes) + "YX", shape, names)
 
 
 def read_layout(file: File) -> Layout | None:
@@ -156,7 +193,7 @@ def describe_layout(tiff: tifffile.TiffFile, file: File) -> Layout | None:
     if "C" in sizes:
         with decoding(file):
             known = _channel_names(tiff, sizes["C"])
-        names = tuple(name or f"channel {number}" for number, name in enumerate(known, start=1))
+        names = _name_channels(known, sizes["C"])
     return Layout(axes, series.shape, names)
 
 
@@ -173,8 +210,15 @@ def _name_axes(series: tifffile.TiffPageSeries) -> str:
     return axes
 
 
+def _name_channels(known: Sequence[str], count: int) -> tuple[str, ...]:
+    """The known names of channels, or their numbers from 1 where these do not tell them apart."""
+    if len(known) != count or len(set(known)) != count:
+        known = [""] * count
+    return tuple(name or f"channel {number}" for number, name in enumerate(known, start=1))
+
+
 def _channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
-    """Names of the channels from OME-XML or from ImageJ's labels; "" where there are none."""
+    """Names of the channels from OME-XML or from ImageJ's labels, as far as there are any."""
     names = []
     if tiff.is_ome:
         try:
@@ -185,38 +229,61 @@ def _channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
             names = [channel.get("Name") or "" for channel in image.iter() if channel.tag.endswith("}Channel")]
     elif tiff.is_imagej:
         names = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
-    return names if len(names) == count and len(set(names)) == count else [""] * count
+    return names
 
 
-def read_sample_image(sample: Sample, project: str | None = None) -> np.ndarray | Channels:
-    """Reads the image of a sample: (H, W), (H, W, 3), or several channels. Raises as `read_image`."""
-    if sample.plane is None:
-        return read_image(sample.image)
+def read_sample_image(sample: Sample, project: str | None = None, level: int = 0) -> np.ndarray | Channels:
+    """Reads the image of a sample: (H, W), (H, W, 3), or several channels.
+
+    Args:
+        sample: of `expand_planes`.
+        project: as there.
+        level: of the pyramid of a microscope's file, 0 the largest; only for the planes of stacks.
+
+    Raises:
+        UserError, OSError: as `read_image`.
+    """
     file = sample.image
+    if sample.plane is None:
+        return read_image(file, sample.scene)
+    if is_microscope_file(file):
+        with open_scene(file, sample.scene) as scene:
+            height, width = find_level(scene.levels, level, file)
+            read_plane = functools.partial(_read_plane_of_scene, scene, file, level, height)
+            return _read_channels(read_plane, describe_scene(scene, (height, width)), sample, project)
+    if level:
+        raise UserError(f"{file}: it is a stack; --level is for slides, whose planes have levels")
     with open_file(file) as stream:
         tiff = read_tiff_header(stream, file)
         layout = None if tiff is None else describe_layout(tiff, file)
-        if layout is None or not layout.holds(sample.plane):
-            raise UserError(f"{file}: it was replaced and has no such plane now; run the command again")
-        if layout.length("Y") * layout.length("X") > MAX_PIXELS:
-            raise UserError(f"{file}: a plane of {layout.shape} pixels is too large to be read at once")
-        planes = [
-            check_image(_read_channel(tiff.series[0], layout, channel, sample.plane, project, file), file)
-            for channel in range(layout.length("C"))
-        ]
+        series = None if layout is None else tiff.series[0]
+        return _read_channels(functools.partial(_read_plane, series, layout, file), layout, sample, project)
+
+
+def _read_channels(
+    read_plane: ReadPlane, layout: Layout | None, sample: Sample, project: str | None
+) -> np.ndarray | Channels:
+    """The plane of a sample with all its channels."""
+    file = sample.image
+    if layout is None or not layout.holds(sample.plane):
+        raise UserError(f"{file}: it was replaced and has no such plane now; run the command again")
+    if layout.length("Y") * layout.length("X") > MAX_PIXELS:
+        raise UserError(f"{file}: a plane of {layout.shape} pixels is too large to be read at once")
+    planes = [
+        check_image(_read_channel(read_plane, layout, channel, sample.plane, project), file)
+        for channel in range(layout.length("C"))
+    ]
     if not layout.names:
         return planes[0]
     return Channels(layout.names, np.stack(planes))
 
 
-def _read_channel(
-    series: tifffile.TiffPageSeries, layout: Layout, channel: int, plane: Plane, project: str | None, file: File
-) -> np.ndarray:
+def _read_channel(read_plane: ReadPlane, layout: Layout, channel: int, plane: Plane, project: str | None) -> np.ndarray:
     """One channel of a plane, (H, W) or (H, W, 3); a projection along z where the plane has none."""
     if plane.z is not None or layout.length("Z") == 1:
-        return _read_plane(series, layout, {"C": channel, "Z": plane.z or 0, "T": plane.t or 0}, file)
+        return read_plane({"C": channel, "Z": plane.z or 0, "T": plane.t or 0})
     depths = range(layout.length("Z"))
-    planes = (_read_plane(series, layout, {"C": channel, "Z": z, "T": plane.t or 0}, file) for z in depths)
+    planes = (read_plane({"C": channel, "Z": z, "T": plane.t or 0}) for z in depths)
     first = next(planes)
     if project == "max":
         for other in planes:
@@ -228,7 +295,12 @@ def _read_channel(
     return total / np.float32(len(depths)) if project == "mean" else total
 
 
-def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, indices: dict[str, int], file: File) -> np.ndarray:
+def _read_plane_of_scene(scene: Scene, file: File, level: int, height: int, indices: dict[str, int]) -> np.ndarray:
+    """(H, W) or (H, W, 3) of a level of a scene at the indices of channel, z and time."""
+    return read_scene(scene, file, level, 0, height, indices["C"], indices["Z"], indices["T"])
+
+
+def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, file: File, indices: dict[str, int]) -> np.ndarray:
     """(H, W) or (H, W, 3) of a series at the indices of channel, z and time; reads one page where it can."""
     with decoding(file):
         keyframe = series.keyframe

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import write_whole
-from data.images import TiffRows, open_rows
+from data.images import SceneRows, TiffRows, open_rows
 from data.measure import Columns, measure_image, measure_nuclei, write_table
 from data.outlines import write_geojson, write_rois
 from data.outputs import PredictionFiles, prediction_files
@@ -26,7 +26,7 @@ IMAGES_TABLE = "images.csv"
 def save_measurements(
     files: PredictionFiles,
     labels: np.ndarray | TiffRows,
-    image: np.ndarray | TiffRows | Channels,
+    image: np.ndarray | TiffRows | SceneRows | Channels,
     name: str,
     pixel_size: float | None,
     job: PredictionJob,

@@ -20,6 +20,7 @@ SCRIPTS = {  # script -> the scripts that it may import
 }
 MODULES = (
     "files",
+    "microscopes",
     "sources",
     "images",
     "calibration",
