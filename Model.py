@@ -19,16 +19,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import layers, ops
 
 from data.export import write_bioimageio, write_onnx
 from data.files import UserError, figure_format, find_beside_scripts, hash_file, run_script, write_whole
 from data.images import halve
 from data.nuclei import Calibration
 from data.scales import Probabilities
+from data.terminal import import_quietly
 from Preprocessed_data import find_record
+
+with import_quietly():
+    import keras
+    from keras import layers, ops
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()  # complains where there is no GPU; else it would do so later
 
 # The network.
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus

@@ -41,7 +41,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 from tqdm import tqdm
 
@@ -89,7 +88,7 @@ from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_wi
 from data.sources import Sample, find_samples
 from data.stacks import PROJECTIONS, Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
 from data.tables import report_tables, save_measurements, save_outlines
-from Model import HALO_PIXELS, depth_of, load_unet, predict_probability, read_calibration
+from Model import HALO_PIXELS, depth_of, keras, load_unet, predict_probability, read_calibration
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
     COLOUR_DIFFERENCE,

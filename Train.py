@@ -33,7 +33,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 import Model
@@ -46,6 +45,7 @@ from data.outputs import show_pictures
 from data.scales import Network, PredictionJob, make_thumbnails, run_jobs
 from data.sources import Sample, find_samples
 from data.truth import load_samples
+from Model import keras
 from Preprocessed_data import (
     KINDS,
     SEED,

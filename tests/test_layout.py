@@ -41,6 +41,7 @@ MODULES = (
     "confidence",
     "cluster",
     "export",
+    "terminal",
 )
 TOOLS = ("download", "make_sample")  # scripts in data/, which need nothing of the project
 NETWORK_LIBRARIES = {"keras", "tensorflow", "torch", "jax"}
@@ -80,7 +81,7 @@ def rank(node):
     """0 docstring, 1 imports, 2 constants, 3 definitions, 4 guard; None for all else."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return 0
-    if isinstance(node, ast.Import | ast.ImportFrom):
+    if isinstance(node, ast.Import | ast.ImportFrom) or ast.unparse(node).startswith("with import_quietly():"):
         return 1
     if isinstance(node, ast.Assign | ast.AnnAssign):
         return 2 if is_constant(node) else None
@@ -134,6 +135,8 @@ def check_order(name, guards):
         ("os.environ['A'] = '1'", None),
         ("SIZE += 1", None),
         ("print('hello')", None),
+        ("with import_quietly(): import keras", 1),
+        ("with open('a'): import keras", None),
         ("if True: pass", None),
         ("for i in range(3): pass", None),
     ],
