@@ -16,6 +16,11 @@ SQ and RQ, whose product is PQ, and the error of the count. Exit code 1: broken 
     python Evaluate_model.py --truth stage1_solution.csv --predicted submission.csv
 """
 
+from data.options import evaluate_model_parser
+
+if __name__ == "__main__":
+    evaluate_model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
+
 import argparse
 import csv
 import sys
@@ -400,16 +405,7 @@ def validation_ids(record: str, source: str) -> list[str]:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    files = parser.add_argument_group("files")
-    files.add_argument("--truth", required=True, help="Kaggle folder or .zip, or solution .csv")
-    predicted = "folder that Predict_masks.py or another tool wrote, or Kaggle's table"
-    files.add_argument("--predicted", "--submission", required=True, metavar="SOURCE", help=predicted)
-    files.add_argument("--compare", metavar="SOURCE", help="other predictions of the same images")
-    files.add_argument("--out", help="folder of scores.csv and scores.png (default: that of --predicted)")
-    chosen = parser.add_argument_group("images")
-    chosen.add_argument("--ids", help="training.json: only its validation ids, predicted with its own weights")
-    return parser.parse_args(argv)
+    return evaluate_model_parser(__doc__).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,11 @@ Out: in --out (default data/<source name>_predicted) what Predict_masks.py and E
     python Main.py --data data/stage1_train.zip
 """
 
+from data.options import DATA, main_parser
+
+if __name__ == "__main__":
+    main_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +28,8 @@ from data.tables import report_tables
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, save_scores
 from Model import load_unet
-from Predict_masks import WEIGHTS, describe_provenance, predict_samples, show_predictions
-from Preprocessed_data import DATA, find_record, find_training_data, to_display
+from Predict_masks import describe_provenance, predict_samples, show_predictions
+from Preprocessed_data import find_record, find_training_data, to_display
 
 COMPARED_IMAGES = 5  # in comparison.png
 
@@ -64,13 +69,7 @@ def save_comparison(samples: Sequence[Sample], rows: Sequence[dict], out: Path) 
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    files = parser.add_argument_group("files")
-    files.add_argument("--data", help="images with masks")
-    files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
-    files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
-    return parser.parse_args(argv)
+    return main_parser(__doc__).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

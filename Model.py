@@ -13,6 +13,11 @@ Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedica
 Segmentation", MICCAI 2015 (here with padded convolutions and batch normalisation).
 """
 
+from data.options import BASE_FILTERS, DEPTH, EXPORTS, FIGURE, model_parser
+
+if __name__ == "__main__":
+    model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
+
 import argparse
 import math
 from collections.abc import Sequence
@@ -22,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from data.export import write_bioimageio, write_onnx
-from data.files import UserError, figure_format, find_beside_scripts, hash_file, run_script, write_whole
+from data.files import UserError, figure_format, hash_file, run_script, write_whole
 from data.images import halve
 from data.nuclei import Calibration
 from data.scales import Probabilities
@@ -39,8 +44,6 @@ with import_quietly():
         tensorflow.config.list_physical_devices()  # complains where there is no GPU; else it would do so later
 
 # The network.
-DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
-BASE_FILTERS = 16
 INPUT_SHAPE = (None, None, None, 1)
 OUTPUT_SHAPE = (None, None, None, 2)
 HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
@@ -48,11 +51,7 @@ HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on
 PROCESSOR = Path("/proc/cpuinfo")  # tells what the processor can, on Linux
 WEIGHT_DECAY = 1e-4
 BORDER_WEIGHT = 0.5  # the loss of borders counts half, because Dice depends on nuclei
-# The export.
-WEIGHTS = "weights/unet.keras"
-EXPORTS = {"onnx": "unet.onnx", "bioimageio": "unet.zip"}  # format -> file
 # The figure.
-FIGURE = "Unet.png"
 DEEPEST_SIZE = 16  # pixels, side of the smallest feature maps that the figure shows
 ARROWS = {  # layer -> colour and legend
     "conv": ("#334155", "3×3 convolution, batch norm, ReLU"),
@@ -502,19 +501,7 @@ def _draw_sizes(axes, maps: list[FeatureMap]) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    network = parser.add_argument_group("network")
-    network.add_argument("--depth", type=int, default=DEPTH, help="poolings (default %(default)s)")
-    network.add_argument(
-        "--base-filters", type=int, default=BASE_FILTERS, help="filters at full resolution (default %(default)s)"
-    )
-    files = parser.add_argument_group("files")
-    files.add_argument("--export", choices=EXPORTS, help="write trained weights for other runtimes, draw nothing")
-    files.add_argument(
-        "--weights", default=find_beside_scripts(WEIGHTS), help="weights of --export (default %(default)s)"
-    )
-    files.add_argument("--out", help=f"picture to draw (default {FIGURE}) or file of --export (unet.onnx, unet.zip)")
-    return parser.parse_args(argv)
+    return model_parser(__doc__).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

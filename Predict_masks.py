@@ -26,6 +26,11 @@ Exit code 1: some images could not be read; they were named and skipped.
     python Predict_masks.py --data my_images --out my_nuclei --scheduler tcp://10.0.0.1:8786
 """
 
+from data.options import WEIGHTS, predict_masks_parser
+
+if __name__ == "__main__":
+    predict_masks_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
+
 import argparse
 import contextlib
 import dataclasses
@@ -86,14 +91,13 @@ from data.scales import (
 )
 from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
 from data.sources import Sample, find_samples
-from data.stacks import PROJECTIONS, Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
+from data.stacks import Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
 from data.tables import report_tables, save_measurements, save_outlines
 from Model import HALO_PIXELS, depth_of, keras, load_unet, predict_probability, read_calibration
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
     COLOUR_DIFFERENCE,
     COLOURS,
-    DATA,
     DEBRIS_RATIO,
     MAX_CORRELATION,
     MIN_COLOUR,
@@ -105,7 +109,6 @@ from Preprocessed_data import (
     to_grayscale,
 )
 
-WEIGHTS = "weights/unet.keras"
 # Work.
 READ_AHEAD = 8  # images
 LARGE_IMAGE = 2048 * 2048  # pixels; a larger image is predicted in tiles
@@ -666,35 +669,7 @@ def show_predictions(out: str | Path) -> Path:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    files = parser.add_argument_group("files")
-    data = find_beside_scripts(DATA)
-    sources = "images: folders, .zips, files, wildcards or .txt lists of paths"
-    files.add_argument("--data", nargs="+", metavar="SOURCE", default=[data], help=f"{sources} (default {DATA})")
-    files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
-    files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
-    files.add_argument("--overwrite", action="store_true", help="redo images that are done")
-    images = parser.add_argument_group("images (found out for each image, where not given)")
-    channel = "red, green, blue, a name in the file, a number from 1, or max, the brightest of all at each pixel"
-    images.add_argument("--channel", help=channel)
-    images.add_argument("--background", choices=("dark", "bright"), help="on which nuclei are bright, or dark")
-    images.add_argument("--project", choices=PROJECTIONS, help="make one image of all planes along z")
-    images.add_argument("--diameter", type=float, metavar="PIXELS", help="of the nuclei; sets the scale")
-    images.add_argument("--pixel-size", type=float, metavar="MICROMETRES", help="of a pixel; the labels keep it")
-    images.add_argument("--level", type=int, metavar="N", help="of slides with a pyramid (default 0, the largest)")
-    kept = parser.add_argument_group("nuclei that are kept (default all)")
-    kept.add_argument("--min-confidence", type=float, default=0.0, metavar="SHARE", help="from 0 to 1; see nuclei.csv")
-    kept.add_argument("--min-area", type=float, default=0.0, metavar="PIXELS", help="smaller nuclei are left out")
-    kept.add_argument("--max-area", type=float, metavar="PIXELS", help="larger nuclei are left out")
-    kept.add_argument("--clear-border", action="store_true", help="nuclei at the edge of the image are left out")
-    results = parser.add_argument_group("results")
-    results.add_argument("--show", action="store_true", help="show the files afterwards")
-    results.add_argument("--rois", action="store_true", help="write outlines for Fiji's ROI manager")
-    results.add_argument("--geojson", action="store_true", help="write detections for QuPath")
-    results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
-    machines = parser.add_argument_group("machines")
-    machines.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that predicts")
-    return parser.parse_args(argv)
+    return predict_masks_parser(__doc__).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

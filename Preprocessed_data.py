@@ -8,6 +8,11 @@ As a script it reads a source, prints a table by kind of image and saves a conta
     python Preprocessed_data.py --data data/stage1_train.zip --out contact_sheet.png
 """
 
+from data.options import preprocessed_data_parser
+
+if __name__ == "__main__":
+    preprocessed_data_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
+
 import argparse
 import hashlib
 import json
@@ -46,11 +51,9 @@ from data.sources import Sample, find_samples
 from data.truth import read_labels
 
 # Sources.
-DATA = "data/sample"
 TRAINING_DATA = ("data/stage1_train", "data/stage1_train.zip")
 TISSUE_DATA = ("data/tnbc", "data/tnbc.zip")
 VALIDATION_PATIENTS = {"tnbc": ("04", "09", "11")}  # by source; a patient's images are PATIENT_NUMBER
-CONTACT_SHEET = "data/contact_sheet.png"
 SHOWN_IMAGES = 16  # in the contact sheet
 # Gray.
 BRIGHT_MEDIAN = 0.4  # of the range from black to white; a median above it is a bright background
@@ -508,12 +511,7 @@ def save_overview(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], ki
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    files = parser.add_argument_group("files")
-    files.add_argument("--data", default=find_beside_scripts(DATA), help=f"images and masks (default {DATA})")
-    contact_sheet = CONTACT_SHEET if Path(CONTACT_SHEET).parent.is_dir() else Path(CONTACT_SHEET).name
-    files.add_argument("--out", default=contact_sheet, help="picture (default %(default)s)")
-    return parser.parse_args(argv)
+    return preprocessed_data_parser(__doc__).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

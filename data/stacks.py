@@ -35,7 +35,6 @@ from data.sources import Plane, Sample, check_unique_ids
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
-PROJECTIONS = ("max", "mean", "sum")
 # Names of nuclear stains and markers; case does not count.
 NUCLEAR_NAMES = re.compile(
     r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE

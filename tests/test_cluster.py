@@ -24,8 +24,8 @@ import Predict_masks
 import Train
 from data import cluster
 from data.files import UserError
+from data.options import DATA
 from data.sources import find_samples
-from Preprocessed_data import DATA
 
 IMAGES = 48
 

@@ -20,6 +20,7 @@ SCRIPTS = {  # script -> the scripts that it may import
 }
 MODULES = (
     "files",
+    "options",
     "microscopes",
     "sources",
     "images",
@@ -46,6 +47,7 @@ MODULES = (
 TOOLS = ("download", "make_sample")  # scripts in data/, which need nothing of the project
 NETWORK_LIBRARIES = {"keras", "tensorflow", "torch", "jax"}
 SCRIPT_GUARD = "if __name__ == '__main__':\n    run_script(main)"
+EARLY_GUARD = re.compile(r"if __name__ == '__main__':\n    \w+_parser\(__doc__\)\.parse_args\(\)")
 TOOL_GUARD = "if __name__ == '__main__':\n    sys.exit(main())"
 each_script = pytest.mark.parametrize("script", SCRIPTS)
 each_module = pytest.mark.parametrize("module", MODULES)
@@ -82,6 +84,8 @@ def rank(node):
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return 0
     if isinstance(node, ast.Import | ast.ImportFrom) or ast.unparse(node).startswith("with import_quietly():"):
+        return 1
+    if EARLY_GUARD.fullmatch(ast.unparse(node)):
         return 1
     if isinstance(node, ast.Assign | ast.AnnAssign):
         return 2 if is_constant(node) else None
@@ -136,6 +140,7 @@ def check_order(name, guards):
         ("SIZE += 1", None),
         ("print('hello')", None),
         ("with import_quietly(): import keras", 1),
+        ("if __name__ == '__main__': a_parser(__doc__).parse_args()", 1),
         ("with open('a'): import keras", None),
         ("if True: pass", None),
         ("for i in range(3): pass", None),
@@ -252,7 +257,7 @@ def test_all_options_stand_in_groups_with_a_name(script, monkeypatch):
     (parser,) = parsers
     default_groups = (parser._positionals, parser._optionals)
     ungrouped = [action.dest for group in default_groups for action in group._group_actions]
-    assert ungrouped == ["help"]
+    assert ungrouped == ["help", "version"]
     groups = [group for group in parser._action_groups if group not in default_groups]
     assert groups and all(group.title for group in groups)
     assert all(action.help for action in parser._actions)

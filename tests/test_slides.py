@@ -16,8 +16,9 @@ import Model
 import Predict_masks
 from data import nuclei, scales, slides
 from data.images import read_image
+from data.intensity import brightness
+from data.options import DATA
 from data.sources import find_samples
-from Preprocessed_data import DATA, brightness
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,4 +1,4 @@
-"""What libraries write about themselves while they are imported."""
+"""The terminal: what libraries write while they are imported, help, and mistyped options."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from data.files import UserError
+from data.options import predict_masks_parser
 from data.terminal import STDERR, import_quietly
 
 
@@ -32,3 +33,38 @@ def test_a_mistake_is_the_only_line_on_the_terminal(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r".*none: no such file or folder.*\n", done.stderr)
+
+
+SCRIPTS = ("Preprocessed_data", "Model", "Predict_masks", "Evaluate_model", "Main")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_no_slow_library_and_ends_with_examples(script):
+    code = (
+        "import atexit, runpy, sys; sys.argv = ['a', '--help']; "
+        "atexit.register(lambda: print(sorted({'numpy', 'keras', 'matplotlib'} & set(sys.modules)))); "
+        f"runpy.run_path('{script}.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    *lines, modules = done.stdout.splitlines()
+    assert (done.returncode, modules) == (0, "[]")
+    examples = lines[lines.index("examples:") + 1 :]
+    assert examples and all(line.startswith(f"    python {script}.py") for line in examples)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--daat", "a"), "no option --daat; is --data meant?"),
+        (("--diameter", "wide"), "argument --diameter: invalid float value: 'wide'"),
+        (("--zzz",), "no option --zzz"),
+    ],
+)
+def test_a_mistyped_option_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict_masks_parser("").parse_args(words)
+    assert capsys.readouterr().err == f"error: {message}; --help lists the options\n"
+
+
+def test_every_option_may_be_shortened():
+    assert predict_masks_parser("").parse_args(["--min-c", "0.5"]).min_confidence == 0.5

@@ -56,6 +56,7 @@ import Train
 from data import nuclei
 from data.files import File, UserError, run_script
 from data.images import read_image
+from data.options import DATA, WEIGHTS
 from data.outputs import make_folders, outline_nuclei, prediction_files, save_tiles, write_prediction
 from data.sources import Sample, find_samples
 from data.truth import load_samples
@@ -263,7 +264,7 @@ def time_batch(weights: str) -> np.ndarray:
 
 def draw_large(side: int, file: str) -> None:
     """Writes the sample's brightest image, repeated, as a tiled 8-bit TIFF, strip by strip."""
-    samples = find_samples(Preprocessed_data.DATA)
+    samples = find_samples(DATA)
     image = read_image(samples[1].image)
     image = Preprocessed_data.brightness(image)
     across = np.tile(image, (1, -(-side // image.shape[1])))[:, :side]
@@ -339,8 +340,8 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=Preprocessed_data.DATA, help="default %(default)s")
-    parser.add_argument("--weights", default=Predict_masks.WEIGHTS, help="default %(default)s")
+    parser.add_argument("--data", default=DATA, help="default %(default)s")
+    parser.add_argument("--weights", default=WEIGHTS, help="default %(default)s")
     parser.add_argument("--plain", action="store_true", help="train and score the plain recipe too")
     parser.add_argument("--speed", action="store_true", help="time instead of scoring")
     parser.add_argument("--images", help="with --speed: images to predict")

@@ -21,6 +21,7 @@ import Model
 import Predict_masks
 import Preprocessed_data
 from data.files import run_script
+from data.options import DATA, WEIGHTS
 from data.truth import read_sample
 from Main import choose_samples
 
@@ -155,8 +156,8 @@ def choose_images(data: str, weights: str) -> list[tuple[np.ndarray, np.ndarray]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=Preprocessed_data.DATA, help="default %(default)s")
-    parser.add_argument("--weights", default=Predict_masks.WEIGHTS, help="default %(default)s")
+    parser.add_argument("--data", default=DATA, help="default %(default)s")
+    parser.add_argument("--weights", default=WEIGHTS, help="default %(default)s")
     args = parser.parse_args()
     model = Model.load_unet(args.weights)
 
