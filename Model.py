@@ -13,7 +13,7 @@ Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedica
 Segmentation", MICCAI 2015 (here with padded convolutions and batch normalisation).
 """
 
-from data.options import BASE_FILTERS, DEPTH, EXPORTS, FIGURE, model_parser
+from data.options import BASE_FILTERS, DEPTH, EXPORTS, FIGURE, WEIGHTS, model_parser
 
 if __name__ == "__main__":
     model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -21,18 +21,18 @@ if __name__ == "__main__":
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.export import write_bioimageio, write_onnx
-from data.files import UserError, figure_format, hash_file, run_script, write_whole
-from data.images import halve
+from data.figure import draw_unet
+from data.files import UserError, find_beside_scripts, hash_file, run_script
+from data.images import halve, read_image
 from data.nuclei import Calibration
 from data.scales import Probabilities
 from data.terminal import import_quietly
-from Preprocessed_data import find_record
+from Preprocessed_data import find_record, to_grayscale
 
 with import_quietly():
     import keras
@@ -43,6 +43,7 @@ with import_quietly():
 
         tensorflow.config.list_physical_devices()  # complains where there is no GPU; else it would do so later
 
+EXAMPLE = "data/sample/fluorescence_crowded_1/images/fluorescence_crowded_1.png"  # shown in the figure
 # The network.
 INPUT_SHAPE = (None, None, None, 1)
 OUTPUT_SHAPE = (None, None, None, 2)
@@ -51,18 +52,6 @@ HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on
 PROCESSOR = Path("/proc/cpuinfo")  # tells what the processor can, on Linux
 WEIGHT_DECAY = 1e-4
 BORDER_WEIGHT = 0.5  # the loss of borders counts half, because Dice depends on nuclei
-# The figure.
-DEEPEST_SIZE = 16  # pixels, side of the smallest feature maps that the figure shows
-ARROWS = {  # layer -> colour and legend
-    "conv": ("#334155", "3×3 convolution, batch norm, ReLU"),
-    "pool": ("#d1495b", "2×2 max pooling"),
-    "upconv": ("#e08e1b", "2×2 up-convolution"),
-    "probability": ("#7c4dab", "1×1 convolution, sigmoid"),
-    "skip": ("#94a3b8", "skip connection (copy and concatenate)"),
-}
-CONTRACTING = "#3b6fb6"  # colours of the feature maps
-COPIED = "#b9d0ee"
-EXPANSIVE = "#2a9d8f"
 
 
 class Unet:
@@ -361,143 +350,12 @@ def flops_per_pixel(model: keras.Model) -> float:
     return flops
 
 
-@dataclass
-class FeatureMap:
-    """A box of the figure; lengths in inches, x to the right and y upwards."""
-
-    layer: str  # a key of ARROWS, or "gray"
-    size: int  # pixels, side of the map
-    filters: int
-    colour: str
-    left: float
-    seam: float  # between copied features and the map's own
-    right: float
-    top: float
-    low: float
-
-    @property
-    def middle(self) -> float:
-        """Where arrows up and down begin: the middle of the features that are not copied."""
-        return (self.seam + self.right) / 2
-
-
-def draw_unet(model: keras.Model, file: str | Path) -> None:
-    """Draws the U from the model's own layers: feature maps as boxes, layers as arrows.
-
-    Args:
-        model: a built U-Net, of `Unet.build` or `load_unet`.
-        file: picture to write; the suffix (.png, .svg, .pdf) chooses the format.
-    """
-    from matplotlib.figure import Figure  # here, as only the figure needs it
-
-    depth = depth_of(model)
-    maps = _feature_maps(model, DEEPEST_SIZE * 2**depth)
-    # One unit of the axes is one inch, so boxes and texts keep their scale at every depth.
-    left = -1.5
-    right = maps[-1].right + 1.5
-    bottom = min(box.low for box in maps) - 1.1
-    top = 1.4
-    figure = Figure(figsize=(right - left, top - bottom), facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
-    axes.set_axis_off()
-    _draw_boxes(axes, maps)
-    _draw_arrows(axes, maps)
-    _draw_sizes(axes, maps)
-    middle = (left + right) / 2
-    caption = f"depth {depth}  ·  {model.count_params():,} parameters"
-    axes.text(middle, 0.85, "U-Net", size=26, weight="bold", ha="center")
-    axes.text(middle, 0.52, caption, size=13, ha="center")
-    for colour, text in ARROWS.values():
-        axes.plot([], [], color=colour, lw=3, label=text)
-    axes.bar(0, 0, color=COPIED, label="copied features")
-    axes.legend(loc="lower center", ncols=min(depth + 1, 3), frameon=False, fontsize=11)
-    with write_whole(file) as part:
-        figure.savefig(part, dpi=150, format=figure_format(file))
-
-
-def _feature_maps(model: keras.Model, size: int) -> list[FeatureMap]:
-    """Walks the layers: each makes a box, or widens the one before it; `size` is the image's."""
-    full_size = size
-    widest = max(layer.output.shape[-1] for layer in model.layers)
-    maps = []
-    colour = CONTRACTING
-    x = 0.0  # middle of the box
-    top = 0.0
-    for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization | layers.ReLU):
-            continue  # part of the arrow of their convolution
-        filters = layer.output.shape[-1]
-        # Roots, here and in the height, or the first boxes would be hairlines, the deepest flat.
-        width = max(0.5 * (filters / widest) ** 0.5, 0.07)
-        if isinstance(layer, layers.Concatenate):  # the copied features, left of the seam
-            _widen(maps[-1], filters, width)
-            continue
-        name = layer.name.split("_")[-1].rstrip("12")
-        if name == "pool":  # straight below the box before
-            size //= layer.strides[0]
-            top = maps[-1].low - 0.72
-        elif name == "upconv":  # straight above
-            size *= layer.strides[0]
-            colour = EXPANSIVE
-            top = next(box.top for box in maps if box.size == size)
-        elif maps:
-            x = maps[-1].right + 0.4 + width / 2
-        left = x - width / 2
-        low = top - 1.7 * (size / full_size) ** 0.6
-        maps.append(FeatureMap(name, size, filters, colour, left, left, x + width / 2, top, low))
-    return maps
-
-
-def _widen(box: FeatureMap, filters: int, width: float) -> None:
-    """Adds copied features to a box, left of its own, which keep their middle."""
-    middle = box.middle
-    own_width = width * box.filters / filters
-    box.filters = filters
-    box.seam = middle - own_width / 2
-    box.right = middle + own_width / 2
-    box.left = box.right - width
-
-
-def _draw_boxes(axes, maps: list[FeatureMap]) -> None:
-    for box in maps:
-        for left, right, colour in ((box.left, box.seam, COPIED), (box.seam, box.right, box.colour)):
-            axes.bar(left, box.top - box.low, right - left, box.low, align="edge", color=colour)
-        axes.text((box.left + box.right) / 2, box.top + 0.06, box.filters, ha="center", size=12)
-
-
-def _draw_arrows(axes, maps: list[FeatureMap]) -> None:
-    """Draws an arrow for every layer, and one for every skip connection."""
-    arrows = []  # (layer, start, end)
-    last_of_size = {}
-    for before, box in zip([None, *maps], maps, strict=False):
-        y = (box.top + box.low) / 2
-        if box.layer == "pool":
-            arrows.append(("pool", (box.middle, before.low), (box.middle, box.top + 0.22)))
-        elif box.layer == "upconv":
-            start = (box.middle, before.top + 0.22)
-            arrows.append(("upconv", start, (box.middle, box.low)))
-        elif before:
-            arrows.append((box.layer, (before.right, y), (box.left, y)))
-        if box.left < box.seam:
-            arrows.append(("skip", (last_of_size[box.size].right, y), (box.left, y)))
-        last_of_size[box.size] = box
-    for layer, start, end in arrows:
-        style = {"arrowstyle": "-|>", "color": ARROWS[layer][0], "lw": 2.2}
-        axes.annotate("", end, start, size=13, arrowprops=style)
-
-
-def _draw_sizes(axes, maps: list[FeatureMap]) -> None:
-    """Writes the size of the maps at both ends of every row, and what goes in and comes out."""
-    style = {"va": "center", "size": 11, "color": "#64748b"}
-    for size in {box.size for box in maps}:
-        row = [box for box in maps if box.size == size]
-        y = (row[0].top + row[0].low) / 2
-        axes.text(row[0].left - 0.1, y, f"{size}×{size}", ha="right", **style)
-        axes.text(row[-1].right + 0.1, y, f"{size}×{size}", **style)
-    y = (maps[0].top + maps[0].low) / 2 + 0.18
-    style = {"size": 13, "weight": "bold"}
-    axes.text(maps[0].left - 0.1, y, "gray image", ha="right", **style)
-    axes.text(maps[-1].right + 0.1, y, "nucleus\nand border\nprobability", **style)
+def predict_example(depth: int, base_filters: int) -> list[np.ndarray]:
+    """Gray, and the trained network's two probabilities, (H, W), of an image of the sample; [] for other networks."""
+    if (depth, base_filters) != (DEPTH, BASE_FILTERS):
+        return []
+    gray = to_grayscale(read_image(Path(find_beside_scripts(EXAMPLE))))
+    return [gray, *predict_probability(load_unet(find_beside_scripts(WEIGHTS)), gray)]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -512,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = Unet(args.depth, args.base_filters).build()
     model.summary()
     print(f"{flops_per_pixel(model):,.0f} floating-point operations per pixel")
-    draw_unet(model, args.out or FIGURE)
+    draw_unet(model, args.depth, args.out or FIGURE, predict_example(args.depth, args.base_filters))
     print(f"saved the architecture to {args.out or FIGURE}")
 
 

@@ -42,6 +42,7 @@ MODULES = (
     "confidence",
     "cluster",
     "export",
+    "figure",
     "terminal",
 )
 TOOLS = ("download", "make_sample")  # scripts in data/, which need nothing of the project
