@@ -3,7 +3,7 @@
 In:  images with masks: --data, else data/stage1_train or data/stage1_train.zip, else data/sample;
      the weights, and beside them training.json with the ids they were trained on, never scored.
 Out: in --out (default data/<source name>_predicted) what Predict_masks.py and Evaluate_model.py
-     write, and comparison.png: image, truth and prediction from the worst Dice to the best.
+     write, and comparison.png: image, nuclei found, and the difference to the truth.
 
     python Main.py
     python Main.py --data data/stage1_train.zip
@@ -22,7 +22,8 @@ import numpy as np
 
 from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
-from data.outputs import claim_out, default_out, outline_nuclei, prediction_files, save_contact_sheet, show_pictures
+from data.outputs import claim_out, default_out, prediction_files
+from data.pictures import save_comparison, show_pictures
 from data.sources import Sample, find_samples
 from data.tables import report_tables
 from data.truth import read_sample
@@ -30,8 +31,6 @@ from Evaluate_model import evaluate, format_table, open_truth, save_scores
 from Model import load_unet
 from Predict_masks import describe_provenance, predict_samples, show_predictions
 from Preprocessed_data import find_record, find_training_data, to_display
-
-COMPARED_IMAGES = 5  # in comparison.png
 
 
 def choose_samples(data: str, weights: str) -> list[Sample]:
@@ -49,22 +48,17 @@ def choose_samples(data: str, weights: str) -> list[Sample]:
     return chosen
 
 
-def save_comparison(samples: Sequence[Sample], rows: Sequence[dict], out: Path) -> Path:
-    """Draws image, truth and prediction of images evenly spaced from the worst Dice to the best."""
+def compare_with_truth(samples: Sequence[Sample], rows: Sequence[dict], out: Path) -> Path:
+    """Draws comparison.png of a few scored images."""
     samples_by_id = {sample.id: sample for sample in samples}
-    rows = sorted(rows, key=lambda row: row["dice"])
-    pictures = []
-    titles = []
-    for index in np.unique(np.linspace(0, len(rows) - 1, COMPARED_IMAGES).astype(int)):
-        row = rows[index]
-        image, truth = read_sample(samples_by_id[row["id"]])
-        predicted = read_image(prediction_files(out, row["id"]).labels)
-        picture = to_display(image)
-        pictures += [picture, outline_nuclei(picture, truth), outline_nuclei(picture, predicted)]
-        titles += [row["id"][:24], f"truth, {row['nuclei_true']} nuclei"]
-        titles += [f"prediction, {row['nuclei_predicted']} nuclei, Dice {row['dice']:.2f}"]
+
+    def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The picture, the truth and the predicted labels of an image."""
+        image, truth = read_sample(samples_by_id[name])
+        return to_display(image), truth, read_image(prediction_files(out, name).labels)
+
     file = out / "comparison.png"
-    save_contact_sheet(pictures, titles, file, columns=3)
+    save_comparison(rows, read, file)
     return file
 
 
@@ -86,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_scores(rows, out)
     report_tables(out, written)
     predictions = show_predictions(out)
-    comparison = save_comparison(samples, rows, out)
+    comparison = compare_with_truth(samples, rows, out)
     print(f"saved masks, labels and overlays too, and {predictions} and {comparison}")
     show_pictures(comparison)
     return 1 if unread or unscored else 0

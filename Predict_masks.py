@@ -68,16 +68,14 @@ from data.outputs import (
     find_unfinished,
     make_folders,
     mask_of,
-    outline_nuclei,
     prediction_files,
     remove_unfinished,
-    save_contact_sheet,
     save_png,
     save_submission,
     save_tiles,
-    show_pictures,
     write_prediction,
 )
+from data.pictures import draw_thumbnails, outline_nuclei, save_contact_sheet, show_pictures
 from data.scales import (
     Network,
     PredictionJob,
@@ -637,7 +635,7 @@ def prepare_worker(
 
 
 def show_predictions(out: str | Path) -> Path:
-    """Shows overlays and masks, reading nothing but the files that were written.
+    """Shows overlays and coloured labels, reading nothing but the files that were written.
 
     Args:
         out: folder that `predict_samples` wrote to.
@@ -658,9 +656,8 @@ def show_predictions(out: str | Path) -> Path:
         with open_rows(files.labels) as labels:
             tops = range(0, labels.shape[0], STRIP)
             nuclei = max(int(labels[top : top + STRIP].max()) for top in tops)
-        with open_rows(files.existing_mask()) as rows:
-            mask = subsample(rows, OVERLAY_PIXELS)
-        pictures += [read_image(files.overlay), np.stack([mask] * 3, -1)]
+            small_labels = subsample(labels, OVERLAY_PIXELS)
+        pictures += draw_thumbnails(read_image(files.overlay), small_labels)
         titles += [names[index][:24], f"{nuclei} nuclei"]
     picture = Path(out, "predictions.png")
     save_contact_sheet(pictures, titles, picture)

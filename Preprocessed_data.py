@@ -46,7 +46,7 @@ from data.intensity import (
     picture_values,
     stands_out,
 )
-from data.outputs import outline_nuclei, save_contact_sheet
+from data.pictures import draw_thumbnails, save_contact_sheet
 from data.sources import Sample, find_samples
 from data.truth import read_labels
 
@@ -504,7 +504,7 @@ def save_overview(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], ki
     """Saves a contact sheet of up to SHOWN_IMAGES images, evenly chosen, with their outlines."""
     chosen = np.unique(np.linspace(0, len(images) - 1, SHOWN_IMAGES).round().astype(int))
     chosen = sorted(chosen, key=lambda i: (kinds[i], images[i].shape))
-    pictures = [outline_nuclei(to_display(images[i]), labels[i]) for i in chosen]
+    pictures = [draw_thumbnails(to_display(images[i]), labels[i])[0] for i in chosen]
     titles = [f"{kinds[i]}, {images[i].shape[0]}x{images[i].shape[1]}" for i in chosen]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     save_contact_sheet(pictures, titles, out)

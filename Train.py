@@ -41,7 +41,7 @@ from data.confidence import calibrate
 from data.files import UserError, hash_file, run_script, write_whole
 from data.intensity import optical_density
 from data.nuclei import common_diameter
-from data.outputs import show_pictures
+from data.pictures import show_pictures
 from data.scales import Network, PredictionJob, make_thumbnails, run_jobs
 from data.sources import Sample, find_samples
 from data.truth import load_samples

@@ -126,20 +126,32 @@ def count_errors(table: np.ndarray | coo_array) -> dict[str, int]:
     >>> count_errors(np.array([[0, 0, 5], [0, 9, 0], [0, 8, 0], [6, 0, 0]]))
     {'missed': 1, 'false': 1, 'merged': 1, 'split': 0}
     """
+    return {name: int(is_error.sum()) for name, is_error in find_errors(table).items()}
+
+
+def find_errors(table: np.ndarray | coo_array) -> dict[str, np.ndarray]:
+    """Which nuclei `count_errors` counts.
+
+    Returns:
+        "missed" and "split" are (K + 1,) bool, by the rows of the table; "false" and "merged" (P + 1,), by its columns.
+    """
     table = coo_array(table)
     true_areas = table.sum(axis=1)
     predicted_areas = table.sum(axis=0)
     (rows, columns, shared), _ = pair_overlaps(table)
-    covered = np.bincount(rows, shared, len(true_areas))[1:]
-    true_covered = np.bincount(columns, shared, len(predicted_areas))[1:]
+    covered = np.bincount(rows, shared, len(true_areas))
+    true_covered = np.bincount(columns, shared, len(predicted_areas))
     held_true = np.bincount(columns[shared > true_areas[rows] / 2], minlength=len(predicted_areas))
     held_predicted = np.bincount(rows[shared > predicted_areas[columns] / 2], minlength=len(true_areas))
-    return {
-        "missed": int((covered < true_areas[1:] / 2).sum()),
-        "false": int((true_covered < predicted_areas[1:] / 2).sum()),
-        "merged": int((held_true >= 2).sum()),
-        "split": int((held_predicted >= 2).sum()),
+    errors = {
+        "missed": covered < true_areas / 2,
+        "false": true_covered < predicted_areas / 2,
+        "merged": held_true >= 2,
+        "split": held_predicted >= 2,
     }
+    for is_error in errors.values():
+        is_error[0] = False  # the background
+    return errors
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Writes and finds predictions: labels, masks, overlays, Kaggle's table, contact sheets.
+"""Writes and finds predictions: labels, masks, overlays, Kaggle's table.
 
 In:  labels (H, W) int32, pictures (H, W, 3) uint8.
 Out: files of `prediction_files` in one folder. Every file is written whole or not at all.
@@ -7,9 +7,7 @@ Out: files of `prediction_files` in one folder. Every file is written whole or n
 import csv
 import itertools
 import json
-import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +15,19 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import Image
-from skimage.segmentation import find_boundaries
 
-from data.files import UNFINISHED, File, UserError, decoding, describe_file, figure_format, write_whole
+from data.files import UNFINISHED, File, UserError, decoding, describe_file, write_whole
 from data.images import read_image
 from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
 from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays", "tables")
-OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
 IMAGE_KEYS = ("image", "seen")  # of a provenance: its size and checksum, and how it was seen
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
 TIFF_BUFFER = 32 * 2**20  # bytes of tiles that wait to be compressed; tifffile's default is 512 MB
 FAST_COMPRESSION = 1  # of zlib; PNGs a fifth larger, written three times as fast
-SHEET_DPI = 110
-DISPLAY_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY")  # set where Linux has a screen
 
 Provenance = dict  # what labels/ID.tif says of its weights, settings and image; JSON types only
 
@@ -317,43 +311,3 @@ def save_submission(out: str | Path, ids: Iterable[str]) -> Path:
             nuclei = encode_runs(read_image(prediction_files(out, name).labels))
             table.writerows((name, runs) for runs in nuclei or [""])
     return file
-
-
-def outline_nuclei(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A copy of a picture (H, W, 3) uint8 with each nucleus of labels (H, W) outlined."""
-    outlined = picture.copy()
-    outlined[find_boundaries(labels, mode="inner")] = OUTLINE_COLOUR
-    return outlined
-
-
-def save_contact_sheet(
-    pictures: Sequence[np.ndarray], titles: Sequence[str], out: str | Path, columns: int = 4
-) -> None:
-    """Saves pictures (H, W, 3) uint8 side by side, with titles, as one file."""
-    from matplotlib.figure import Figure  # here, so that reading images does not wait for it
-
-    rows = math.ceil(len(pictures) / columns)
-    figure = Figure(figsize=(3 * columns, 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
-        axes.imshow(picture)
-        axes.set_title(title, fontsize=8)
-    for axes in figure.axes:
-        axes.set_axis_off()
-    with write_whole(out) as file:
-        figure.savefig(file, dpi=SHEET_DPI, format=figure_format(out))
-
-
-def show_pictures(*files: str | Path) -> None:
-    """Opens a window for each picture file where there is a display; else does nothing."""
-    has_display = sys.platform in ("win32", "darwin")
-    has_display = has_display or any(name in os.environ for name in DISPLAY_VARIABLES)
-    if not has_display or os.environ.get("MPLBACKEND", "").lower() == "agg":
-        return
-    import matplotlib.pyplot as plt
-
-    for file in files:
-        _, axes = plt.subplots(num=str(file), figsize=(11, 8), layout="constrained")
-        axes.imshow(read_image(Path(file)))
-        axes.set_axis_off()
-    plt.show()

@@ -40,6 +40,7 @@ MODULES = (
     "predictions",
     "matching",
     "confidence",
+    "pictures",
     "cluster",
     "export",
     "figure",

@@ -6,7 +6,6 @@ import os
 import zipfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tifffile
@@ -15,8 +14,9 @@ from PIL import Image
 
 from data import outputs
 from data.files import UserError
-from data.images import open_rows, read_image
+from data.images import open_rows
 from data.measure import measure_image, measure_nuclei, write_table
+from data.pictures import outline_nuclei
 from data.sources import Sample, find_samples
 from data.tables import save_row
 from data.truth import decode_runs
@@ -32,7 +32,7 @@ def write(out, name, labels, provenance=PROVENANCE):
     """Writes the files of one image, its overlay black but for the outlines."""
     outputs.make_folders(out)
     files = outputs.prediction_files(out, name)
-    overlay = outputs.outline_nuclei(np.zeros((*labels.shape, 3), np.uint8), labels)
+    overlay = outline_nuclei(np.zeros((*labels.shape, 3), np.uint8), labels)
     nuclei = measure_nuclei(labels, labels, name)
     write_table(files.nuclei, [nuclei])
     save_row(files.row, measure_image(nuclei, labels.shape, name))
@@ -290,7 +290,7 @@ def test_files_agree_and_have_the_promised_types(tmp_path):
     labels[20:30, 20:35] = 2
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     outputs.make_folders(tmp_path)
-    overlay = outputs.outline_nuclei(picture, labels)
+    overlay = outline_nuclei(picture, labels)
     outputs.write_prediction(outputs.prediction_files(tmp_path, "a"), labels, overlay, PROVENANCE)
     mask = np.asarray(Image.open(tmp_path / "masks/a.png"))
     written = tifffile.imread(tmp_path / "labels/a.tif")
@@ -358,79 +358,3 @@ def test_the_submission_holds_the_nuclei_of_the_label_files(tmp_path):
     for number, (_, runs) in enumerate(rows[1:], start=1):
         decoded += number * decode_runs(runs, labels.shape)
     np.testing.assert_array_equal(decoded, labels)
-
-
-# Pictures.
-
-
-def test_outlines_are_drawn_on_the_rims_of_nuclei_only():
-    picture = np.random.default_rng(0).integers(0, 200, (20, 30, 3), np.uint8)
-    labels = np.zeros((20, 30), np.int32)
-    labels[4:12, 5:15] = 1
-    labels[4:12, 15:22] = 2  # touches the first
-    before = picture.copy()
-    outlined = outputs.outline_nuclei(picture, labels)
-    is_outline = (outlined == outputs.OUTLINE_COLOUR).all(axis=-1)
-    expected = labels > 0
-    expected[5:11, 6:14] = False
-    expected[5:11, 16:21] = False
-    np.testing.assert_array_equal(is_outline, expected)
-    np.testing.assert_array_equal(outlined[~is_outline], before[~is_outline])
-    np.testing.assert_array_equal(picture, before)
-
-
-def test_a_picture_without_nuclei_has_no_outlines():
-    picture = np.random.default_rng(0).integers(0, 200, (20, 30, 3), np.uint8)
-    np.testing.assert_array_equal(outputs.outline_nuclei(picture, np.zeros((20, 30), np.int32)), picture)
-
-
-@pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
-def test_contact_sheet_shows_every_picture(tmp_path, name):
-    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 0, 250), (0, 250, 250)]
-    pictures = [np.full((20, 30, 3), colour, np.uint8) for colour in colours]
-    outputs.save_contact_sheet(pictures, list("abcde"), str(tmp_path / name))
-    assert Image.open(tmp_path / name).format == {"sheet.png": "PNG", "sheet.jpg": "JPEG"}[name]
-    sheet = read_image(tmp_path / name)
-    for colour in colours:
-        assert (abs(sheet.astype(int) - colour) < 5).all(axis=-1).sum() > 1000
-
-
-def test_pictures_lie_in_rows_of_the_columns_asked_for(tmp_path):
-    pictures = [np.full((20, 20, 3), 90, np.uint8)] * 4
-    outputs.save_contact_sheet(pictures, list("abcd"), tmp_path / "wide.png")
-    outputs.save_contact_sheet(pictures, list("abcd"), tmp_path / "high.png", columns=1)
-    wide = read_image(tmp_path / "wide.png")
-    high = read_image(tmp_path / "high.png")
-    assert wide.shape[1] == 4 * high.shape[1] and high.shape[0] == 4 * wide.shape[0]
-
-
-@pytest.fixture
-def shown(tmp_path, monkeypatch):
-    """The names of the windows that were opened; a.png and b.png are there to be shown."""
-    names = []
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    monkeypatch.setattr(plt, "show", lambda: names.extend(plt.get_figlabels()))
-    monkeypatch.setattr(outputs.sys, "platform", "linux")
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    monkeypatch.delenv("MPLBACKEND", raising=False)
-    yield names
-    plt.close("all")
-
-
-def test_a_window_a_picture_opens_where_there_is_a_display(tmp_path, shown):
-    outputs.show_pictures(tmp_path / "a.png", tmp_path / "b.png")
-    assert shown == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-
-
-def test_no_window_opens_without_a_display(tmp_path, shown, monkeypatch):
-    monkeypatch.delenv("DISPLAY")
-    outputs.show_pictures(tmp_path / "a.png")
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    outputs.show_pictures(tmp_path / "a.png")
-    assert shown == []
-    monkeypatch.delenv("MPLBACKEND")
-    outputs.show_pictures(tmp_path / "a.png")
-    assert shown == [str(tmp_path / "a.png")]

@@ -15,6 +15,7 @@ from data.files import UserError
 from data.images import read_image
 from data.intensity import optical_density
 from data.nuclei import common_diameter
+from data.pictures import CELL
 from data.sources import find_samples
 from data.truth import load_samples
 from Preprocessed_data import (
@@ -442,7 +443,8 @@ def test_the_overview_shows_images_evenly_chosen(tmp_path, monkeypatch):
     labels = [np.zeros(image.shape, np.int32) for image in images]
     save_overview(images, labels, ["fluorescence"] * 40, str(tmp_path / "new" / "sheet.png"))
     pictures, titles, out = drawn["sheet"]
-    widths = [picture.shape[1] for picture in pictures]
+    widths = [int(title.split("x")[1]) for title in titles]
+    assert all(max(picture.shape) == CELL for picture in pictures)
     assert len(widths) == Preprocessed_data.SHOWN_IMAGES and (widths[0], widths[-1]) == (1, 40)
     assert set(np.diff(widths)) <= {2, 3}
     assert titles[0] == "fluorescence, 4x1"

@@ -14,7 +14,7 @@ from scipy import ndimage
 import Evaluate_model
 import Model
 import Predict_masks
-from data import nuclei, outputs, slides
+from data import nuclei, outputs, pictures, slides
 from data.images import read_image
 from data.sources import find_samples
 from data.truth import decode_runs, encode_runs
@@ -57,7 +57,7 @@ def test_gray_is_from_0_to_1_whatever_the_image_holds(image):
     assert image_kind(image) in KINDS
     picture = to_display(image)
     assert picture.shape == (*image.shape[:2], 3) and picture.dtype == np.uint8
-    assert outputs.outline_nuclei(picture, (gray > 0.5).astype(int)).shape == picture.shape
+    assert pictures.outline_nuclei(picture, (gray > 0.5).astype(int)).shape == picture.shape
 
 
 @MANY
@@ -94,7 +94,7 @@ def test_files_have_the_size_of_the_image_and_agree(unet, tmp_path_factory, imag
     outputs.make_folders(out)
     labels, _ = Predict_masks.find_nuclei(unet, to_grayscale(image))
     assert_well_numbered(labels)
-    overlay = outputs.outline_nuclei(to_display(image), labels)
+    overlay = pictures.outline_nuclei(to_display(image), labels)
     outputs.write_prediction(outputs.prediction_files(out, "a"), labels, overlay, {})
     mask = np.asarray(Image.open(out / "masks/a.png"))
     assert mask.shape == image.shape[:2]

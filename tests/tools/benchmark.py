@@ -57,7 +57,8 @@ from data import nuclei
 from data.files import File, UserError, run_script
 from data.images import read_image
 from data.options import DATA, WEIGHTS
-from data.outputs import make_folders, outline_nuclei, prediction_files, save_tiles, write_prediction
+from data.outputs import make_folders, prediction_files, save_tiles, write_prediction
+from data.pictures import outline_nuclei
 from data.sources import Sample, find_samples
 from data.truth import load_samples
 

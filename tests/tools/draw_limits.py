@@ -19,7 +19,7 @@ import Predict_masks
 import Preprocessed_data
 from data import make_sample
 from data.files import run_script
-from data.outputs import outline_nuclei, save_contact_sheet
+from data.pictures import draw_thumbnails, save_contact_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 256, 256
@@ -67,7 +67,7 @@ def main() -> None:
         image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
         labels, _ = Predict_masks.segment_image(model, image)
         picture = Preprocessed_data.to_display(image)
-        pictures += [outline_nuclei(picture, truth), outline_nuclei(picture, labels)]
+        pictures += [draw_thumbnails(picture, truth)[0], draw_thumbnails(picture, labels)[0]]
         dice = Evaluate_model.dice_score(truth > 0, labels > 0)
         found = f"prediction, {labels.max()} nuclei, Dice {dice:.2f}"
         titles += [f"{draw.__name__[5:].replace('_', ' ')}, truth, {truth.max()} nuclei", found]
