@@ -6,6 +6,7 @@ tool's label pictures (ID.tif, ID_cp_masks.png or the like), or Kaggle's table. 
 computed on `masks/ID.png`, AP and F1 on `labels/ID.tif`, at the image's own size; other tools' masks
 are where their labels are.
 Out: one table; `scores.csv` (one row per image, worst Dice first) and `scores.png` in --out.
+With --report also report.html in --predicted: the images on one page, the worst first.
 Mean and median are over images; pooled is over all pixels, so that large images weigh more. AP, F1
 and the scores of nuclei are means over images, the errors are sums. scores.csv has more columns:
 SQ and RQ, whose product is PQ, and the error of the count. Exit code 1: broken images were named and skipped.
@@ -49,6 +50,7 @@ from data.matching import (
 )
 from data.outputs import provenance_of_run, read_provenance
 from data.predictions import find_predicted, read_predicted
+from data.report import write_report
 from data.sources import Sample, find_samples
 from data.truth import read_labels, read_solution
 from Preprocessed_data import image_kind, read_training_record
@@ -363,6 +365,14 @@ def save_scores(rows: Sequence[dict], out: str | Path) -> None:
     print(f"saved scores.csv and scores.png to {out}")
 
 
+def report_scores(truth_source: str | Path, predicted_dir: str | Path, rows: Sequence[dict], scores: Path) -> None:
+    """Writes report.html of the scored images into the folder of the predictions; `scores` is scores.csv."""
+    truths = open_truth(truth_source)
+    ids = [row["id"] for row in rows]
+    report = write_report(predicted_dir, ids, scores, lambda name: read_truth(truths[name])[0])
+    print(f"saved the report to {report}; open it in a browser")
+
+
 def draw_scores(rows: Sequence[dict]) -> Figure:
     """Draws Dice of every image (left) and precision at every IoU threshold (right), by kind."""
     groups = group_by_kind(rows)
@@ -421,7 +431,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         other_rows, _ = evaluate(args.truth, args.compare, ids)
         print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
     predicted = Path(args.predicted)
-    save_scores(rows, args.out or (predicted if predicted.is_dir() else predicted.parent))
+    out = Path(args.out or (predicted if predicted.is_dir() else predicted.parent))
+    save_scores(rows, out)
+    if args.report:
+        report_scores(args.truth, predicted, rows, out / "scores.csv")
     return 1 if skipped else 0
 
 

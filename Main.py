@@ -3,7 +3,7 @@
 In:  images with masks: --data, else data/stage1_train or data/stage1_train.zip, else data/sample;
      the weights, and beside them training.json with the ids they were trained on, never scored.
 Out: in --out (default data/<source name>_predicted) what Predict_masks.py and Evaluate_model.py
-     write, and comparison.png: image, nuclei found, and the difference to the truth.
+     write with --report, and comparison.png: image, nuclei found, and the difference to the truth.
 
     python Main.py
     python Main.py --data data/stage1_train.zip
@@ -27,7 +27,7 @@ from data.pictures import save_comparison, show_pictures
 from data.sources import Sample, find_samples
 from data.tables import report_tables
 from data.truth import read_sample
-from Evaluate_model import evaluate, format_table, open_truth, save_scores
+from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
 from Model import load_unet
 from Predict_masks import describe_provenance, predict_samples, show_predictions
 from Preprocessed_data import find_record, find_training_data, to_display
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictions = show_predictions(out)
     comparison = compare_with_truth(samples, rows, out)
     print(f"saved masks, labels and overlays too, and {predictions} and {comparison}")
+    report_scores(data, out, rows, out / "scores.csv")
     show_pictures(comparison)
     return 1 if unread or unscored else 0
 

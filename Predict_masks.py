@@ -10,9 +10,10 @@ Out, in --out (default data/<source name>_predicted, without data/ where the wor
      nuclei.csv       a row for each nucleus: place, size, shape, intensity of every channel
      images.csv       a row for each image: count, density, how it was seen, warnings
      tables/          the same for each image, from which these two are made
-     predictions.png  with --show: some of them side by side
+     predictions.png  with --show: overlays and coloured labels of some of them
      rois/ID.zip      with --rois: outlines for Fiji's ROI manager
      geojson/ID.geojson  with --geojson: detections for QuPath, with their measurements
+     report.html      with --report: all images on one page, the doubtful ones first
      submission.csv   with --submission: the nuclei in run lengths, the table that Kaggle takes
      source.json      the absolute paths of the images' sources
 An image of more than 4 million pixels is predicted in tiles: its mask is masks/ID.tif, mask and
@@ -76,6 +77,7 @@ from data.outputs import (
     write_prediction,
 )
 from data.pictures import draw_thumbnails, outline_nuclei, save_contact_sheet, show_pictures
+from data.report import write_report
 from data.scales import (
     Network,
     PredictionJob,
@@ -701,6 +703,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"saved the outlines of nuclei to {out}, in rois/ or geojson/")
     if args.submission:
         print(f"saved Kaggle's table to {save_submission(out, ids)}")
+    if args.report:
+        print(f"saved the report to {write_report(out, ids)}")
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")
     return 1 if skipped else 0

@@ -102,6 +102,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     kept.add_argument("--clear-border", action="store_true", help="nuclei at the edge of the image are left out")
     results = parser.add_argument_group("results")
     results.add_argument("--show", action="store_true", help="show the files afterwards")
+    results.add_argument("--report", action="store_true", help="write a page of all images, the doubtful ones first")
     results.add_argument("--rois", action="store_true", help="write outlines for Fiji's ROI manager")
     results.add_argument("--geojson", action="store_true", help="write detections for QuPath")
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
@@ -119,6 +120,7 @@ def evaluate_model_parser(doc: str) -> OptionParser:
     files.add_argument("--predicted", "--submission", required=True, metavar="SOURCE", help=predicted)
     files.add_argument("--compare", metavar="SOURCE", help="other predictions of the same images")
     files.add_argument("--out", help="folder of scores.csv and scores.png (default: that of --predicted)")
+    files.add_argument("--report", action="store_true", help="write a page of the images, the worst first")
     chosen = parser.add_argument_group("images")
     chosen.add_argument("--ids", help="training.json: only its validation ids, predicted with its own weights")
     return parser

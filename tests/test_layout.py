@@ -41,6 +41,7 @@ MODULES = (
     "matching",
     "confidence",
     "pictures",
+    "report",
     "cluster",
     "export",
     "figure",

@@ -67,6 +67,7 @@ def test_the_committed_weights_do_the_whole_tour(run, tmp_path):
     done = run("Main.py")  # in another working directory
     out = tmp_path / "sample_predicted"
     assert done.returncode == 0, done.stderr
+    assert "saved the report to sample_predicted" in done.stdout
     assert "mean Dice" in done.stdout and "writing to sample_predicted" in done.stdout
     with open(out / "scores.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -77,5 +78,5 @@ def test_the_committed_weights_do_the_whole_tour(run, tmp_path):
     assert sum(dice) / 12 > 0.968 and sum(ap) / 12 > 0.88 and min(dice) > 0.95
     for folder, ending in (("masks", "png"), ("labels", "tif"), ("overlays", "png")):
         assert len(list((out / folder).glob(f"*.{ending}"))) == 12
-    for name in ("predictions.png", "scores.png", "comparison.png"):
+    for name in ("predictions.png", "scores.png", "comparison.png", "report.html"):
         assert (out / name).is_file()

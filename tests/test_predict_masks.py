@@ -372,11 +372,12 @@ def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, c
     save_images(tmp_path / "images", ["good"])
     (tmp_path / "images/broken.png").write_bytes(b"no image")
     out = tmp_path / "out"
-    arguments = ["--data", tmp_path / "images", "--weights", tiny_weights, "--out", out, "--show", "--submission"]
+    arguments = ["--data", tmp_path / "images", "--weights", tiny_weights, "--out", out]
+    arguments += ["--show", "--submission", "--report"]
     assert Predict_masks.main([str(argument) for argument in arguments]) == 1
     assert "broken.png" in capsys.readouterr().err
     assert [file.name for file in (out / "masks").iterdir()] == ["good.png"]
-    assert (out / "predictions.png").is_file()
+    assert (out / "predictions.png").is_file() and (out / "report.html").is_file()
     assert "good" in (out / "submission.csv").read_text()
     assert "broken" not in (out / "submission.csv").read_text()
 
