@@ -19,12 +19,14 @@ from skimage.segmentation import expand_labels, find_boundaries, relabel_sequent
 from data.files import figure_format, write_whole
 from data.images import read_image
 from data.matching import find_errors, overlap_table, pair_overlaps
+from data.nuclei import common_diameter
 
 OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
 LABEL_COLOURS = np.array(
     [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)],
     np.uint8,
 )
+MIN_OUTLINED = 6  # pixels; lines around narrower nuclei would hide them
 NEIGHBOUR_DISTANCE = 2  # pixels; nuclei whose gap is up to twice this wide are neighbours
 OUTCOME_COLOURS = {  # of nuclei in the difference to the truth; where two meet, the later one is drawn
     "found": (0, 158, 115),
@@ -117,8 +119,12 @@ def draw_difference(picture: np.ndarray, truth: np.ndarray, labels: np.ndarray) 
     lines |= find_boundaries(truth, mode="inner") & (outcomes == MERGED)
     gray = np.repeat(DIMMED * picture.mean(axis=-1, keepdims=True), 3, axis=-1)
     colours = np.array([(0, 0, 0), *OUTCOME_COLOURS.values()])
-    opacity = np.array([0, FOUND_OPACITY, *[FILL_OPACITY] * (len(OUTCOME_COLOURS) - 1)])[outcomes][..., None]
-    drawn = gray + opacity * (colours[outcomes] - gray)
+    opacity = np.array([0, *[FILL_OPACITY] * len(OUTCOME_COLOURS)])
+    is_outlined = max(common_diameter(labels), common_diameter(truth)) >= MIN_OUTLINED
+    if is_outlined:
+        opacity[FOUND] = FOUND_OPACITY
+    drawn = gray + opacity[outcomes][..., None] * (colours[outcomes] - gray)
+    lines &= is_outlined
     drawn[lines] = colours[ndimage.maximum_filter(outcomes, 3)[lines]]
     return drawn.astype(np.uint8)
 
@@ -162,11 +168,14 @@ def fit_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def draw_thumbnails(overlay: np.ndarray, labels: np.ndarray, side: int = CELL) -> tuple[np.ndarray, np.ndarray]:
     """An overlay (H, W, 3) uint8 with its longer side made `side` pixels long, and the coloured labels beside it.
 
-    The outlines of the labels (h, w), which may be subsampled, are drawn once more, so that they stay two pixels wide.
+    The outlines of the labels (h, w), which may be subsampled, are drawn once more, so that they stay two pixels wide;
+    not where the nuclei are narrower than MIN_OUTLINED.
     """
     picture = fit_picture(overlay, side)
     labels = fit_labels(labels, picture.shape[:2])
-    return outline_nuclei(picture, labels, is_thick=True), colour_labels(labels)
+    if common_diameter(labels) >= MIN_OUTLINED:
+        picture = outline_nuclei(picture, labels, is_thick=True)
+    return picture, colour_labels(labels)
 
 
 def save_contact_sheet(

@@ -43,7 +43,7 @@ CARD = Template("""\
 <article tabindex="-1" data-id="$id" data-kind="$kind" data-marks="$marks" data-count="$count" data-rank="$rank"$scores>
 <div class="name"><h2>$id</h2><span class="chip">$kind</span>$warnings</div>
 <div class="pictures">$pictures</div>
-<div><p class="count">$count nuclei$truth</p>$outcome<p class="seen">$seen</p>
+<div><p class="count">$nuclei$truth</p>$outcome<p class="seen">$seen</p>
 <div class="histograms">$histograms</div></div>
 </article>
 """)
@@ -56,7 +56,7 @@ MEANINGS = {
     "covered": "share of the image that nuclei cover",
     "area": "of each nucleus, from the smallest to the largest of the image",
     "intensity": "mean of each nucleus in the channel that was seen, or else in all; values of the file",
-    "confidence": "mean confidence of the nuclei, from 0 to 1",
+    "confidence": "mean confidence of the nuclei, from 0 to 1, where it is known",
 }
 TRUTH_MEANINGS = {
     "difference": "the image in gray with what is right and wrong in colours",
@@ -168,9 +168,10 @@ def rank_by_score(entry: Entry) -> tuple[float, str]:
 def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, str]:
     """What the frame of the page says, as HTML by the names of its places."""
     has_truth = bool(entries[0].score)
-    count = sum(entry.row["count"] for entry in entries)
+    images = "1 image" if len(entries) == 1 else f"{len(entries):,} images"
+    heading = f"{count_nuclei(sum(entry.row['count'] for entry in entries))} in {images}"
     folder = out.resolve().name
-    first = "the worst Dice first" if has_truth else "the doubtful ones first: with warnings, or few nuclei"
+    first = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"
     left_out = f"; the first {shown:,} of {len(entries):,} are shown" if shown < len(entries) else ""
     score_filters = ""
     legend = ""
@@ -187,8 +188,8 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
     orders |= {"ap": "worst AP", "errors": "most errors"} if has_truth else {}
     orders |= {"count": "few nuclei", "id": "id"}
     return {
-        "title": escape(f"{count:,} nuclei in {len(entries):,} images: {folder}"),
-        "heading": f"{count:,} nuclei in {len(entries):,} {'image' if len(entries) == 1 else 'images'}",
+        "title": escape(f"{heading}: {folder}"),
+        "heading": heading,
         "lead": escape(f"Folder {folder}, {first}{left_out}"),
         "totals": "".join(
             f"<div><dt>{swatch(name)}{name}</dt><dd>{value}</dd></div>" for name, value in sum_up(entries).items()
@@ -232,6 +233,15 @@ def describe_provenances(entries: Iterable[Entry]) -> str:
     return " ".join([*(texts or ["Weights unknown."]), f"Report written with {versions}."])
 
 
+def count_nuclei(count: int) -> str:
+    """A number of nuclei in words.
+
+    >>> count_nuclei(1), count_nuclei(1200)
+    ('1 nucleus', '1,200 nuclei')
+    """
+    return f"{count:,} {'nucleus' if count == 1 else 'nuclei'}"
+
+
 def list_choices(choices: dict[str, str], values: Iterable[str]) -> str:
     """The options of a menu: value -> text, then values that are their own text."""
     choices = choices | {value: value for value in values}
@@ -254,6 +264,7 @@ def draw_card(rank: int, entry: Entry, read_truth: Truths | None) -> str:
         kind=escape(entry.kind()),
         marks=escape("; ".join([*entry.warnings(), *list_errors(entry)])),
         count=row["count"],
+        nuclei=count_nuclei(row["count"]),
         rank=rank,
         scores="".join(f' data-{name}="{escape(value)}"' for name, value in scores.items()),
         warnings="".join(f'<span class="chip warning">{escape(warning)}</span>' for warning in entry.warnings()),

@@ -106,6 +106,15 @@ def test_every_error_has_its_colour(scale):
     assert not drawn[:, 18 * scale : 22 * scale].any()
 
 
+def test_nuclei_too_narrow_for_lines_are_filled():
+    truth, predicted, _ = draw_case()
+    drawn = pictures.draw_difference(np.zeros((10, 30, 3), np.uint8), truth, predicted)  # a quarter of the size
+    assert shows(drawn, "found", (5, 2)) and not (drawn == COLOURS["found"]).all(axis=-1).any()
+    picture = np.full((40, 120, 3), 90, np.uint8)
+    assert not (pictures.draw_thumbnails(picture, predicted, 30)[0] == pictures.OUTLINE_COLOUR).all(axis=-1).any()
+    assert (pictures.draw_thumbnails(picture, predicted, 120)[0] == pictures.OUTLINE_COLOUR).all(axis=-1).any()
+
+
 def test_as_many_nuclei_have_a_colour_as_are_counted():
     rng = np.random.default_rng(1)
     truth = draw_tiles((120, 120), 12) * (rng.random(101)[draw_tiles((120, 120), 12)] < 0.7)
