@@ -38,7 +38,6 @@ BINS = 24  # of a histogram
 BAR_HEIGHT = 40  # of the fullest bin
 ERRORS = tuple(name for name in OUTCOME_COLOURS if name != "found")
 SCORES = ("dice", "ap")
-OPTIONS = ("channel", "background", "project", "diameter", "level", "pixel_size")  # of a run; None: found out
 CARD = Template("""\
 <article tabindex="-1" data-id="$id" data-kind="$kind" data-marks="$marks" data-count="$count" data-rank="$rank"$scores>
 <div class="name"><h2>$id</h2><span class="chip">$kind</span>$warnings</div>
@@ -146,9 +145,7 @@ def read_entries(out: str | Path, ids: Iterable[str], scores: dict[str, dict[str
     for name in ids:
         files = prediction_files(out, name)
         if not files.are_complete():
-            raise UserError(
-                f"{out}: the report needs overlay and tables of {name}; run Predict_masks.py again with this --out"
-            )
+            raise UserError(f"{out}: the report needs the overlay and tables of {name}, which Predict_masks.py writes")
         row = json.loads(files.row.read_text(encoding="utf-8"))
         entries.append(Entry(name, files, row, scores.get(name, {})))
     return sorted(entries, key=rank_by_score if scores else rank_by_doubt)
@@ -225,8 +222,7 @@ def describe_provenances(entries: Iterable[Entry]) -> str:
             runs.append(run)
     texts = []
     for run in runs:
-        settings = run.get("settings", {})
-        options = [f"{name} {settings[name]}" for name in OPTIONS if settings.get(name) is not None]
+        options = [f"{name} {value}" for name, value in run.get("options", {}).items() if value]
         options = ", ".join(options) or "default options"
         texts.append(f"Weights with SHA-256 {run['weights_sha256'][:12]}…, {options}.")
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-image {skimage.__version__}"

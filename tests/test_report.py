@@ -14,7 +14,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 import Evaluate_model
-from data import outputs, report
+from data import outputs, report, tables
 from data.files import UserError
 from data.measure import measure_image, measure_nuclei, write_table
 from data.pictures import outline_nuclei
@@ -32,9 +32,11 @@ def write(out, name, labels, warnings=(), channel=""):
     nuclei = measure_nuclei(labels, image, name)
     row = measure_image(nuclei, labels.shape, name, None, channel, "1.0", "dark", warnings)
     write_table(files.nuclei, [nuclei])
-    outputs.save_row(files.row, row)
+    tables.save_row(files.row, row)
     overlay = outline_nuclei(np.stack([image] * 3, -1), labels)
-    outputs.write_prediction(files, labels, overlay, {"weights_sha256": "5f2b", "settings": {"diameter": 9}})
+    outputs.write_prediction(
+        files, labels, overlay, {"weights_sha256": "5f2b", "options": {"channel": None, "diameter": 9}}
+    )
     return files
 
 
@@ -81,6 +83,7 @@ def find_ids(page):
 def test_the_doubtful_images_come_first(predictions, tmp_path):
     page = (predictions / report.REPORT).read_text(encoding="utf-8")
     ids = find_ids(page)
+    assert "SHA-256 5f2b…, diameter 9." in page
     assert ids[:3] + ids[-1:] == ["empty", "noise", "few", "many"]
     shutil.copytree(predictions, tmp_path / "out")
     file = outputs.prediction_files(tmp_path / "out", "many").row
@@ -106,7 +109,7 @@ def test_histograms_count_every_nucleus():
 
 def test_predictions_without_tables_are_named(tmp_path):
     write(tmp_path, "a", draw_squares(1)).nuclei.unlink()
-    with pytest.raises(UserError, match="tables of a; run Predict_masks.py again"):
+    with pytest.raises(UserError, match="tables of a, which Predict_masks.py writes"):
         report.write_report(tmp_path, ["a"])
 
 
