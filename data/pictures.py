@@ -22,8 +22,16 @@ from data.matching import find_errors, overlap_table, pair_overlaps
 from data.nuclei import common_diameter
 
 OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
-LABEL_COLOURS = np.array(
-    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)],
+LABEL_COLOURS = np.array(  # pale, so that nobody takes them for those of OUTCOME_COLOURS
+    [
+        (141, 211, 199),
+        (255, 237, 160),
+        (190, 186, 218),
+        (251, 154, 140),
+        (128, 177, 211),
+        (253, 192, 134),
+        (199, 233, 140),
+    ],
     np.uint8,
 )
 MIN_OUTLINED = 6  # pixels; lines around narrower nuclei would hide them
