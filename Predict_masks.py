@@ -39,6 +39,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -684,7 +685,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     remove_unfinished(out)
     unfinished = samples if args.overwrite else find_unfinished(samples, out, provenance)
     done = len(samples) - len(unfinished)
-    if done:
+    if done == len(samples):
+        print(f"all {done} images are done already; --overwrite predicts them anew")
+    elif done:
         print(f"{done} of {len(samples)} images are done; --overwrite to redo")
     started = time.perf_counter()
     if args.scheduler and unfinished:
@@ -694,7 +697,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.perf_counter() - started
     if len(skipped) == len(samples):
         raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be predicted")
-    print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
+    if unfinished:
+        print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
     print(f"saved masks, labels and overlays to {out}")
     report_tables(out, ids)
@@ -707,6 +711,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"saved the report to {write_report(out, ids)}")
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")
+    if not args.report:
+        command = shlex.join(["python", "Predict_masks.py", "--data", *args.data, "--out", str(out), "--report"])
+        print(f"look at {out / 'overlays'}, or at all on one page: {command}")
     return 1 if skipped else 0
 
 

@@ -392,6 +392,9 @@ def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, 
     before = (out / "labels/a.tif").stat().st_mtime_ns
     assert Predict_masks.main(arguments) == 0
     assert "1 of 2 images are done; --overwrite" in capsys.readouterr().out
+    assert Predict_masks.main(arguments) == 0
+    again = capsys.readouterr().out
+    assert "all 2 images are done already" in again and "a second" not in again and "2 nuclei in 2 images" in again
     assert (out / "overlays/b.png").is_file() and (out / "labels/a.tif").stat().st_mtime_ns == before
     monkeypatch.setattr(nuclei, "MIN_AREA", 21)
     with pytest.raises(UserError, match="other weights or settings.*--overwrite"):
@@ -453,7 +456,7 @@ def test_two_folders_of_one_name_keep_their_own_results(tmp_path, predict, capsy
     assert "writing to day2_images_predicted" in capsys.readouterr().out
     for folder in folders[::-1]:
         predict("--data", folder)
-        assert "1 of 1 images are done" in capsys.readouterr().out
+        assert "all 1 images are done" in capsys.readouterr().out
     assert count_nuclei(work / "images_predicted", "img001") == 6
     assert count_nuclei(work / "day2_images_predicted", "img001") == 12
     predict("--data", *folders, "--out", "both")
@@ -477,7 +480,7 @@ def test_a_rerun_within_the_folder_of_the_images_does_not_predict_its_results(tm
     monkeypatch.chdir(plate)
     for _ in range(2):
         predict("--data", ".", "--show")
-    assert "2 of 2 images are done" in capsys.readouterr().out
+    assert "all 2 images are done" in capsys.readouterr().out
     assert count_nuclei(plate / "plate_predicted", "a") == 6
     assert count_nuclei(plate / "plate_predicted", "day1__a") == 12
 
@@ -531,7 +534,7 @@ def test_planes_are_images_of_their_own_and_a_projection_has_the_nuclei_of_all(t
     arguments = ["--data", tmp_path / "a.tif", "--out", "one"]
     for _ in range(2):
         predict(*arguments, "--project", "max")
-    assert "1 of 1 images are done" in capsys.readouterr().out
+    assert "all 1 images are done" in capsys.readouterr().out
     labels = work / "one/labels/a.tif"
     assert count_nuclei(work / "one", "a") == 12
     assert data.outputs.read_provenance(labels)["options"]["project"] == "max"

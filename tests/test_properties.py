@@ -39,13 +39,13 @@ def unet():
     return Model.load_unet(ROOT / Predict_masks.WEIGHTS)
 
 
-def assert_well_numbered(labels):
-    """1…K without gaps, each one connected piece of at least MIN_AREA pixels."""
+def assert_well_numbered(labels, scale=0):
+    """1…K without gaps, each one connected piece of at least MIN_AREA pixels of the scale that was predicted at."""
     assert labels.dtype == np.int32
     assert set(np.unique(labels)) - {0} == set(range(1, labels.max() + 1))
     for number in range(1, labels.max() + 1):
         assert ndimage.label(labels == number)[1] == 1
-        assert (labels == number).sum() >= nuclei.MIN_AREA
+        assert (labels == number).sum() >= nuclei.MIN_AREA * 4.0**scale
 
 
 @MANY
@@ -92,8 +92,8 @@ def test_nuclei_lower_than_the_context_are_the_same_in_strips(disks):
 def test_files_have_the_size_of_the_image_and_agree(unet, tmp_path_factory, image):
     out = tmp_path_factory.mktemp("out")
     outputs.make_folders(out)
-    labels, _ = Predict_masks.find_nuclei(unet, to_grayscale(image))
-    assert_well_numbered(labels)
+    labels, scales = Predict_masks.find_nuclei(unet, to_grayscale(image))
+    assert_well_numbered(labels, scales[0])
     overlay = pictures.outline_nuclei(to_display(image), labels)
     outputs.write_prediction(outputs.prediction_files(out, "a"), labels, overlay, {})
     mask = np.asarray(Image.open(out / "masks/a.png"))
