@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywher
 import Evaluate_model
 import Model
 import Predict_masks
-import Preprocessed_data
 from data.files import run_script, write_whole
 from data.nuclei import common_diameter
+from data.options import DATA
 from data.truth import read_sample
 from Main import choose_samples
 
@@ -87,7 +87,7 @@ def draw_curves(curves: dict[str, np.ndarray], file: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=Preprocessed_data.DATA, help="default %(default)s")
+    parser.add_argument("--data", default=DATA, help="default %(default)s")
     parser.add_argument("--weights", default=Predict_masks.WEIGHTS, help="default %(default)s")
     args = parser.parse_args()
     model = Model.load_unet(args.weights)
