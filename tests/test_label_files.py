@@ -13,7 +13,8 @@ from PIL import Image
 from data.files import UserError
 from data.label_files import read_label_file
 from data.outlines import write_geojson, write_rois
-from data.outputs import outline_nuclei, save_labels
+from data.outputs import save_labels
+from data.pictures import outline_nuclei
 
 IMAGE, LABELS = draw_nuclei((64, 80))
 COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 0), (90, 0, 200)], np.uint8)
