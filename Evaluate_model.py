@@ -1,6 +1,6 @@
 """Scores predicted masks and nuclei against the truth, for each image and over all images.
 
-In: the truth, a folder or .zip in Kaggle's layout (one PNG per nucleus) or Kaggle's solution .csv
+In: the truth, a folder or .zip of images with masks or labels (see data/layouts.py) or Kaggle's solution .csv
 (one run-length row per nucleus), and predictions: the folder that Predict_masks.py wrote, a folder of another
 tool's label pictures (ID.tif, ID_cp_masks.png or the like), or Kaggle's table. Dice and IoU are
 computed on `masks/ID.png`, AP and F1 on `labels/ID.tif`, at the image's own size; other tools' masks
@@ -52,7 +52,7 @@ from data.outputs import provenance_of_run, read_provenance
 from data.predictions import find_predicted, read_predicted
 from data.report import write_report
 from data.sources import Sample, find_samples
-from data.truth import read_labels, read_solution
+from data.truth import describe_kinds, read_labels, read_solution
 from Preprocessed_data import image_kind, read_training_record
 
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
@@ -108,6 +108,9 @@ def evaluate(
             if shape != truth.shape:  # the files are of other images: stop
                 raise UserError(f"{file} is {shape} but the truth is {truth.shape}")
         rows.append({"id": name, "kind": kind, **score_image(truth, mask, labels)})
+    pictures = [truths[row["id"]] for row in rows if isinstance(truths[row["id"]], Sample)]
+    if any(sample.truths for sample in pictures):
+        print(f"truth: {describe_kinds(pictures)}")
     if not rows:
         raise UserError(f"no image to score: {len(ids)} chosen, {len(skipped)} of them broken")
     return rows, skipped
@@ -117,9 +120,11 @@ def open_truth(source: str | Path) -> dict[str, Sample | np.ndarray]:
     """Returns id -> files to read later or, from a solution .csv, id -> labels."""
     if Path(source).suffix.lower() == ".csv":
         return read_solution(source)
-    truths = {sample.id: sample for sample in find_samples(source)}
-    if not any(sample.masks for sample in truths.values()):
-        raise UserError(f"{source} holds images but no truth; expected ID/masks/*.png")
+    truths = {sample.id: sample for sample in find_samples(source, with_truth=True)}
+    if not any(sample.has_truth for sample in truths.values()):
+        raise UserError(
+            f"{source} holds images but no truth; expected ID/masks/*.png, or a folder with images/ and masks/ in it"
+        )
     return truths
 
 

@@ -1,6 +1,6 @@
 """The tour: loads the trained weights, predicts, shows the pictures and reports the Dice score.
 
-In:  images with masks: --data, else data/stage1_train or data/stage1_train.zip, else data/sample;
+In:  images with truth: --data, else data/stage1_train or data/stage1_train.zip, else data/sample;
      the weights, and beside them training.json with the ids they were trained on, never scored.
 Out: in --out (default data/<source name>_predicted) what Predict_masks.py and Evaluate_model.py
      write with --report, and comparison.png: image, nuclei found, and the difference to the truth.
@@ -35,7 +35,7 @@ from Preprocessed_data import find_record, find_training_data, to_display
 
 def choose_samples(data: str, weights: str) -> list[Sample]:
     """The images of a source that these weights were validated on, or else not trained on."""
-    samples = find_samples(data)
+    samples = find_samples(data, with_truth=True)
     record = find_record(weights)
     trained = record.get("training_ids", [])
     validated = record.get("validation_ids", [])

@@ -482,7 +482,7 @@ def read_readable(samples: Iterable[Sample]) -> tuple[list[np.ndarray], list[np.
     """Reads images and labels, and names on stderr the samples that cannot be read.
 
     Returns:
-        images as in the files; labels (H, W) int32, all 0 where a sample has no masks; and the
+        images as in the files; labels (H, W) int32, all 0 where a sample has no truth; and the
         number of samples skipped.
     """
     images = []
@@ -492,7 +492,7 @@ def read_readable(samples: Iterable[Sample]) -> tuple[list[np.ndarray], list[np.
         try:
             image = read_image(sample.image)
             shape = image.shape[:2]
-            labels.append(read_labels(sample, shape) if sample.masks else np.zeros(shape, np.int32))
+            labels.append(read_labels(sample, shape) if sample.has_truth else np.zeros(shape, np.int32))
             images.append(image)
         except (UserError, OSError) as error:
             skipped += 1
@@ -516,7 +516,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    samples = find_samples(args.data)
+    samples = find_samples(args.data, with_truth=True)
     images, labels, skipped = read_readable(samples)
     if not images:
         raise UserError(f"{args.data}: none of its {len(samples)} images can be read")

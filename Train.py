@@ -1,6 +1,6 @@
 """Trains the U-Net on augmented crops and keeps the epoch that is best on whole validation images.
 
-In:  images with masks (Kaggle folders or .zip files). Out, in --out (default weights/trained):
+In:  images with their truth (folders or .zip files, see data/layouts.py). Out, in --out (default weights/trained):
      unet.keras     of the last fifth of the epochs the best by mean validation Dice at native size (with
                     --hold-out the last epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
@@ -44,7 +44,7 @@ from data.nuclei import common_diameter
 from data.pictures import show_pictures
 from data.scales import Network, PredictionJob, make_thumbnails, run_jobs
 from data.sources import Sample, find_samples
-from data.truth import load_samples
+from data.truth import describe_truth, load_samples
 from Model import keras
 from Preprocessed_data import (
     KINDS,
@@ -124,7 +124,7 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
     """Trains and writes everything to `out`.
 
     Args:
-        data: sources of images with masks.
+        data: sources of images with their truth.
         out: folder to write to.
         options: of the training.
         run_id: names this training in training.json; with `resume` it is that of the interrupted one.
@@ -139,7 +139,7 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
     process, processes = join_processes()
     is_writer = process == 0
     options.check(processes)
-    samples = find_samples(*data)
+    samples = find_samples(*data, with_truth=True)
     out = Path(out)
     if is_writer:
         out.mkdir(parents=True, exist_ok=True)
@@ -204,6 +204,10 @@ def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pa
         record: what training.json says before the first epoch, with the ids of both sides.
     """
     images, labels = load_samples(samples)
+    line, warnings = describe_truth(samples, images, labels)
+    print(line)
+    for warning in warnings:
+        print(f"warning: {warning}")
     ids = [sample.id for sample in samples]
     if options.hold_out:
         split = hold_out_kind(ids, images, options.hold_out)
@@ -583,7 +587,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default = Options()
     files = parser.add_argument_group("files")
     default_data = "data/stage1_train(.zip) and data/tnbc(.zip), where they are"
-    files.add_argument("--data", nargs="+", metavar="SOURCE", help=f"images with masks (default {default_data})")
+    files.add_argument("--data", nargs="+", metavar="SOURCE", help=f"images with their truth (default {default_data})")
     files.add_argument("--out", default=OUT, help="folder to write to (default %(default)s)")
     files.add_argument("--from", dest="from_weights", metavar="FILE", help="trained weights to start from")
     files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")

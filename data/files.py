@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def decoding(file: File) -> Iterator[None]:
+def decoding(file: File, expected: str = "image") -> Iterator[None]:
     """Turns what a library raises while it decodes a file into a `UserError` with the file's name.
 
     Only calls of such libraries stand inside, so that faults of this program stay visible.
@@ -46,7 +46,7 @@ def decoding(file: File) -> Iterator[None]:
             raise UserError(f"{file}: no longer in the archive; run the command again") from error
         reason = (str(error) or type(error).__name__).split("\n")[0]
         advice = "replace or remove it"
-        raise UserError(f"{file}: not a readable image ({reason}); {advice}") from error
+        raise UserError(f"{file}: not a readable {expected} ({reason}); {advice}") from error
 
 
 def find_beside_scripts(path: str) -> str:

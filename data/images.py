@@ -39,12 +39,14 @@ ROW_CHANNELS = {
 PILLOW_LOCK = threading.Lock()  # held while Pillow's limit of pixels is off
 
 
-def read_image(file: File, scene: int | None = None) -> np.ndarray:
+def read_image(file: File, scene: int | None = None, as_imagej: bool = False) -> np.ndarray:
     """Reads one image file.
 
     Args:
         file: an image of any format.
         scene: of a file of a microscope, see data/microscopes.py; None: its only one.
+        as_imagej: whether the values of ImageJ's files are those that ImageJ counts with, not the colours and the
+            inverted gray that it shows them in.
 
     Returns:
         image: (H, W) or (H, W, 3), bool, uint8, uint16 or the dtype of a TIFF.
@@ -59,7 +61,7 @@ def read_image(file: File, scene: int | None = None) -> np.ndarray:
     with decoding(file):
         content = file.read_bytes()
     if content[:4] in TIFF_HEADERS:
-        image = _decode_tiff(content, file)
+        image = _decode_tiff(content, file, as_imagej)
     else:
         image = _decode_with_pillow(content, file)
     return check_image(_drop_alpha(image), file)
@@ -328,7 +330,7 @@ def _is_stack(tiff: tifffile.TiffFile) -> bool:
     return planes > 1 or math.prod(tiff.series[0].shape) != math.prod(shape)
 
 
-def _decode_tiff(content: bytes, file: File) -> np.ndarray:
+def _decode_tiff(content: bytes, file: File, as_imagej: bool) -> np.ndarray:
     with decoding(file):
         tiff = tifffile.TiffFile(io.BytesIO(content))
         page = tiff.pages[0]
@@ -347,7 +349,9 @@ def _decode_tiff(content: bytes, file: File) -> np.ndarray:
         image = page.asarray()
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and image.ndim == 3:
         image = np.moveaxis(image, 0, -1)
-    return turn_image(_tiff_colours(image, page, file), tiff_orientation(page))
+    if not (as_imagej and tiff.is_imagej):
+        image = _tiff_colours(image, page, file)
+    return turn_image(image, tiff_orientation(page))
 
 
 def tiff_orientation(page: tifffile.TiffPage) -> int:

@@ -115,7 +115,7 @@ def evaluate_model_parser(doc: str) -> OptionParser:
     """The options of Evaluate_model.py."""
     parser = OptionParser(doc)
     files = parser.add_argument_group("files")
-    files.add_argument("--truth", required=True, help="Kaggle folder or .zip, or solution .csv")
+    files.add_argument("--truth", required=True, help="images with truth, folder or .zip, or solution .csv")
     predicted = "folder that Predict_masks.py or another tool wrote, or Kaggle's table"
     files.add_argument("--predicted", "--submission", required=True, metavar="SOURCE", help=predicted)
     files.add_argument("--compare", metavar="SOURCE", help="other predictions of the same images")
@@ -130,7 +130,7 @@ def main_parser(doc: str) -> OptionParser:
     """The options of Main.py."""
     parser = OptionParser(doc)
     files = parser.add_argument_group("files")
-    files.add_argument("--data", help="images with masks")
+    files.add_argument("--data", help="images with their truth")
     files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     return parser

@@ -13,11 +13,11 @@ import numpy as np
 
 from data.files import UserError
 from data.images import read_image
+from data.layouts import TRUTH_SUFFIXES
 from data.outputs import find_predictions, prediction_files
 from data.truth import decode_runs
 
 LABEL_ENDINGS = (".tif", ".tiff", ".png")  # JPEG changes numbers
-LABEL_SUFFIXES = ("_cp_masks", "_masks", "_mask", "_labels", "_label")  # that other tools put after a name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def name_of_labels(stem: str) -> str:
     >>> name_of_labels("a_cp_masks"), name_of_labels("b")
     ('a', 'b')
     """
-    for suffix in LABEL_SUFFIXES:
+    for suffix in TRUTH_SUFFIXES:
         if stem.endswith(suffix) and stem != suffix:
             return stem.removesuffix(suffix)
     return stem

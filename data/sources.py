@@ -2,6 +2,7 @@
 
 In:  folders of images with their sub-folders, image files, wildcards, .txt lists of paths, or the layout of the
      2018 Data Science Bowl (ID/images/ID.png, ID/masks/*.png), as a folder or as a .zip, which is read in place.
+     The truth lies in one of the layouts of `data.layouts`, too.
 Out: a list of `Sample`: ids with their files. No pixel is read here.
 """
 
@@ -13,52 +14,44 @@ import sys
 import zipfile
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from data.files import File, UserError
+from data.layouts import (
+    LINKS,
+    MASKS,
+    OUTLINE_ENDINGS,
+    PLAIN_ENDINGS,
+    RESULTS,
+    SOURCE_RECORD,
+    TRUTH_SUFFIXES,
+    UNREAD,
+    WITHOUT_TRUTH,
+    LeftOut,
+    Parts,
+    Sample,
+    add_predictions,
+    check_truths,
+    is_beside_images,
+    is_in_results,
+    nnunet_name,
+    pair_masks,
+    pair_truths,
+    part_truth_pictures,
+)
 from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_file, missing_package
 
-PLAIN_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".svs", ".ndpi", ".scn", ".qptiff")
 IMAGE_ENDINGS = PLAIN_ENDINGS + MICROSCOPE_ENDINGS
-MASK_FOLDERS = ("masks", "labels", "overlays", "truth", "rois")  # beside images they hold no images to predict
 SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
-SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
 MAX_ENTRY_BYTES = 2**31  # of one file in an archive
-# Why a file is left out, for one and for many.
-UNREAD = ("file", "files")
-MASKS = ("mask beside images", "masks beside images")
-RESULTS = ("picture of earlier results", "pictures of earlier results")
-LINKS = ("broken link", "broken links")
 PACKED = ("file that is not read in an archive", "files that are not read in an archive")
 SHOWN_DETAILS = 5  # endings or names in the line on what is left out
 
-Parts = tuple[str, ...]  # the folders of a file below the source, and its name
-LeftOut = dict[tuple[str, str], list[str]]  # reason -> of each file its ending, its name or ""
 
-
-class Plane(NamedTuple):
-    """Which plane of a stack is meant; None: there is one, or all along z are projected onto one."""
-
-    z: int | None  # counted from 0
-    t: int | None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image of a source, with one mask file per nucleus where the source has masks."""
-
-    id: str
-    image: File
-    masks: tuple[File, ...] = ()
-    plane: Plane | None = None  # of a stack, see data/stacks.py
-    source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
-    scene: int | None = None  # of a microscope's file with several, see data/microscopes.py
-
-
-def find_samples(*sources: str | Path) -> list[Sample]:
+def find_samples(*sources: str | Path, with_truth: bool = False) -> list[Sample]:
     """Finds the images of one source or several without reading them.
 
     The id of DAY/NAME.png is DAY__NAME; that of ID/images/ID.png is ID. Where two sources share an id, the name of the
@@ -67,31 +60,36 @@ def find_samples(*sources: str | Path) -> list[Sample]:
     Args:
         sources: folder of images, Kaggle folder or .zip, image file, wildcard such as "data/*.tif", or a .txt with
             one such path a line, relative to the folder of the .txt.
+        with_truth: whether truth is wanted; then truth that belongs to an image is not counted as left out, and a
+            folder of labels that Predict_masks.py wrote is truth for the images of the other sources.
 
     Returns:
         At least one sample, sorted by id.
 
     Raises:
-        UserError: nothing is there, no image is in it, two images share one id, or the archive is not safe to read.
+        UserError: nothing is there, no image is in it, two images share one id, or the archive is not safe to read;
+            with truth also images without it beside others that have it, and truth without an image.
     """
     left_out = defaultdict(list)
     paths = _expand_sources(sources)
     groups = defaultdict(list)  # folder that tells the sources apart -> samples
     files = set()
-    for path in paths:
-        samples = _find_in_source(path, len(paths) == 1, left_out)
+    for path, siblings in _group_paths(paths):
+        samples = _find_in_source(path, siblings, len(paths) == 1, left_out)
         # A source may lie in another one.
         samples = [sample for sample in samples if os.path.abspath(str(sample.image)) not in files]
         files |= {os.path.abspath(str(sample.image)) for sample in samples}
         groups[_folder_of(path)] += samples
     samples = sorted(_add_folders_to_shared_ids(groups), key=lambda sample: sample.id)
+    if with_truth:
+        samples = check_truths(add_predictions(samples, paths), left_out, paths)
     names = ", ".join(map(str, sources))
-    left_out_line = f"left out: {_format_left_out(left_out)}" if left_out else ""
+    left_out_line = _format_left_out(left_out)
     if not samples:
         endings = ", ".join(PLAIN_ENDINGS)
         raise UserError(f"{names}: no images in it ({endings}); {left_out_line or 'it is empty'}")
     check_unique_ids(samples)
-    if left_out:
+    if left_out_line:
         _say_once(left_out_line, names)
     return samples
 
@@ -141,25 +139,42 @@ def _match_wildcard(path: Path) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def _find_in_source(path: Path, is_only: bool, left_out: LeftOut) -> list[Sample]:
+def _group_paths(paths: Iterable[Path]) -> Iterable[tuple[Path, list[Path]]]:
+    """Pairs of a path and, where it is an image file, all image files among the paths in its folder."""
+    pictures = {}
+    for path in paths:
+        is_picture = path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+        if is_picture:
+            pictures.setdefault(_folder_of(path), []).append(path)
+        else:
+            yield path, []
+    for siblings in pictures.values():
+        yield siblings[0], siblings
+
+
+def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: LeftOut) -> list[Sample]:
+    if siblings:
+        if is_only:
+            check_package(path)
+        # Truth is found beside images even where a wildcard does not name it.
+        named = {file.name for file in siblings}
+        beside = [file for file in path.parent.iterdir() if file.name not in named and _may_be_truth(file)]
+        return _group_files([((file.name,), file) for file in siblings], path.parent, left_out, beside)
     if not path.exists():
         if is_only or not path.is_symlink():
             raise UserError(_advise_on_path(path))
-        left_out[LINKS].append(path.name)
+        left_out[LINKS].append(path)
         return []
     if path.is_dir():
         return _group_files(_list_folder(path, left_out), path, left_out)
-    if path.suffix.lower() in IMAGE_ENDINGS:
-        if is_only:
-            check_package(path)
-        reason = _find_obstacle(path)
-        if reason:
-            left_out[reason].append(path.suffix.lower())
-        return [] if reason else [Sample(path.stem, path)]
     if path.suffix.lower() != ".zip" and not is_only:  # of all that a wildcard of the shell may give
-        left_out[UNREAD].append(path.suffix.lower() or path.name)
+        left_out[UNREAD].append(path)
         return []
     return _group_files(_list_zip(path), path, left_out)
+
+
+def _may_be_truth(file: Path) -> bool:
+    return file.stem.lower().endswith(TRUTH_SUFFIXES) or file.suffix.lower() in OUTLINE_ENDINGS
 
 
 def _advise_on_path(path: Path) -> str:
@@ -234,7 +249,7 @@ def _list_folder(folder: Path, left_out: LeftOut) -> list[tuple[Parts, File]]:
             if path.is_file():
                 files.append((path.relative_to(folder).parts, path))
             elif path.is_symlink():
-                left_out[LINKS].append(name)
+                left_out[LINKS].append(path)
     return sorted(files)
 
 
@@ -278,10 +293,20 @@ def _find_fault(entry: zipfile.ZipInfo, earlier: Container[str]) -> str:
     return ""
 
 
-def _group_files(files: list[tuple[Parts, File]], source: Path, left_out: LeftOut) -> list[Sample]:
-    """Makes samples of the image files below a source, in Kaggle's layout or in any folders."""
+def _group_files(
+    files: list[tuple[Parts, File]], source: Path, left_out: LeftOut, beside: Iterable[Path] = ()
+) -> list[Sample]:
+    """Makes samples of the image files below a source, in Kaggle's layout or in any folders, with their truth.
+
+    Args:
+        files: below the source.
+        source: folder or .zip.
+        left_out: to which all files are added that are no images.
+        beside: files in the source that may be truth, and are nothing else.
+    """
     folders = defaultdict(list)  # in the order of names, so images come before their masks
     results = set()  # folders that hold results
+    others = []
     for parts, file in files:
         if parts[-1] == SOURCE_RECORD:
             results.add(parts[:-1])
@@ -290,34 +315,47 @@ def _group_files(files: list[tuple[Parts, File]], source: Path, left_out: LeftOu
         elif parts[-1].lower().endswith(IMAGE_ENDINGS):
             reason = _find_obstacle(file)
             if reason:
-                left_out[reason].append(Path(parts[-1]).suffix.lower())
+                left_out[reason].append(file)
             else:
                 folders[parts[:-1]].append(file)
         else:
-            left_out[UNREAD].append(Path(parts[-1]).suffix.lower() or parts[-1])
+            others.append((parts, file))
+    left_out[UNREAD] += [file for _, file in others]
     above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
     samples = []
+    places = {}  # id -> folder of the image and its name without ending
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
-    for folder, images in folders.items():
+    for folder, pictures in folders.items():
+        images, truths = part_truth_pictures(pictures)
         masks = (*folder[:-1], "masks")
-        if any(folder[:depth] in results for depth in range(1, len(folder) + 1)):
-            left_out[RESULTS] += [""] * len(images)
+        if is_in_results(folder, results):
+            left_out[RESULTS] += pictures
         elif folder[-1:] == ("images",) and len(images) == 1 and (masks in folders or images[0].stem in folder[-2:-1]):
             name = folder[-2] if len(folder) > 1 else source_name(source)
-            samples.append(Sample(name, images[0], tuple(folders.get(masks, ()))))
+            samples.append(pair_masks(Sample(name, images[0], tuple(folders.get(masks, ())))))
+            places[str(images[0])] = folder, images[0].stem
             used.add(masks)
-        elif folder not in used and _is_beside_images(folder, folders.keys() | results, above):
-            left_out[MASKS] += [""] * len(images)
+            left_out[MASKS] += truths
+        elif folder not in used and is_beside_images(folder, folders.keys() | results, above):
+            left_out[MASKS] += pictures
         elif folder not in used:
             plain[folder] = images
+            left_out[MASKS] += truths
     # An archive often holds one folder that holds all.
     top_folders = {folder[:1] for folder in plain}
     first = 1 if source.is_file() and len(top_folders) == 1 else 0
     for folder, images in plain.items():
-        names = _without_images(folder[first:])
-        samples += [Sample("__".join((*names, image.stem)), image) for image in images]
-    return samples
+        stems = {image.stem for image in images}
+        for image in images:
+            stem = nnunet_name(folder, image.stem, stems, folders)
+            names = _without_images(folder[first:] if stem is None else folder[first:-1])
+            stem = stem or image.stem
+            samples.append(Sample("__".join((*names, stem)), image))
+            places[str(image)] = folder, stem
+    pictures = [((*folder, file.name), file) for folder, files in folders.items() for file in files]
+    pictures += [((file.name,), file) for file in beside]
+    return pair_truths(samples, places, [*pictures, *others], results, left_out)
 
 
 def _find_obstacle(file: File) -> tuple[str, str] | None:
@@ -332,15 +370,6 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FILES
 
 
-def _is_beside_images(folder: Parts, image_folders: Container[Parts], above: Container[Parts]) -> bool:
-    """Whether a folder is, or lies in, masks/ or the like with images/ or images beside it."""
-    for depth, name in enumerate(folder):
-        parent = folder[:depth]
-        if name.lower() in MASK_FOLDERS and (parent in image_folders or (*parent, "images") in above):
-            return True
-    return False
-
-
 def check_unique_ids(samples: Iterable[Sample]) -> None:
     """Raises UserError where two samples have one id."""
     seen = {}
@@ -353,15 +382,18 @@ def check_unique_ids(samples: Iterable[Sample]) -> None:
 
 
 def _format_left_out(left_out: LeftOut) -> str:
-    """Such as "3 files (.doc, .xlsx), 2 files that need pip install nd2 (.nd2), 1 broken link (a.png)"."""
+    """Such as "left out: 3 files (.doc, .xlsx), 1 broken link (a.png)"; an empty text where nothing was."""
     texts = []
-    for (one, many), details in left_out.items():
-        text = f"{len(details)} {one if len(details) == 1 else many}"
-        shown = sorted(set(details) - {""})
+    for reason, files in left_out.items():
+        if not files:
+            continue
+        text = f"{len(files)} {reason[len(files) > 1]}"
+        details = [file.name if reason == LINKS else Path(file.name).suffix.lower() or file.name for file in files]
+        shown = [] if reason in (MASKS, RESULTS, WITHOUT_TRUTH) else sorted(set(details))
         if len(shown) > SHOWN_DETAILS:
             shown[SHOWN_DETAILS:] = ["…"]
         texts.append(f"{text} ({', '.join(shown)})" if shown else text)
-    return ", ".join(texts)
+    return f"left out: {', '.join(texts)}" if texts else ""
 
 
 @functools.cache  # the scripts look at a source more than once

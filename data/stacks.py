@@ -30,8 +30,9 @@ from data.images import (
     tiff_orientation,
     turn_image,
 )
+from data.layouts import Plane
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
-from data.sources import Plane, Sample, check_unique_ids
+from data.sources import Sample, check_unique_ids
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole

@@ -1,22 +1,43 @@
-"""Reads the true nuclei: one mask file per nucleus, run lengths, and Kaggle's solution table.
+"""Reads the true nuclei, whatever file holds them, and says where they look wrong.
 
-In:  samples of `data.sources`, or a .csv of run lengths.
+In:  samples of `data.sources` with one mask per nucleus or one file of labels, or Kaggle's .csv of run lengths.
 Out: labels (H, W) int32, 0 background, one number per nucleus.
 """
 
 import csv
+import math
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from skimage.measure import label
 from tqdm import tqdm
 
 from data.files import File, UserError
 from data.images import MAX_PIXELS, read_image
+from data.intensity import brightness
+from data.label_files import INVERTED_SHARE, check_jpeg, is_binary, part_mask, read_label_file, read_values
+from data.layouts import check_one_truth, format_names
+from data.nuclei import local_contrast
 from data.sources import Sample
 
-INVERTED_SHARE = 0.5  # a mask that covers more of the pixels, and all corners, is inverted
+ONE_NUCLEUS = "have one nucleus; is all that is nucleus one number, or the truth one file a nucleus?"
+MASKS_KIND = "one file a nucleus"
+LABELS_KIND = "label pictures"
+BINARY_KIND = "black and white pictures, each connected piece taken for one nucleus"
+OUTLINE_KINDS = {".zip": "ROI sets", ".roi": "ROI sets", ".geojson": "GeoJSON"}
+# Where truth looks wrong.
+MIN_NUCLEI = 4  # of an image of which something is said that fewer may show by chance
+MIN_CONTRAST = 0.5  # of `local_contrast`; 1 or more where labels are right, 0.4 at most where they are of other images
+MIN_BRIGHTNESS = 1e-30  # keeps a black image from a division by 0
+MAX_BORDER_SHARE = 0.8  # of nuclei at the border of an image
+MIN_PIECE_AREA = 10  # pixels; smaller pieces are fragments
+MAX_PIECES = 2  # of a number, in the mean; labels of more are classes
+FULL = 255  # numbers in 8 bits
+MAX_PIECES_FULL = 1.1  # of a number, where all numbers of 8 bits are used
 SOLUTION_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")  # of Kaggle's solution table
 
 
@@ -46,7 +67,7 @@ def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.n
 
 
 def read_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W) or (H, W, 3) and labels (H, W) int32 of one sample with masks."""
+    """Image (H, W) or (H, W, 3) and labels (H, W) int32 of one sample with truth."""
     image = read_image(sample.image)
     if image.ndim == 3 and (image == image[..., :1]).all():
         # Most images are gray in three equal channels; memory holds one of them.
@@ -55,26 +76,35 @@ def read_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
-    """Numbers the nuclei of one image from its mask files, in the order of their names.
+    """Numbers the nuclei of one image from its truth; of mask files in the order of their names.
 
     Args:
-        sample: a sample with masks.
-        shape: (H, W) of its image; masks are never resized to fit.
+        sample: a sample with masks or another truth.
+        shape: (H, W) of its image; truth is never resized to fit.
 
     Returns:
         labels: (H, W) int32, 0 background, 1…K.
 
     Raises:
-        UserError: a mask is unreadable or of another size, or there is none.
+        UserError: the truth is unreadable, of another size or in several places, or there is none.
     """
+    check_one_truth(sample)
+    if sample.truths:
+        return read_label_file(sample.truths[0], shape)
     if not sample.masks:
-        raise UserError(f"{sample.image}: it has no masks; expected {sample.id}/masks/*.png")
+        raise UserError(
+            f"{sample.image}: it has no masks; expected {sample.id}/masks/*.png, or one file of labels, as "
+            f"masks/{sample.image.stem}.tif beside images/, or {sample.image.stem}_masks.tif"
+        )
     labels = np.zeros(shape, np.int32)
     for number, file in enumerate(sample.masks, start=1):
         mask = read_mask(file)
         if mask.shape != shape:
             raise UserError(f"{file}: the mask is {mask.shape}, its image {shape}; remake it")
         labels[mask] = number
+    has_sole_mask = len(sample.masks) == 1
+    if has_sole_mask and label(labels).max() > 1:  # it holds all nuclei
+        return part_mask(labels > 0, sample.masks[0])
     return labels
 
 
@@ -91,6 +121,7 @@ def read_mask(file: File) -> np.ndarray:
     mask = values.any(axis=-1) if values.ndim == 3 else values != 0
     inside = values[mask]
     if (inside != inside[:1]).any():
+        check_jpeg(values, file)
         raise UserError(
             f"{file}: expected the mask of one nucleus, 0 and one other value, but it has several, "
             "as a labelled picture or a photograph has; write one file for each nucleus"
@@ -99,6 +130,101 @@ def read_mask(file: File) -> np.ndarray:
     if corners.all() and mask.mean() > INVERTED_SHARE:
         raise UserError(f"{file}: most of it and all corners are nucleus; is it inverted? remake it")
     return mask
+
+
+def describe_kinds(samples: Sequence[Sample]) -> str:
+    """What the truth of samples is: "label pictures", or "18 label pictures, 2 ROI sets"."""
+    with ThreadPoolExecutor() as pool:
+        counts = Counter(pool.map(_truth_kind, samples))
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+
+
+def _truth_kind(sample: Sample) -> str:
+    if len(sample.masks) == 1 and label(read_mask(sample.masks[0])).max() > 1:
+        return BINARY_KIND
+    if not sample.truths:
+        return MASKS_KIND if sample.masks else "without truth"
+    (file,) = sample.truths
+    ending = Path(file.name).suffix.lower()
+    if ending in OUTLINE_KINDS:
+        return OUTLINE_KINDS[ending]
+    return BINARY_KIND if is_binary(read_values(file)) else LABELS_KIND
+
+
+class TruthMeasures(NamedTuple):
+    """What tells whether the labels of one image are right."""
+
+    areas: np.ndarray  # (K,) pixels, of each nucleus
+    border_share: float  # of the nuclei
+    contrast: float  # of `local_contrast`, without its sign
+    pieces: float  # connected ones for each nucleus, without fragments
+
+
+def measure_truth(image: np.ndarray, labels: np.ndarray) -> TruthMeasures:
+    """Measures the labels (H, W) int32 of an image (H, W) or (H, W, 3)."""
+    areas = np.bincount(labels.ravel())[1:]
+    areas = areas[areas > 0]
+    count = max(len(areas), 1)
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    at_border = len(np.unique(border[border > 0]))
+    pieces = np.bincount(label(labels, background=0, connectivity=2).ravel())[1:]
+    gray = brightness(image).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # of numbers without a pixel
+        contrast = abs(local_contrast(gray / max(np.abs(gray).max(), MIN_BRIGHTNESS), labels))
+    return TruthMeasures(areas, at_border / count, contrast, np.count_nonzero(pieces >= MIN_PIECE_AREA) / count)
+
+
+def describe_truth(
+    samples: Sequence[Sample], images: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+) -> tuple[str, list[str]]:
+    """Says what the truth of images is, and where it looks wrong.
+
+    Args:
+        samples: N, with truth.
+        images: N of (H, W) or (H, W, 3), as in the files.
+        labels: N of (H, W) int32.
+
+    Returns:
+        line: such as "20 images, label pictures, 578 nuclei, median 24 pixels wide"; the width is the diameter of the
+            disk of the same area.
+        warnings: a line for each thing that looks wrong, with the names of the images.
+    """
+    with ThreadPoolExecutor() as pool:
+        measures = list(pool.map(measure_truth, images, labels))
+    areas = np.concatenate([measure.areas for measure in measures])
+    line = f"{len(samples)} images, {describe_kinds(samples)}, {len(areas):,} nuclei"
+    if len(areas):
+        line += f", median {math.sqrt(4 / math.pi * np.median(areas)):.0f} pixels wide"
+    suspects = {}
+    for sample, measure in zip(samples, measures, strict=True):
+        for reason in find_faults(measure):
+            suspects.setdefault(reason, []).append(sample.id)
+    is_common = len(suspects.get(ONE_NUCLEUS, ())) > len(samples) / 2
+    if not is_common or len(samples) < MIN_NUCLEI:
+        suspects.pop(ONE_NUCLEUS, None)
+    total = len(samples)
+    return line, [f"{len(ids)} of {total} images {reason}: {format_names(ids)}" for reason, ids in suspects.items()]
+
+
+def find_faults(measure: TruthMeasures) -> list[str]:
+    """What looks wrong about the labels of one image, as the end of a sentence on several images."""
+    count = len(measure.areas)
+    if count == 0:
+        return ["have no nuclei in their truth"]
+    faults = []
+    if count == 1:
+        faults.append(ONE_NUCLEUS)
+    if count == FULL and measure.pieces > MAX_PIECES_FULL:
+        faults.append("use all 255 numbers of 8 bits, some for several nuclei; save the labels in 16 bits")
+    elif measure.pieces > MAX_PIECES:
+        faults.append("have numbers that lie in several pieces; are they classes, and not one number a nucleus?")
+    if count >= MIN_NUCLEI and measure.border_share > MAX_BORDER_SHARE:
+        faults.append("have nearly all nuclei at the border; is the truth of a part of the image?")
+    if measure.contrast < MIN_CONTRAST:
+        faults.append("have nuclei that hardly differ from what is around them; is the truth of another image?")
+    return faults
 
 
 def encode_runs(labels: np.ndarray) -> list[str]:

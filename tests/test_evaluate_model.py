@@ -108,6 +108,17 @@ def test_another_size_stops_with_both_shapes_and_the_file(case, name):
         Evaluate_model.evaluate(*case)
 
 
+def test_the_truth_may_be_label_pictures(tmp_path, capsys):
+    (tmp_path / "truth").mkdir()
+    for name in ("a", "b"):
+        save_mask(tmp_path / "truth" / f"{name}.png", np.where(draw() > 0, 90, 8).astype(np.uint8))
+        save_labels(tmp_path / f"truth/{name}_masks.tif", draw().astype(np.uint16))
+    predicted = write_predictions(tmp_path / "predicted", {"a": draw(), "b": without(draw(), 3)})
+    rows, _ = Evaluate_model.evaluate(tmp_path / "truth", predicted)
+    assert [(row["id"], row["missed"]) for row in rows] == [("a", 0), ("b", 1)]
+    assert "truth: label pictures\n" in capsys.readouterr().out
+
+
 def test_images_without_any_truth_are_refused(tmp_path):
     source = write_truths(tmp_path / "truth", {"a": np.zeros(SHAPE, np.int32)})
     predicted = write_predictions(tmp_path / "predicted", {"a": draw()})

@@ -8,7 +8,8 @@ from conftest import only, save_image, write_archive, write_source
 import data.stacks
 from data.files import UserError
 from data.images import read_image
-from data.sources import Plane, Sample, find_samples
+from data.layouts import Plane
+from data.sources import Sample, find_samples
 from data.stacks import Channels, Layout, expand_planes, narrow_channels, pick_channels, read_layout, read_sample_image
 
 NAMES = ("DAPI", "GFP")

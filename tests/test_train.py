@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,7 +15,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, draw_nuclei, draw_source, write_source
+from conftest import ROOT, draw_nuclei, draw_source, save_image, write_source
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
@@ -217,7 +218,9 @@ def test_a_finished_training_is_kept(trained, drawn, tmp_path, capsys):
     Train.main([*command, "--overwrite"])
     assert (out / "unet.keras.before").read_bytes() == before
     assert (out / "unet.keras").read_bytes() != before
-    assert f"--weights {out / 'unet.keras'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"--weights {out / 'unet.keras'}" in printed
+    assert re.search(r"images, one file a nucleus, \d+ nuclei, median \d+ pixels wide\n", printed)
 
 
 def test_a_training_starts_from_trained_weights(trained, drawn, tmp_path):
@@ -710,6 +713,13 @@ def test_every_training_has_its_own_run_id_and_the_options_of_the_command(tmp_pa
 def test_mistake_of_the_command(mistake, tmp_path):
     assert "nowhere" in mistake("Train.py", "--data", "nowhere")
     assert not list(tmp_path.iterdir())
+
+
+def test_images_without_truth_beside_others_are_named_before_the_training(mistake, tmp_path):
+    for name in ("images/a.png", "images/b.png", "masks/b.png"):
+        save_image(tmp_path / "pairs" / name, np.zeros((8, 8), np.uint8))
+    assert "1 of 2 images without truth: a.png" in mistake("Train.py", "--data", "pairs", "--out", "out")
+    assert not (tmp_path / "out").exists()
 
 
 def start_script(command, folder):

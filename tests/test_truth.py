@@ -1,13 +1,26 @@
 """True nuclei from mask files, from run lengths and from Kaggle's solution table."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import draw_nuclei, draw_source, save_image, write_source
+from skimage.draw import disk
 
 import data.truth
 from data.files import UserError
-from data.sources import find_samples
-from data.truth import decode_runs, encode_runs, load_samples, read_labels, read_mask, read_sample, read_solution
+from data.sources import Sample, find_samples
+from data.truth import (
+    decode_runs,
+    describe_truth,
+    encode_runs,
+    load_samples,
+    read_labels,
+    read_mask,
+    read_sample,
+    read_solution,
+)
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
 
@@ -118,6 +131,80 @@ def test_what_is_no_mask_of_one_nucleus_is_refused(tmp_path, fault):
     save_image(tmp_path / "a" / "masks" / "odd.png", pixels)
     with pytest.raises(UserError, match=rf"odd\.png.*{reason}"):
         read_labels(only(tmp_path), pixels.shape[:2])
+
+
+def test_a_mask_as_jpeg_is_refused_by_that_reason(tmp_path):
+    image, labels = draw_nuclei()
+    save_image(tmp_path / "a" / "images" / "a.png", image)
+    save_image(tmp_path / "a" / "masks" / "1.jpg", np.where(labels == 1, 255, 0).astype(np.uint8))
+    with pytest.raises(UserError, match=r"1\.jpg: .*JPEG"):
+        read_labels(only(tmp_path), labels.shape)
+
+
+def test_a_sole_mask_of_several_pieces_holds_all_nuclei(tmp_path):
+    image, labels = draw_nuclei()
+    save_image(tmp_path / "a" / "images" / "a.png", image)
+    save_image(tmp_path / "a" / "masks" / "all.png", np.where(labels > 0, 255, 0).astype(np.uint8))
+    samples = find_samples(tmp_path, with_truth=True)
+    line, _ = describe_truth(samples, [image], [read_labels(samples[0], labels.shape)])
+    assert "1 images, black and white pictures, each connected piece taken for one nucleus, 4 nuclei" in line
+
+
+# What truth is, and where it looks wrong.
+
+
+def draw_scene(seed):
+    """Twelve bright disks on a dark, noisy ground, (96, 96): image and labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((96, 96), np.int32)
+    for number, square in enumerate(rng.choice(36, 12, replace=False), start=1):
+        corner = np.array(divmod(square, 6)) * 16
+        labels[disk(corner + rng.uniform(6, 10, 2), 5, shape=labels.shape)] = number
+    return (np.where(labels > 0, 160, 20) + rng.integers(-15, 16, labels.shape)).astype(np.uint8), labels
+
+
+def draw_truth(change=lambda labels, number: labels):
+    """Six samples with masks, their images, and their labels after a change."""
+    scenes = [draw_scene(number) for number in range(6)]
+    samples = [Sample(f"a{number}", Path("a.png"), masks=(Path("1.png"), Path("2.png"))) for number in range(6)]
+    return samples, [image for image, _ in scenes], [change(labels, n) for n, (_, labels) in enumerate(scenes)]
+
+
+def draw_squares(count, numbers, side, gap=1):
+    """Squares in rows, numbered from 1 on, after `numbers` from 1 again: (96, 96)."""
+    labels = np.zeros((96, 96), np.int32)
+    across = 96 // (side + gap)
+    for square in range(count):
+        row, column = np.array(divmod(square, across)) * (side + gap)
+        labels[row : row + side, column : column + side] = square % numbers + 1
+    return labels
+
+
+def test_truth_is_described_in_a_line():
+    samples, images, labels = draw_truth()
+    assert describe_truth(samples, images, labels) == (
+        "6 images, one file a nucleus, 72 nuclei, median 10 pixels wide",
+        [],
+    )
+    samples[0] = Sample("a0", Path("a.png"), truths=(Path("a.zip"),))
+    assert "5 one file a nucleus, 1 ROI sets" in describe_truth(samples, images, labels)[0]
+
+
+SUSPECT = {  # change of the labels of the n-th image, and what is said
+    "other images": (lambda labels, n: draw_scene(n + 9 * (n > 3))[1], "2 of 6 .*another image.: a4, a5$"),
+    "empty": (lambda labels, n: labels * (n != 2), "1 of 6 images have no nuclei.*: a2$"),
+    "one nucleus": (lambda labels, n: labels * (labels == 1), "6 of 6 images have one nucleus"),
+    "classes": (lambda labels, n: labels % 3, "6 of 6 .*classes"),
+    "8 bits": (lambda labels, n: draw_squares(360, 255, 4), "6 of 6 images use all 255 numbers of 8 bits"),
+    "border": (lambda labels, n: draw_squares(6, 6, 12), "6 of 6 .*at the border"),
+}
+
+
+@pytest.mark.parametrize("suspicion", SUSPECT)
+def test_truth_that_looks_wrong_is_named(suspicion):
+    change, text = SUSPECT[suspicion]
+    _, warnings = describe_truth(*draw_truth(change))
+    assert any(re.search(text, warning) for warning in warnings), warnings
 
 
 # Run lengths.

@@ -1,0 +1,314 @@
+"""Pairs the images of a source with their truth, by folders and names. No file is opened here.
+
+The truth of an image is one file: a label picture, a ROI set of ImageJ or GeoJSON of QuPath. It lies, for the image
+
+    images/NAME.*           in masks/NAME.*, labels/NAME.* or truth/NAME.*, with the same folders above and below
+    NAME.*                  in NAME_masks.*, NAME_cp_masks.*, NAME_label.* and so on beside it, as Cellpose has it
+    imagesTr/NAME_0000.*    in labelsTr/NAME.*, as nnU-Net has it
+    NAME.*                  in NAME.zip, NAME.roi or NAME.geojson beside it, or in rois/ or geojson/
+    that has the id ID      in labels/ID.tif, as Predict_masks.py writes it
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from data.files import File, UserError
+
+PLAIN_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".svs", ".ndpi", ".scn", ".qptiff")
+MASK_FOLDERS = ("masks", "labels", "overlays", "truth", "rois")  # beside images they hold no images to predict
+TRUTH_SUFFIXES = ("_cp_masks", "_masks", "_mask", "_labels", "_label")  # after the name of the image
+TRUTH_FOLDERS = {  # folder -> endings of the truth in it
+    "masks": PLAIN_ENDINGS,
+    "labels": PLAIN_ENDINGS,
+    "truth": PLAIN_ENDINGS,
+    "rois": (".zip", ".roi"),
+    "geojson": (".geojson",),
+}
+SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
+OTHER_RESULTS = ("masks", "overlays", "rois", "geojson", "tables")  # folders beside labels/ in such a folder
+OUTLINE_ENDINGS = (*TRUTH_FOLDERS["rois"], *TRUTH_FOLDERS["geojson"])
+NNUNET_FOLDER = re.compile("images(Tr|Ts|Val)")
+NNUNET_TEST = "imagesTs"  # images that nobody need have labelled
+NNUNET_CHANNEL = re.compile("(.+)_([0-9]{4})")
+SHOWN_NAMES = 5
+# Why a file is left out, for one and for many.
+UNREAD = ("file", "files")
+MASKS = ("mask beside images", "masks beside images")
+RESULTS = ("picture of earlier results", "pictures of earlier results")
+LINKS = ("broken link", "broken links")
+WITHOUT_TRUTH = ("image without truth", "images without truth")
+
+Parts = tuple[str, ...]  # the folders of a file below the source, and its name
+LeftOut = dict[tuple[str, str], list[File]]  # reason -> files
+
+
+class Plane(NamedTuple):
+    """Which plane of a stack is meant; None: there is one, or all along z are projected onto one."""
+
+    z: int | None  # counted from 0
+    t: int | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a source, with its truth where the source has truth."""
+
+    id: str
+    image: File
+    masks: tuple[File, ...] = ()  # one for each nucleus
+    plane: Plane | None = None  # of a stack, see data/stacks.py
+    source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
+    scene: int | None = None  # of a microscope's file with several, see data/microscopes.py
+    truths: tuple[File, ...] = ()  # of all nuclei, where there are no masks; there should be one, see data/layouts.py
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether masks or another truth belong to the image."""
+        return bool(self.masks or self.truths)
+
+
+def index_files(files: Iterable[tuple[Parts, File]]) -> dict[Parts, list[File]]:
+    """Files by their folder and name without ending, in small letters."""
+    index = defaultdict(list)
+    for parts, file in files:
+        index[_make_key((*parts[:-1], file.stem))].append(file)
+    return index
+
+
+def find_truths(index: dict[Parts, list[File]], folder: Parts, stem: str, name: str) -> tuple[File, ...]:
+    """All files that may be the truth of an image; there should be one.
+
+    Args:
+        index: of `index_files`.
+        folder: of the image.
+        stem: name of the image without its ending, of nnU-Net without its channel.
+        name: id of the image.
+    """
+    truths = {}
+    for place, endings in _list_places(folder, stem, name):
+        truths |= {str(file): file for file in index.get(_make_key(place), ()) if file.name.lower().endswith(endings)}
+    return tuple(truths.values())
+
+
+def _make_key(parts: Parts) -> Parts:
+    return tuple(part.lower() for part in parts)
+
+
+def _list_places(folder: Parts, stem: str, name: str) -> list[tuple[Parts, tuple[str, ...]]]:
+    """Folder and name without ending of each place where the truth of an image may lie, and its endings."""
+    places = [((*folder, stem + suffix), PLAIN_ENDINGS) for suffix in TRUTH_SUFFIXES]
+    places.append(((*folder, stem), OUTLINE_ENDINGS))
+    lower = _make_key(folder)
+    for truth_folder, endings in TRUTH_FOLDERS.items():
+        homes = [(*folder, truth_folder)]
+        if "images" in lower:
+            depth = len(lower) - 1 - lower[::-1].index("images")
+            homes.append((*folder[:depth], truth_folder, *folder[depth + 1 :]))
+        places += [((*home, stem + suffix), endings) for home in homes for suffix in ("", *TRUTH_SUFFIXES)]
+        places.append(((truth_folder, name), endings))
+    if folder and NNUNET_FOLDER.fullmatch(folder[-1]):
+        places.append(((*folder[:-1], _nnunet_labels(folder[-1]), stem), PLAIN_ENDINGS))
+    return places
+
+
+def part_truth_pictures(files: Sequence[File]) -> tuple[list[File], list[File]]:
+    """Parts the pictures of a folder into images, and truth such as X_masks.tif beside X.tif.
+
+    Where one image has such truth, all pictures of such names are truth.
+    """
+    stems = {file.stem.lower() for file in files}
+    has_truth = {stem for stem in stems if any(stem + suffix in stems for suffix in TRUTH_SUFFIXES)}
+    images = []
+    truths = []
+    for file in files:
+        stem = file.stem.lower()
+        is_picture_of_truth = has_truth and stem.endswith(TRUTH_SUFFIXES) and stem not in has_truth
+        (truths if is_picture_of_truth else images).append(file)
+    return images, truths
+
+
+def nnunet_name(folder: Parts, stem: str, stems: Collection[str], folders: Container[Parts]) -> str | None:
+    """NAME of imagesTr/NAME_0000.* with a labelsTr/ beside it; None for other images, and for several channels.
+
+    Args:
+        folder: of the image.
+        stem: name of the image without its ending.
+        stems: of all images of the folder.
+        folders: all that hold pictures.
+    """
+    channel = NNUNET_CHANNEL.fullmatch(stem)
+    is_nnunet = folder and NNUNET_FOLDER.fullmatch(folder[-1]) and channel
+    if not is_nnunet or (*folder[:-1], _nnunet_labels(folder[-1])) not in folders:
+        return None
+    others = (NNUNET_CHANNEL.fullmatch(other) for other in stems)
+    channels = {other[2] for other in others if other and other[1] == channel[1]}
+    return channel[1] if channels == {"0000"} else None
+
+
+def _nnunet_labels(folder: str) -> str:
+    return folder.replace("images", "labels")
+
+
+def is_beside_images(folder: Parts, image_folders: Container[Parts], above: Container[Parts]) -> bool:
+    """Whether a folder is, or lies in, masks/ or the like with images/ or images beside it.
+
+    Args:
+        folder: below the source.
+        image_folders: folders that hold pictures.
+        above: these folders and all above them.
+    """
+    for depth, name in enumerate(folder):
+        parent = folder[:depth]
+        if name.lower() in MASK_FOLDERS and (parent in image_folders or (*parent, "images") in above):
+            return True
+        images = name.replace("labels", "images")
+        if images != name and NNUNET_FOLDER.fullmatch(images) and (*parent, images) in image_folders:
+            return True
+    return False
+
+
+def is_truth(file: File) -> bool:
+    """Whether a file that was left out beside images was meant as truth, by its folder or name."""
+    folder = file.parent.name
+    is_nnunet = NNUNET_FOLDER.fullmatch(folder.replace("labels", "images"))
+    endings = PLAIN_ENDINGS if is_nnunet else TRUTH_FOLDERS.get(folder.lower(), ())
+    is_named_so = file.stem.lower().endswith(TRUTH_SUFFIXES) and file.name.lower().endswith(PLAIN_ENDINGS)
+    return is_named_so or file.name.lower().endswith(tuple(endings))
+
+
+def is_in_results(folder: Parts, results: Container[Parts]) -> bool:
+    """Whether a folder is, or lies in, a folder of results below the source."""
+    return any(folder[:depth] in results for depth in range(1, len(folder) + 1))
+
+
+def pair_masks(sample: Sample) -> Sample:
+    """In Kaggle's layout, a sole mask with the name of its image holds all nuclei."""
+    is_truth_picture = len(sample.masks) == 1 and sample.masks[0].stem == sample.image.stem
+    return replace(sample, masks=(), truths=sample.masks) if is_truth_picture else sample
+
+
+def pair_truths(
+    samples: Iterable[Sample],
+    places: dict[str, tuple[Parts, str]],
+    files: Iterable[tuple[Parts, File]],
+    results: Container[Parts],
+    left_out: LeftOut,
+) -> list[Sample]:
+    """Gives their truth to the samples of a source that have none; what is truth of one is no image of another.
+
+    Args:
+        samples: of the source.
+        places: image -> its folder, and its name without the ending and, of nnU-Net, without the channel.
+        files: of the source.
+        results: folders that hold results. Of images that were predicted into their own folder the labels are truth.
+        left_out: to which images are added that are truth.
+    """
+    files = [(parts, file) for parts, file in files if not is_in_results(parts[:-1], results)]
+    if () in results:
+        files = [(parts, file) for parts, file in files if parts[0] not in OTHER_RESULTS]
+    index = index_files(files)
+    paired = []
+    for sample in samples:
+        if not sample.has_truth:
+            folder, stem = places[str(sample.image)]
+            sample = replace(sample, truths=find_truths(index, folder, stem, sample.id))
+        paired.append(sample)
+    truths = {str(file) for sample in paired for file in sample.truths}
+    left_out[MASKS] += [sample.image for sample in paired if str(sample.image) in truths]
+    return [sample for sample in paired if str(sample.image) not in truths]
+
+
+def add_predictions(samples: Iterable[Sample], paths: Iterable[Path]) -> list[Sample]:
+    """Takes labels/ID.tif of folders of results among the sources for truth of images that have none."""
+    samples = list(samples)
+    for out in _result_folders(paths):
+        is_result = [_lies_in_results(sample.image, [out]) for sample in samples]
+        samples = [sample for sample, is_left_out in zip(samples, is_result, strict=True) if not is_left_out]
+        for number, sample in enumerate(samples):
+            file = out / "labels" / f"{sample.id}.tif"
+            if not sample.has_truth and file.is_file():
+                samples[number] = replace(sample, truths=(file,))
+    return samples
+
+
+def _result_folders(paths: Iterable[Path]) -> list[Path]:
+    """The sources that are folders of results."""
+    return [path for path in paths if (path / SOURCE_RECORD).is_file()]
+
+
+def _lies_in_results(file: File, outs: Iterable[Path]) -> bool:
+    """Whether a file is one of those that Predict_masks.py writes into these folders."""
+    folders = [os.path.join(os.path.abspath(out), folder, "") for out in outs for folder in ("labels", *OTHER_RESULTS)]
+    return os.path.abspath(str(file)).startswith(tuple(folders))
+
+
+def check_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]) -> list[Sample]:
+    """The samples with truth, where all but test images of nnU-Net have it; truth no longer counts as left out.
+
+    Raises:
+        UserError: images without truth, truth without an image, or an image with truth in several places.
+    """
+    truths = {str(file) for sample in samples for file in sample.truths}
+    for reason in (MASKS, UNREAD):
+        left_out[reason] = [file for file in left_out[reason] if str(file) not in truths]
+    outs = _result_folders(paths)
+    orphans = [file for file in (*left_out[MASKS], *left_out[UNREAD]) if is_truth(file)]
+    orphans = [file for file in orphans if not _lies_in_results(file, outs)]
+    for sample in samples:
+        check_one_truth(sample)
+    if not truths and (not orphans or all(sample.masks for sample in samples)):
+        return samples
+    is_test = [sample.image.parent.name == NNUNET_TEST and not sample.has_truth for sample in samples]
+    left_out[WITHOUT_TRUTH] += [sample.image for sample, is_one in zip(samples, is_test, strict=True) if is_one]
+    samples = [sample for sample, is_one in zip(samples, is_test, strict=True) if not is_one]
+    paired_sources = {sample.source for sample in samples if sample.truths}
+    lacking = [sample for sample in samples if not sample.has_truth]
+    lacking = [sample.image for sample in lacking if orphans or sample.source in paired_sources]
+    check_partners(lacking, orphans, len(samples))
+    return samples
+
+
+def check_one_truth(sample: Sample) -> None:
+    """Raises UserError where the truth of an image lies in several places."""
+    if len(sample.truths) > 1:
+        files = " and ".join(map(str, sample.truths))
+        raise UserError(f"{sample.image}: it has more than one truth, {files}; move all but one away")
+
+
+def check_partners(images: Sequence[File], truths: Sequence[File], count: int) -> None:
+    """Raises UserError where images have no truth, or truth has no image.
+
+    Args:
+        images: that have none.
+        truths: that have none.
+        count: images in all.
+    """
+    for image in images:
+        if NNUNET_FOLDER.fullmatch(image.parent.name) and NNUNET_CHANNEL.fullmatch(image.stem):
+            raise UserError(
+                f"{image}: in nnU-Net's layout an image has one channel here, NAME_0000.*, and labelsTr/NAME.* beside "
+                "it; this one has several channels or no labels; keep the channel of the nuclei, as _0000"
+            )
+    reasons = []
+    if images:
+        reasons.append(f"{len(images)} of {count} images without truth: {format_names(images)}")
+    if truths:
+        noun = "truth" if len(truths) == 1 else "truths"
+        reasons.append(f"{len(truths)} {noun} without an image: {format_names(truths)}")
+    if reasons:
+        raise UserError(
+            f"{(images or truths)[0].parent}: {'; '.join(reasons)}; expected a truth with the name of each image, as "
+            "masks/NAME.tif or NAME_masks.tif (an empty picture where there are no nuclei); rename or move the others"
+        )
+
+
+def format_names(files: Sequence[File | str]) -> str:
+    """The first names, and how many others there are."""
+    names = [Path(str(file)).name for file in files]
+    others = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {others} more" if others > 0 else "")
