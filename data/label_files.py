@@ -181,7 +181,8 @@ def read_rois(file: File) -> list[Outline]:
         with decoding(file, "ROI set"):
             roi = roifile.ImagejRoi.frombytes(roi_content)
             rings = roi.coordinates(multi=True)
-        if roi.roitype not in AREA_ROIS or not all(len(ring) > 2 and np.isfinite(ring).all() for ring in rings):
+        has_corners = rings and all(len(ring) > 2 and np.isfinite(ring).all() for ring in rings)
+        if roi.roitype not in AREA_ROIS or not has_corners:
             raise UserError(f"{file}: its ROI {name} is a {roi.roitype.name.lower()}; expected the areas of nuclei")
         outlines.append([np.asarray(ring, np.float64) for ring in rings])
     return outlines

@@ -64,7 +64,7 @@ class Sample:
     plane: Plane | None = None  # of a stack, see data/stacks.py
     source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
     scene: int | None = None  # of a microscope's file with several, see data/microscopes.py
-    truths: tuple[File, ...] = ()  # of all nuclei, where there are no masks; there should be one, see data/layouts.py
+    truths: tuple[File, ...] = ()  # of all nuclei, where there are no masks; there should be one
 
     @property
     def has_truth(self) -> bool:
@@ -145,9 +145,8 @@ def nnunet_name(folder: Parts, stem: str, stems: Collection[str], folders: Conta
     is_nnunet = folder and NNUNET_FOLDER.fullmatch(folder[-1]) and channel
     if not is_nnunet or (*folder[:-1], _nnunet_labels(folder[-1])) not in folders:
         return None
-    others = (NNUNET_CHANNEL.fullmatch(other) for other in stems)
-    channels = {other[2] for other in others if other and other[1] == channel[1]}
-    return channel[1] if channels == {"0000"} else None
+    is_only = channel[2] == "0000" and f"{channel[1]}_0001" not in stems
+    return channel[1] if is_only else None
 
 
 def _nnunet_labels(folder: str) -> str:

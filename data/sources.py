@@ -323,7 +323,7 @@ def _group_files(
     left_out[UNREAD] += [file for _, file in others]
     above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
     samples = []
-    places = {}  # id -> folder of the image and its name without ending
+    places = {}  # of `pair_truths`
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
     for folder, pictures in folders.items():
@@ -342,9 +342,27 @@ def _group_files(
         elif folder not in used:
             plain[folder] = images
             left_out[MASKS] += truths
+    samples += _name_images(plain, source, folders, places)
+    pictures = [((*folder, file.name), file) for folder, files in folders.items() for file in files]
+    pictures += [((file.name,), file) for file in beside]
+    return pair_truths(samples, places, [*pictures, *others], results, left_out)
+
+
+def _name_images(
+    plain: dict[Parts, list[File]], source: Path, folders: Container[Parts], places: dict[str, tuple[Parts, str]]
+) -> list[Sample]:
+    """Samples of the images in folders that are not in Kaggle's layout; adds their places.
+
+    Args:
+        plain: folder -> images.
+        source: folder or .zip.
+        folders: all that hold pictures.
+        places: of `pair_truths`.
+    """
     # An archive often holds one folder that holds all.
     top_folders = {folder[:1] for folder in plain}
     first = 1 if source.is_file() and len(top_folders) == 1 else 0
+    samples = []
     for folder, images in plain.items():
         stems = {image.stem for image in images}
         for image in images:
@@ -353,9 +371,7 @@ def _group_files(
             stem = stem or image.stem
             samples.append(Sample("__".join((*names, stem)), image))
             places[str(image)] = folder, stem
-    pictures = [((*folder, file.name), file) for folder, files in folders.items() for file in files]
-    pictures += [((file.name,), file) for file in beside]
-    return pair_truths(samples, places, [*pictures, *others], results, left_out)
+    return samples
 
 
 def _find_obstacle(file: File) -> tuple[str, str] | None:
