@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.morphology import remove_small_holes
 from skimage.segmentation import expand_labels, watershed
 
-# Separation; all chosen on validation images, see weights/README.md. A network may have its own first three.
+# Separation; all chosen on validation images, see weights/EXPERIMENTS.md. A network may have its own first three.
 NUCLEUS_THRESHOLD = 0.45  # probability from which a pixel is nucleus
 SEED_THRESHOLD = 0.5  # of nucleus minus border probability, inside a nucleus
 CONFIDENCE_COEFFICIENTS = (-13.54, 17.43, -5.5)  # constant, mean probability of nucleus, of border; of the logit
