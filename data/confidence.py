@@ -16,6 +16,7 @@ from data.scales import PredictionJob, Probabilities, finish_labels
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MIN_FITTED = 50  # nuclei, right and wrong ones; with fewer the confidence of the shipped network stays
+DIGITS = 2  # of a confidence; later ones would change with the size of the batches
 REGULARIZATION = 100  # of the logistic regression, the inverse of its strength
 
 
@@ -84,7 +85,8 @@ def score_confidence(means: np.ndarray, calibration: Calibration) -> np.ndarray:
     array([0.5])
     """
     constant, *slopes = calibration.confidence
-    return 1 / (1 + np.exp(-(constant + means @ np.array(slopes))))
+    confidence = 1 / (1 + np.exp(-(constant + means @ np.array(slopes))))
+    return np.round(confidence, DIGITS)
 
 
 def finish_nuclei(job: PredictionJob, calibration: Calibration, limits: Limits) -> np.ndarray:
