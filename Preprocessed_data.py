@@ -348,7 +348,10 @@ def split_data(
     groups = group_tiles(images)
     folds = min(round(1 / fraction), len(set(groups)))
     if folds < 2:
-        raise UserError(f"{len(ids)} image(s) of one picture cannot be split; add images")
+        raise UserError(
+            f"{ids[0]}: expected images of two pictures, one to train on and one to validate on, "
+            f"not of one ({len(ids)} in all); add images"
+        )
     names = [f"{image_kind(image)} {image.shape[0]}x{image.shape[1]}" for image in images]
     strata = np.unique(names, return_inverse=True)[1]
     is_rare = np.isin(strata, np.flatnonzero(np.bincount(strata) < folds))

@@ -235,6 +235,19 @@ def test_a_training_starts_from_trained_weights(trained, drawn, tmp_path):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_one_image_cannot_be_trained_on(mistake, tmp_path):
+    source = write_source(tmp_path / "one", {"single": draw_nuclei()})
+    message = mistake("Train.py", "--data", source)
+    assert message.startswith("single: expected images of two pictures, one to train on and one to validate on")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_two_images_or_three_one_validates(tmp_path, count):
+    source = write_source(tmp_path / "few", {str(seed): draw_nuclei(seed=seed) for seed in range(count)})
+    record = Train.load_data(find_samples(source), TINY)[2]
+    assert (len(record["training_ids"]), len(record["validation_ids"])) == (count - 1, 1)
+
+
 def test_weights_that_saw_the_validation_images_are_refused(trained, drawn, tmp_path):
     options = dataclasses.replace(TINY, epochs=1, crops=4, seed=4)
     ids = [set(Train.load_data(find_samples(drawn), chosen)[2]["validation_ids"]) for chosen in (TINY, options)]
