@@ -8,7 +8,7 @@ As a script it reads a source, prints a table by kind of image and saves a conta
     python Preprocessed_data.py --data data/stage1_train.zip --out contact_sheet.png
 """
 
-from data.options import preprocessed_data_parser
+from data.options import KINDS, SEED, preprocessed_data_parser
 
 if __name__ == "__main__":
     preprocessed_data_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -62,12 +62,8 @@ COLOURS = ("red", "green", "blue")
 MIN_COLOUR = 0.1  # of the strongest channel; weaker channels of an RGB image show nothing
 MAX_CORRELATION = 0.95  # of the channels of an RGB image; with less they show different things
 DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleus
-FLUORESCENCE = "fluorescence"
-BRIGHTFIELD = "brightfield"
-STAINED_TISSUE = "stained tissue"
-KINDS = (FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE)
+FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE = KINDS
 # The split.
-SEED = 2018
 VALIDATION_FRACTION = 0.15
 TRAINING_RECORD = "training.json"  # beside weights, what Train.py says of them
 EDGE_DIFFERENCE = 0.5  # of their standard deviation; facing edges of neighbouring tiles differ less
