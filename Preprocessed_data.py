@@ -8,7 +8,7 @@ As a script it reads a source, prints a table by kind of image and saves a conta
     python Preprocessed_data.py --data data/stage1_train.zip --out contact_sheet.png
 """
 
-from data.options import preprocessed_data_parser
+from data.options import KINDS, SEED, preprocessed_data_parser
 
 if __name__ == "__main__":
     preprocessed_data_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -62,12 +62,8 @@ COLOURS = ("red", "green", "blue")
 MIN_COLOUR = 0.1  # of the strongest channel; weaker channels of an RGB image show nothing
 MAX_CORRELATION = 0.95  # of the channels of an RGB image; with less they show different things
 DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleus
-FLUORESCENCE = "fluorescence"
-BRIGHTFIELD = "brightfield"
-STAINED_TISSUE = "stained tissue"
-KINDS = (FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE)
+FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE = KINDS
 # The split.
-SEED = 2018
 VALIDATION_FRACTION = 0.15
 TRAINING_RECORD = "training.json"  # beside weights, what Train.py says of them
 EDGE_DIFFERENCE = 0.5  # of their standard deviation; facing edges of neighbouring tiles differ less
@@ -348,7 +344,10 @@ def split_data(
     groups = group_tiles(images)
     folds = min(round(1 / fraction), len(set(groups)))
     if folds < 2:
-        raise UserError(f"{len(ids)} image(s) of one picture cannot be split; add images")
+        raise UserError(
+            f"{ids[0]}: expected images of two pictures, one to train on and one to validate on, "
+            f"not of one ({len(ids)} in all); add images"
+        )
     names = [f"{image_kind(image)} {image.shape[0]}x{image.shape[1]}" for image in images]
     strata = np.unique(names, return_inverse=True)[1]
     is_rare = np.isin(strata, np.flatnonzero(np.bincount(strata) < folds))

@@ -4,21 +4,30 @@ In:  images with their truth (folders or .zip files, see data/layouts.py). Out, 
      unet.keras     of the last fifth of the epochs the best by mean validation Dice at native size (with
                     --hold-out the last epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
-     training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch, thresholds
+     examples.png   what the last epoch predicts for validation images
+     training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch, thresholds;
+                    with --from the scores before and after
      last.weights.h5  the last epoch with optimizer, for --resume; removed when training ends
+On several machines, one process for each GPU has KERAS_BACKEND=jax, KERAS_DISTRIBUTION_JOB_ADDRESSES=HOST:PORT of the
+first, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, which is 0 for the one that writes the files.
 
     python Train.py
     python Train.py --data data/stage1_train.zip data/tnbc.zip --epochs 30 --out weights
     python Train.py --resume
-    python Train.py --from weights/unet.keras --data my_images --epochs 10 --crops 512 --out my_weights
+    python Train.py --from weights/unet.keras --data my_images --out my_weights
 """
+
+from data.options import FINE_TUNING, TrainingOptions, train_parser
+
+if __name__ == "__main__":
+    train_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -34,21 +43,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 import Model
 from data.augment import draw_crop, draw_empty_crop, make_target, vary_stain, whole_image
-from data.confidence import calibrate
+from data.confidence import calibrate, score_jobs
+from data.curves import (
+    CURVES,
+    EXAMPLES,
+    Example,
+    choose_examples,
+    compare_scores,
+    crop_example,
+    describe_change,
+    read_history,
+    save_curves,
+    save_examples,
+    save_history,
+)
 from data.files import UserError, hash_file, run_script, write_whole
+from data.images import read_image
 from data.intensity import optical_density
-from data.nuclei import common_diameter
+from data.nuclei import Calibration, common_diameter
 from data.pictures import show_pictures
-from data.scales import Network, PredictionJob, make_thumbnails, run_jobs
+from data.scales import Network, PredictionJob, finish_labels, make_thumbnails, run_jobs
 from data.sources import Sample, find_samples
 from data.truth import describe_truth, load_samples
 from Model import keras
 from Preprocessed_data import (
-    KINDS,
-    SEED,
     STAINED_TISSUE,
     TRAINING_RECORD,
     find_record,
@@ -57,12 +79,10 @@ from Preprocessed_data import (
     image_kind,
     read_training_record,
     split_sources,
+    to_display,
     to_grayscale,
 )
 
-OUT = "weights/trained"  # beside the weights that the scripts use, which stay
-PRECISIONS = ("float32", "mixed_bfloat16")
-FINE_TUNING_RATE = 5e-4  # highest learning rate from trained weights on
 FIXED_EDGES_SHARE = 0.2  # of the batches, the last ones, in which neither blur nor gamma moves edges
 VARIED_STAIN_SHARE = 0.5  # of the crops of stained tissue; the others are as prediction sees them
 EMPTY_SHARE = 0.04  # of the crops have no nuclei and no image
@@ -71,7 +91,6 @@ WIDE_NUCLEI = 33  # pixels; images of wider nuclei are shown at half their size 
 WEIGHTS = "unet.keras"
 HISTORY = "history.csv"
 CHECKPOINT = "last.weights.h5"
-CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
 
 
 class Pair(NamedTuple):
@@ -82,45 +101,14 @@ class Pair(NamedTuple):
     density: np.ndarray | None = None  # (H, W, 3) of `optical_density`, of stained tissue to train on
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a training is made with; training.json keeps it, and --resume asks for the same."""
-
-    epochs: int = 30
-    crops: int = 2560  # an epoch
-    batch_size: int = 8
-    crop_size: int = 256  # pixels, side
-    learning_rate: float = 2e-3
-    base_filters: int = Model.BASE_FILTERS
-    depth: int = Model.DEPTH
-    precision: str = "mixed_bfloat16"  # see `Model.fastest_precision`
-    seed: int = SEED
-    hold_out: str | None = None  # kind of image
-    from_weights: str | None = None  # file that the training starts from; None: from random weights
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of one epoch."""
-        return math.ceil(self.crops / self.batch_size)
-
-    def check(self, processes: int) -> None:
-        """Raises UserError where the options do not fit."""
-        if min(self.depth, self.base_filters) < 1 or self.seed < 0:
-            raise UserError("--depth and --base-filters must be above 0, --seed 0 or more")
-        multiple = 2**self.depth
-        if self.crop_size % multiple:
-            raise UserError(f"--crop-size must be a multiple of {multiple}, not {self.crop_size}")
-        if min(self.epochs, self.crops, self.batch_size, self.crop_size) < 1:
-            raise UserError("--epochs, --crops, --batch-size and --crop-size must be above 0")
-        if self.from_weights and not Path(self.from_weights).is_file():
-            raise UserError(f"--from {self.from_weights}: no such weights")
-        if self.learning_rate <= 0:
-            raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
-        if self.batch_size % processes:
-            raise UserError(f"--batch-size must be a multiple of {processes}, the processes")
-
-
-def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: bool = False) -> list[dict]:
+def train(
+    data: Sequence[str],
+    out: str,
+    options: TrainingOptions,
+    run_id: str,
+    resume: bool = False,
+    tensorboard: str | None = None,
+) -> list[dict]:
     """Trains and writes everything to `out`.
 
     Args:
@@ -129,6 +117,7 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
         options: of the training.
         run_id: names this training in training.json; with `resume` it is that of the interrupted one.
         resume: whether to continue an interrupted training in `out`.
+        tensorboard: folder of the scores for TensorBoard; None: they are not written.
 
     Returns:
         history: one dict per epoch.
@@ -139,6 +128,7 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
     process, processes = join_processes()
     is_writer = process == 0
     options.check(processes)
+    loggers = make_loggers(tensorboard if is_writer else None)
     samples = find_samples(*data, with_truth=True)
     out = Path(out)
     if is_writer:
@@ -147,38 +137,52 @@ def train(data: Sequence[str], out: str, options: Options, run_id: str, resume: 
     keras.config.set_dtype_policy(options.precision)
 
     pairs, probabilities, record = load_data(samples, options)
-    record["run_id"] = run_id
+    options = options.with_crops(len(record["training_ids"]))
+    record |= {"options": dataclasses.asdict(options), "run_id": run_id}
     training = [pairs[name] for name in record["training_ids"]]
     validation = [pairs[name] for name in record["validation_ids"]]
     print(f"{len(training)} images to train on, {len(validation)} to validate, {', '.join(map(str, data))}")
+    print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
 
     model, history = build_model(options, out, record, resume)
+    with without_data_parallel():
+        network = Model.plain_copy(model)  # predicts whole images
+        start = score_start(network, options.from_weights, validation) if options.from_weights else None
     if is_writer and not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)  # of another training
 
     done = len(history)
     batches = Crops(training, probabilities, options, epochs_done=done, process=process, processes=processes)
     keeper = KeepEpochs(out, record, history, batches, validation, is_writer)
-    if done < options.epochs:
-        model.fit(
-            batches,
-            epochs=options.epochs,
-            initial_epoch=done,
-            steps_per_epoch=options.steps_per_epoch,
-            shuffle=False,
-            callbacks=[keeper],
-            verbose=2 if is_writer else 0,
-        )
+    shower = ShowEpochs(keeper, network, load_examples(samples, pairs, record) if is_writer else [])
+    fit_epochs(model, options, shower, loggers)
     if is_writer:
-        save_curves(history, out)
-        if not options.hold_out:  # a kind held out is there to be scored on, so it chooses nothing
-            with without_data_parallel():
-                save_calibration(out, record, validation)
+        with without_data_parallel():
+            finish_training(network, out, record, validation, start)
         (out / CHECKPOINT).unlink(missing_ok=True)
     return history
 
 
-def build_model(options: Options, out: Path, record: dict, resume: bool) -> tuple[keras.Model, list[dict]]:
+def fit_epochs(model: keras.Model, options: TrainingOptions, shower: "ShowEpochs", loggers: list) -> None:
+    """Fits the epochs that are not done, and shows them; the process that writes has a bar in its terminal."""
+    keeper = shower.keeper
+    done = len(keeper.history)
+    with tqdm(total=options.steps_per_epoch, unit="batch", leave=False, disable=keeper.hides_bars) as shower.bar:
+        if done < options.epochs:
+            model.fit(
+                keeper.batches,
+                epochs=options.epochs,
+                initial_epoch=done,
+                steps_per_epoch=options.steps_per_epoch,
+                shuffle=False,
+                callbacks=[keeper, shower, *loggers],
+                verbose=0,
+            )
+        elif keeper.is_writer:
+            shower.draw(model)  # as it may have been stopped before these pictures
+
+
+def build_model(options: TrainingOptions, out: Path, record: dict, resume: bool) -> tuple[keras.Model, list[dict]]:
     """The compiled network with random weights, with trained ones, or with those of the last epoch.
 
     Returns:
@@ -195,7 +199,7 @@ def build_model(options: Options, out: Path, record: dict, resume: bool) -> tupl
         return model, []
 
 
-def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pair], np.ndarray, dict]:
+def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict[str, Pair], np.ndarray, dict]:
     """Reads all images and splits them.
 
     Returns:
@@ -229,7 +233,7 @@ def load_data(samples: Sequence[Sample], options: Options) -> tuple[dict[str, Pa
     return pairs, probabilities, record
 
 
-def describe_run(options: Options, ids: Sequence[str], images, labels, split) -> dict:
+def describe_run(options: TrainingOptions, ids: Sequence[str], images, labels, split) -> dict:
     """What training.json says before the first epoch."""
     digest = hashlib.sha256()
     for name, image, image_labels in zip(ids, images, labels, strict=True):
@@ -246,6 +250,7 @@ def describe_run(options: Options, ids: Sequence[str], images, labels, split) ->
         },
         "training_ids": list(split[0]),
         "validation_ids": list(split[1]),
+        "validation_kinds": [image_kind(images[ids.index(name)]) for name in split[1]],
     }
 
 
@@ -334,6 +339,7 @@ class KeepEpochs(keras.callbacks.Callback):
         self.batches = batches  # that the model is fitted to
         self.validation = validation  # of each image
         self.is_writer = is_writer  # of several processes one writes
+        self.hides_bars = None if is_writer else True  # None: where there is no terminal
         self.batch_count = 0  # in this run
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -362,7 +368,7 @@ class KeepEpochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Validates and writes."""
-        logs |= self.validate()  # Keras prints what is in logs
+        logs |= self.validate()  # TensorBoard is given what is in logs
         self.check(logs["val_loss"])  # the last batch may have broken the weights
         row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
         row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
@@ -394,67 +400,136 @@ class KeepEpochs(keras.callbacks.Callback):
         """Means over whole images, one at a time: fit() takes no batches of changing shape."""
         multiple = 2 ** Model.depth_of(self.model)
         scores = []
-        for pair in self.validation:
+        for pair in tqdm(self.validation, "validating", unit="image", leave=False, disable=self.hides_bars):
             self.model.reset_metrics()  # before 2026 test_on_batch went on from the image before
             batch = whole_image(pair.gray, pair.labels, multiple)
             scores.append(self.model.test_on_batch(*batch, return_dict=True))
         return {f"val_{name}": float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
 
-def save_history(history: list[dict], file: Path) -> None:
-    """Writes one row per epoch, as `read_history` reads them."""
-    with open(file, "w", newline="") as stream:
-        table = csv.DictWriter(stream, history[0])
-        table.writeheader()
-        table.writerows(history)
+class ShowEpochs(keras.callbacks.Callback):
+    """Shows a training while it runs: a bar for each epoch, after it a line, the curves and examples.
+
+    It stands behind a `KeepEpochs`. The training is the same without it.
+    """
+
+    def __init__(self, keeper: KeepEpochs, network: keras.Model, examples: Sequence[Example]):
+        super().__init__()
+        self.keeper = keeper
+        self.network = network  # of `Model.plain_copy`; is given the weights of the epoch
+        self.examples = examples
+        self.bar = None  # of `fit_epochs`
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the bar anew."""
+        self.bar.reset()
+        self.bar.set_description(f"epoch {epoch + 1}/{self.params['epochs']}")
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar; the loss is the mean of the epoch until now."""
+        self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Prints a line and draws."""
+        if not self.keeper.is_writer:
+            return
+        row = self.keeper.history[-1]
+        kept_epoch = self.keeper.record["kept"]["epoch"]
+        kept = "kept" if kept_epoch == row["epoch"] else f"epoch {kept_epoch} stays kept"
+        scores = f"loss {row['loss']:.4f}, Dice {row['dice']:.4f}, val_dice {row['val_dice']:.4f}"
+        with self.bar.external_write_mode():
+            print(f"epoch {row['epoch']}/{self.params['epochs']}: {row['seconds']} s, {scores}, {kept}", flush=True)
+        self.draw(self.model)
+
+    def draw(self, model: keras.Model) -> None:
+        """Draws the curves, and what the model predicts for the examples."""
+        save_curves(self.keeper.history, self.keeper.record["kept"]["epoch"], self.keeper.out)
+        with without_data_parallel():
+            self.network.set_weights(model.get_weights())
+            jobs = predict_grays(self.network, [example.gray for example in self.examples])
+        labels = [finish_labels(job) for job in jobs]
+        save_examples(self.examples, labels, self.keeper.history[-1]["epoch"], self.keeper.out)
 
 
-def read_history(file: Path) -> list[dict]:
-    """The rows that `save_history` wrote, as numbers."""
-    history = []
-    with open(file, newline="") as stream:
-        for row in csv.DictReader(stream):
-            numbers = {name: float(value) for name, value in row.items()}
-            history.append(numbers | {"epoch": int(row["epoch"])})
-    return history
+class Start(NamedTuple):
+    """What the weights that a training starts from reach on its validation images."""
+
+    scores: dict[str, np.ndarray]  # (images,) of `score_jobs`
+    calibration: Calibration
 
 
-def save_calibration(out: Path, record: dict, validation: Sequence[Pair]) -> None:
-    """Fits thresholds and confidence of the kept weights on the validation images, and adds them to training.json."""
-    print("choosing thresholds on the validation images")
-    model = Model.load_unet(out / WEIGHTS)
-    jobs = [PredictionJob(pair.gray, thumbnails=make_thumbnails(pair.gray)) for pair in validation]
-    run_jobs(Network(functools.partial(Model.predict_probability, model)), jobs)
+def score_start(network: keras.Model, weights: str, validation: Sequence[Pair]) -> Start:
+    """Scores the weights that a training starts from; the network is given them."""
+    calibration = Model.read_calibration(weights)
+    jobs = predict_validation(network, weights, validation)
+    scores = score_jobs(jobs, [pair.labels for pair in validation], calibration)
+    print(f"{weights}: Dice {scores['dice'].mean():.4f}, AP {scores['ap'].mean():.4f} on the validation images")
+    return Start(scores, calibration)
+
+
+def finish_training(
+    network: keras.Model, out: Path, record: dict, validation: Sequence[Pair], start: Start | None
+) -> None:
+    """Adds to training.json what the kept weights tell of the validation images.
+
+    That is the calibration; but a kind held out is there to be scored on, so it chooses none. And where the training
+    started from trained weights, it is the scores before and after, both with the thresholds of before.
+    """
+    has_calibration = not record["options"]["hold_out"]
+    if not has_calibration and start is None:
+        return
+    print("predicting the validation images with the kept weights")
+    jobs = predict_validation(network, out / WEIGHTS, validation)
     truths = [pair.labels for pair in validation]
-    calibration = calibrate([job.probabilities for job in jobs], [job.scales for job in jobs], truths)
-    record["calibration"] = {"weights_sha256": hash_file(out / WEIGHTS)} | dataclasses.asdict(calibration)
+    if has_calibration:
+        calibration = calibrate([job.probabilities for job in jobs], [job.scales for job in jobs], truths)
+        record["calibration"] = {"weights_sha256": hash_file(out / WEIGHTS)} | dataclasses.asdict(calibration)
+    if start is not None:
+        record["fine_tuning"] = compare_scores(start.scores, score_jobs(jobs, truths, start.calibration))
     save_record(out, record)
+
+
+def predict_validation(network: keras.Model, weights: str | Path, validation: Sequence[Pair]) -> list[PredictionJob]:
+    """Gives these weights to a network, which predicts the validation images."""
+    network.set_weights(Model.load_unet(weights).get_weights())
+    return predict_grays(network, [pair.gray for pair in validation])
+
+
+def predict_grays(network: keras.Model, grays: Sequence[np.ndarray]) -> list[PredictionJob]:
+    """Predicts grays (H, W), each at all scales that it asks for."""
+    jobs = [PredictionJob(gray, thumbnails=make_thumbnails(gray)) for gray in grays]
+    run_jobs(Network(functools.partial(Model.predict_probability, network)), jobs)
+    return jobs
+
+
+def load_examples(samples: Sequence[Sample], pairs: dict[str, Pair], record: dict) -> list[Example]:
+    """The validation images that are predicted after every epoch, as people look at them."""
+    files = {sample.id: sample.image for sample in samples}
+    examples = []
+    for name in choose_examples(record["validation_ids"], record["validation_kinds"]):
+        picture = to_display(read_image(files[name]))
+        examples.append(crop_example(name, picture, pairs[name].gray, pairs[name].labels))
+    return examples
+
+
+def make_loggers(tensorboard: str | None) -> list[keras.callbacks.Callback]:
+    """Keras's callback that writes scores for TensorBoard to a folder, if one is named.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if tensorboard is None:
+        return []
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(f"--tensorboard {tensorboard} needs the package tensorboard: pip install tensorboard")
+    return [keras.callbacks.TensorBoard(tensorboard, write_graph=False)]
 
 
 def save_record(out: Path, record: dict) -> None:
     """Writes training.json."""
     with write_whole(out / TRAINING_RECORD) as file:
         file.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def save_curves(history: list[dict], out: Path) -> None:
-    """Draws accuracy.png (accuracy and Dice) and loss.png, training beside validation."""
-    from matplotlib.figure import Figure  # here, as only the curves need it
-
-    epochs = [row["epoch"] for row in history]
-    titles = {"dice": "Sørensen–Dice"}
-    for name, scores in CURVES.items():
-        figure = Figure(figsize=(5.5 * len(scores), 4), layout="constrained")
-        panels = figure.subplots(1, len(scores), squeeze=False)[0]
-        for axes, score in zip(panels, scores, strict=True):
-            axes.plot(epochs, [row[score] for row in history], label="training, augmented crops")
-            validation = [row[f"val_{score}"] for row in history]
-            axes.plot(epochs, validation, label="validation, whole images")
-            axes.set(xlabel="epoch", title=titles.get(score, score))
-            axes.grid(alpha=0.3)
-            axes.legend()
-        with write_whole(out / name) as file:
-            figure.savefig(file, dpi=110)
 
 
 def keep_former(out: Path, overwrite: bool) -> None:
@@ -506,12 +581,15 @@ def load_last_epoch(model: keras.Model, out: Path, record: dict, steps_per_epoch
     if not (out / CHECKPOINT).is_file():
         raise UserError(f"{out}: no interrupted training here; leave out --resume")
     before = read_training_record(out / TRAINING_RECORD)
+    other_data = UserError(f"{out}: that training had other data; name the same --data, with the same files in it")
+    if before.get("data_sha256") != record["data_sha256"]:
+        raise other_data
     if before.get("options") != record["options"]:
         raise UserError(f"{out}: that training had other options: {before.get('options')}; give the same")
     if before.get("from_weights_sha256") != record.get("from_weights_sha256"):
         raise UserError(f"{out}: that training started from other weights; name the same file in --from")
-    if any(before.get(key) != record[key] for key in ("data_sha256", "validation_ids")):
-        raise UserError(f"{out}: that training had other data; name the same --data, with the same files in it")
+    if before.get("validation_ids") != record["validation_ids"]:
+        raise other_data
     record["kept"] = before["kept"]
     model.optimizer.build(model.trainable_variables)
     model.load_weights(out / CHECKPOINT)
@@ -577,53 +655,49 @@ def use_all_gpus() -> contextlib.AbstractContextManager:
     return tensorflow.distribute.MirroredStrategy(devices).scope()
 
 
-def add_number(group, option: str, default: int | float, description: str) -> None:
-    """Adds an option that takes a number of the default's type."""
-    group.add_argument(option, type=type(default), default=default, help=f"{description} (default %(default)s)")
+def report(out: Path, data: Sequence[str]) -> None:
+    """Says what a training has reached and how to use its weights, and shows its pictures."""
+    record = read_training_record(out / TRAINING_RECORD)
+    kept = record["kept"]
+    print(f"kept epoch {kept['epoch']}: validation Dice {kept['val_dice']:.4f}")
+    for line in describe_change(record.get("fine_tuning", {}), record["options"]["from_weights"]):
+        print(line)
+    pictures = [out / name for name in (*CURVES, EXAMPLES)]
+    print(f"saved the weights to {out / WEIGHTS}, pictures to {', '.join(map(str, pictures))}")
+    weights = shlex.quote(str(out / WEIGHTS))
+    print(f"use them:     python Predict_masks.py --data IMAGES --weights {weights}")
+    print(f"score them:   python Main.py --data {shlex.quote(data[0])} --weights {weights}")
+    comparison = "python Evaluate_model.py --truth IMAGES --predicted PREDICTED --compare OTHERS_PREDICTED"
+    print(f"compare them, on images that did not choose the epoch: {comparison}")
+    print(
+        f"ship them:    with {TRAINING_RECORD} beside them, or python Model.py --export bioimageio --weights {weights}"
+    )
+    show_pictures(*pictures)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Options()
-    files = parser.add_argument_group("files")
-    default_data = "data/stage1_train(.zip) and data/tnbc(.zip), where they are"
-    files.add_argument("--data", nargs="+", metavar="SOURCE", help=f"images with their truth (default {default_data})")
-    files.add_argument("--out", default=OUT, help="folder to write to (default %(default)s)")
-    files.add_argument("--from", dest="from_weights", metavar="FILE", help="trained weights to start from")
-    files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")
-    files.add_argument("--overwrite", action="store_true", help="replace a finished training in --out")
-    length = parser.add_argument_group("length")
-    add_number(length, "--epochs", default.epochs, "passes")
-    add_number(length, "--crops", default.crops, "crops an epoch")
-    recipe = parser.add_argument_group("recipe")
-    add_number(recipe, "--batch-size", default.batch_size, "crops a batch")
-    add_number(recipe, "--crop-size", default.crop_size, "side of a crop, pixels")
-    rates = f"default {default.learning_rate}, with --from {FINE_TUNING_RATE}"
-    recipe.add_argument("--learning-rate", type=float, help=f"highest rate of the schedule ({rates})")
-    add_number(recipe, "--base-filters", default.base_filters, "filters at full resolution")
-    add_number(recipe, "--depth", default.depth, "poolings")
-    add_number(recipe, "--seed", default.seed, "of split, weights and crops")
-    recipe.add_argument("--precision", choices=PRECISIONS, help="default: what is faster on this machine")
-    recipe.add_argument("--hold-out", choices=KINDS, help="score on all images of this kind, train on the rest")
-    return parser.parse_args(argv)
+    return train_parser(__doc__).parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parse_args(argv))
     args["precision"] = args["precision"] or Model.fastest_precision()
-    if args["learning_rate"] is None:
-        args["learning_rate"] = FINE_TUNING_RATE if args["from_weights"] else Options.learning_rate
+    defaults = FINE_TUNING if args["from_weights"] else vars(TrainingOptions())
+    for name in FINE_TUNING:
+        if args[name] is None:
+            args[name] = defaults[name]
     data = args.pop("data") or find_training_data()
     out = Path(args.pop("out"))
     resume = args.pop("resume")
     overwrite = args.pop("overwrite")
+    tensorboard = args.pop("tensorboard")
     if not resume and process_number() == 0:
         keep_former(out, overwrite)
     run_id = uuid.uuid4().hex
     if resume:
         run_id = find_record(out / WEIGHTS).get("run_id")
     try:
-        train(data, out, Options(**args), run_id, resume)
+        train(data, out, TrainingOptions(**args), run_id, resume, tensorboard)
     except KeyboardInterrupt:
         if not can_resume(out, run_id):
             raise
@@ -632,14 +706,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             words.append("--resume")
         command = f"python Train.py {shlex.join(words)}"
         raise KeyboardInterrupt(f"{out} keeps the epochs that are done; continue with: {command}") from None
-    if process_number() > 0:
-        return
-    kept = read_training_record(out / TRAINING_RECORD)["kept"]
-    curves = [out / name for name in CURVES]
-    print(f"kept epoch {kept['epoch']}: validation Dice {kept['val_dice']:.4f}")
-    print(f"saved the weights to {out / WEIGHTS}, curves to {', '.join(map(str, curves))}")
-    print(f"score them with: python Main.py --data {shlex.quote(data[0])} --weights {shlex.quote(str(out / WEIGHTS))}")
-    show_pictures(*curves)
+    if process_number() == 0:
+        report(out, data)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.matching import THRESHOLDS, average_precision, bootstrap_interval, overlap_table, pair_overlaps
+from data.matching import THRESHOLDS, average_precision, bootstrap_interval, overlap_table, pair_overlaps, pixel_dice
 from data.nuclei import Calibration, keep_labels, separate_nuclei
 from data.scales import PredictionJob, Probabilities, finish_labels
 
@@ -140,6 +140,17 @@ def match_images(probabilities, scales, truths, calibration: Calibration) -> tup
         tables.append(overlap_table(truth, labels))
         means.append(sums.means())
     return tables, means
+
+
+def score_jobs(
+    jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], calibration: Calibration
+) -> dict[str, np.ndarray]:
+    """Dice and AP (images,) of predicted jobs against true labels (H, W): {"dice": …, "ap": …}."""
+    tables, _ = match_images([job.probabilities for job in jobs], [job.scales for job in jobs], truths, calibration)
+    return {
+        "dice": np.array([pixel_dice(table) for table in tables]),
+        "ap": np.array([average_precision(table) for table in tables]),
+    }
 
 
 def find_right(table) -> np.ndarray:

@@ -1,16 +1,18 @@
 """The options of the scripts; quick to import, so that --help and mistakes are answered before the slow libraries load.
 
 In:  the docstring of a script, which becomes its help, and the words of the command line.
-Out: the values of its options.
+Out: the values of its options; of those of Train.py most are `TrainingOptions`.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from data.files import find_beside_scripts
+from data.files import UserError, find_beside_scripts
 
 VERSION = "1.0.0"
 DATA = "data/sample"
@@ -22,7 +24,61 @@ PROJECTIONS = ("max", "mean", "sum")  # along z
 BACKGROUNDS = ("dark", "bright")
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
 BASE_FILTERS = 16
+KINDS = ("fluorescence", "brightfield", "stained tissue")  # of images
+SEED = 2018
+TRAINED = "weights/trained"  # beside the weights that the scripts use, which stay
+PRECISIONS = ("float32", "mixed_bfloat16")
+# The defaults with --from; the crops of an epoch follow from the number of training images.
+FINE_TUNING = {"epochs": 10, "crops": None, "learning_rate": 5e-4}
+CROPS_PER_IMAGE = 64
+MIN_CROPS = 256
+MAX_CROPS = 1024
 COMMAND = "    python "  # begins the lines of a docstring that become the examples of the help
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a training is made with; training.json keeps it, and --resume asks for the same."""
+
+    epochs: int = 30
+    crops: int | None = 2560  # an epoch; None: see `with_crops`
+    batch_size: int = 8
+    crop_size: int = 256  # pixels, side
+    learning_rate: float = 2e-3  # the highest of the schedule
+    base_filters: int = BASE_FILTERS
+    depth: int = DEPTH
+    precision: str = "mixed_bfloat16"  # see `Model.fastest_precision`
+    seed: int = SEED
+    hold_out: str | None = None  # kind of image
+    from_weights: str | None = None  # file that the training starts from; None: from random weights
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return math.ceil(self.crops / self.batch_size)
+
+    def with_crops(self, image_count: int) -> "TrainingOptions":
+        """The same options, with the crops that suit this number of training images where none are given."""
+        if self.crops is not None:
+            return self
+        return replace(self, crops=min(max(CROPS_PER_IMAGE * image_count, MIN_CROPS), MAX_CROPS))
+
+    def check(self, processes: int) -> None:
+        """Raises UserError where the options do not fit."""
+        if min(self.depth, self.base_filters) < 1 or self.seed < 0:
+            raise UserError("--depth and --base-filters must be above 0, --seed 0 or more")
+        multiple = 2**self.depth
+        if self.crop_size % multiple:
+            raise UserError(f"--crop-size must be a multiple of {multiple}, not {self.crop_size}")
+        has_no_crops = self.crops is not None and self.crops < 1
+        if has_no_crops or min(self.epochs, self.batch_size, self.crop_size) < 1:
+            raise UserError("--epochs, --crops, --batch-size and --crop-size must be above 0")
+        if self.from_weights and not Path(self.from_weights).is_file():
+            raise UserError(f"--from {self.from_weights}: no such weights")
+        if self.learning_rate <= 0:
+            raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
+        if self.batch_size % processes:
+            raise UserError(f"--batch-size must be a multiple of {processes}, the processes")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -74,6 +130,41 @@ def model_parser(doc: str) -> OptionParser:
     weights = f"weights of --export (default {WEIGHTS})"
     files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=weights)
     files.add_argument("--out", help=f"picture to draw (default {FIGURE}) or file of --export (unet.onnx, unet.zip)")
+    return parser
+
+
+def train_parser(doc: str) -> OptionParser:
+    """The options of Train.py; those that FINE_TUNING names are None where they are not given."""
+    parser = OptionParser(doc)
+    default = TrainingOptions()
+
+    def add_number(group, option: str, default: int, description: str) -> None:
+        group.add_argument(option, type=int, default=default, help=f"{description} (default %(default)s)")
+
+    files = parser.add_argument_group("files")
+    default_data = "data/stage1_train(.zip) and data/tnbc(.zip), where they are"
+    files.add_argument("--data", nargs="+", metavar="SOURCE", help=f"images with their truth (default {default_data})")
+    files.add_argument("--out", default=TRAINED, help="folder to write to (default %(default)s)")
+    files.add_argument("--from", dest="from_weights", metavar="FILE", help="trained weights to start from")
+    files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")
+    files.add_argument("--overwrite", action="store_true", help="replace a finished training in --out")
+    tensorboard = "also write the scores of each epoch here, for tensorboard --logdir DIR"
+    files.add_argument("--tensorboard", metavar="DIR", help=tensorboard)
+    length = parser.add_argument_group("length")
+    epochs = f"passes (default {default.epochs}, with --from {FINE_TUNING['epochs']})"
+    length.add_argument("--epochs", type=int, help=epochs)
+    few = f"{CROPS_PER_IMAGE} for each training image, but {MIN_CROPS} to {MAX_CROPS}"
+    length.add_argument("--crops", type=int, help=f"crops an epoch (default {default.crops}, with --from {few})")
+    recipe = parser.add_argument_group("recipe")
+    add_number(recipe, "--batch-size", default.batch_size, "crops a batch")
+    add_number(recipe, "--crop-size", default.crop_size, "side of a crop, pixels")
+    rates = f"default {default.learning_rate}, with --from {FINE_TUNING['learning_rate']}"
+    recipe.add_argument("--learning-rate", type=float, help=f"highest rate of the schedule ({rates})")
+    add_number(recipe, "--base-filters", default.base_filters, "filters at full resolution")
+    add_number(recipe, "--depth", default.depth, "poolings")
+    add_number(recipe, "--seed", default.seed, "of split, weights and crops")
+    recipe.add_argument("--precision", choices=PRECISIONS, help="default: what is faster on this machine")
+    recipe.add_argument("--hold-out", choices=KINDS, help="score on all images of this kind, train on the rest")
     return parser
 
 

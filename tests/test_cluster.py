@@ -262,7 +262,7 @@ def test_two_processes_train_in_step_and_one_writes(source, tmp_path):
     assert first == second
     assert "kept epoch" in printed
     assert "kept epoch" not in silence
-    written = {"unet.keras", "history.csv", "training.json", "accuracy.png", "loss.png"}
+    written = {"unet.keras", "history.csv", "training.json", "accuracy.png", "loss.png", "examples.png"}
     assert {file.name for file in outs[0].iterdir()} == written
     assert not outs[1].exists()
 

@@ -44,6 +44,7 @@ MODULES = (
     "confidence",
     "pictures",
     "report",
+    "curves",
     "cluster",
     "export",
     "figure",

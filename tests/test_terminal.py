@@ -35,7 +35,7 @@ def test_a_mistake_is_the_only_line_on_the_terminal(tmp_path):
     assert re.fullmatch(r".*none: no such file or folder.*\n", done.stderr)
 
 
-SCRIPTS = ("Preprocessed_data", "Model", "Predict_masks", "Evaluate_model", "Main")
+SCRIPTS = ("Preprocessed_data", "Model", "Train", "Predict_masks", "Evaluate_model", "Main")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

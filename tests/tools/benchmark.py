@@ -192,7 +192,7 @@ def read_all(data: str) -> float:
 def time_training(data: str, precision: str) -> np.ndarray:
     """Milliseconds a crop: of epochs, and of epochs of one batch over and over, in turns."""
     keras.config.set_dtype_policy(precision)
-    options = Train.Options(epochs=1, seed=0)
+    options = Train.TrainingOptions(epochs=1, seed=0)
     options = dataclasses.replace(options, crops=STEPS * options.batch_size)
     pairs, probabilities, record = Train.load_data(find_samples(data), options)
     batches = Train.Crops([pairs[name] for name in record["training_ids"]], probabilities, options)

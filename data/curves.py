@@ -1,0 +1,145 @@
+"""Shows how a training goes: its history, curves and examples, and what fine-tuning has changed.
+
+In:  history, one dict an epoch; pictures (H, W, 3) uint8 and labels (H, W) int; scores (N,) of N validation images.
+Out: history.csv, accuracy.png, loss.png and examples.png in one folder; differences with intervals, and sentences.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.backends.backend_agg  # noqa: F401  now, for Ctrl-C while it is loaded becomes an ImportError
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from data.files import write_whole
+from data.matching import bootstrap_interval, overlap_table, pixel_dice
+from data.pictures import TITLE_LENGTH, outline_nuclei, save_contact_sheet
+
+CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
+SCORE_NAMES = {"dice": "Dice", "ap": "AP"}
+CURVE_SIZE = (9, 4)  # inches, of each figure, so that they fit side by side
+CURVE_DPI = 110
+CAPTION = "Validation may be better than training, for crops to train on are augmented and whole images are not."
+EXAMPLES = "examples.png"
+EXAMPLE_COUNT = 4
+EXAMPLE_SIDE = 320  # pixels at most; the middle of larger images is shown
+
+
+class Example(NamedTuple):
+    """The middle of a validation image, which is predicted after every epoch."""
+
+    name: str
+    picture: np.ndarray  # (h, w, 3) uint8
+    gray: np.ndarray  # (h, w) float32 in [0, 1]
+    truth: np.ndarray  # (h, w) int32
+
+
+def save_history(history: list[dict], file: Path) -> None:
+    """Writes one row per epoch, as `read_history` reads them."""
+    with open(file, "w", newline="") as stream:
+        table = csv.DictWriter(stream, history[0])
+        table.writeheader()
+        table.writerows(history)
+
+
+def read_history(file: Path) -> list[dict]:
+    """The rows that `save_history` wrote, as numbers."""
+    history = []
+    with open(file, newline="") as stream:
+        for row in csv.DictReader(stream):
+            numbers = {name: float(value) for name, value in row.items()}
+            history.append(numbers | {"epoch": int(row["epoch"])})
+    return history
+
+
+def save_curves(history: list[dict], kept_epoch: int, out: Path) -> None:
+    """Draws accuracy.png (accuracy and Dice) and loss.png: training, validation and the epoch that is kept."""
+    epochs = [row["epoch"] for row in history]
+    labels = {"dice": "Sørensen–Dice"}
+    for name, scores in CURVES.items():
+        figure = Figure(figsize=CURVE_SIZE, layout="constrained")
+        figure.supxlabel(CAPTION, fontsize=8)
+        panels = figure.subplots(1, len(scores), squeeze=False)[0]
+        for axes, score in zip(panels, scores, strict=True):
+            axes.plot(epochs, [row[score] for row in history], ".-", label="training, augmented crops")
+            axes.plot(epochs, [row[f"val_{score}"] for row in history], ".-", label="validation, whole images")
+            axes.axvline(kept_epoch, color="gray", linestyle=":", label=f"epoch {kept_epoch}, kept")
+            axes.set(xlabel="epoch", ylabel=labels.get(score, score))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+            axes.legend()
+        with write_whole(out / name) as file:
+            figure.savefig(file, dpi=CURVE_DPI)
+
+
+def choose_examples(ids: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """Up to EXAMPLE_COUNT of the ids: the first of each kind, then the first of the others.
+
+    >>> choose_examples("abcdef", ["cells", "cells", "tissue", "cells", "cells", "cells"])
+    ['a', 'c', 'b', 'd']
+    """
+    first_ids = [ids[kinds.index(kind)] for kind in dict.fromkeys(kinds)]
+    others = [name for name in ids if name not in first_ids]
+    return (first_ids + others)[:EXAMPLE_COUNT]
+
+
+def crop_example(name: str, picture: np.ndarray, gray: np.ndarray, truth: np.ndarray) -> Example:
+    """The example of an image: its middle, of the picture (H, W, 3), the gray (H, W) and the true labels (H, W)."""
+    starts = [max((side - EXAMPLE_SIDE) // 2, 0) for side in gray.shape]
+    middle = tuple(slice(start, start + EXAMPLE_SIDE) for start in starts)
+    return Example(name, picture[middle], gray[middle], truth[middle])
+
+
+def save_examples(examples: Sequence[Example], predicted: Sequence[np.ndarray], epoch: int, out: Path) -> None:
+    """Draws examples.png: a row for each image, with the true nuclei outlined, and those that an epoch predicts."""
+    pictures = []
+    titles = []
+    for (name, picture, _, truth), labels in zip(examples, predicted, strict=True):
+        table = overlap_table(truth, labels)
+        pictures += [picture, outline_nuclei(picture, truth), outline_nuclei(picture, labels)]
+        titles += [name[:TITLE_LENGTH], f"truth, {table.shape[0] - 1} nuclei"]
+        titles += [f"epoch {epoch}, {table.shape[1] - 1} nuclei, Dice {pixel_dice(table):.2f}"]
+    save_contact_sheet(pictures, titles, out / EXAMPLES, columns=3)
+
+
+def compare_scores(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Compares scores (N,) of the same N images, image by image.
+
+    Returns:
+        name of a score -> number of images, both means, and the mean difference with its 95 % interval by bootstrap
+        over images; None for the interval of one image. JSON types only.
+    """
+    compared = {}
+    for name, scores in after.items():
+        difference = scores - before[name]
+        interval = [float(end) for end in bootstrap_interval(difference)]
+        compared[name] = {
+            "images": len(scores),
+            "before": float(before[name].mean()),
+            "after": float(scores.mean()),
+            "difference": float(difference.mean()),
+            "interval": interval if len(scores) > 1 else None,
+        }
+    return compared
+
+
+def describe_change(compared: dict[str, dict], weights: str) -> list[str]:
+    """What `compare_scores` says, a line for each score; better only where the interval lies above 0."""
+    lines = []
+    for name, score in compared.items():
+        means = f"{score['before']:.4f} before, {score['after']:.4f} after"
+        if score["interval"] is None:
+            images = "1 validation image"
+            difference = f"{score['difference']:+.4f}, without an interval, for which it takes two images"
+            is_better = False
+        else:
+            low, high = score["interval"]
+            images = f"{score['images']} validation images"
+            difference = f"{score['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            is_better = low > 0
+        verdict = "better than" if is_better else "not shown to be better than"
+        lines.append(f"{SCORE_NAMES[name]} on {images}: {means}, difference {difference}: {verdict} {weights}")
+    return lines
