@@ -124,6 +124,20 @@ def test_geojson_holds_valid_detections_with_measurements(tmp_path, seed):
         assert (centre.x, centre.y) == pytest.approx((columns.mean() + 0.5, rows.mean() + 0.5))
 
 
+def test_geojson_keeps_the_holes_of_all_pieces(tmp_path):
+    labels = np.zeros((20, 40), np.int32)
+    labels[1:12, 1:12] = labels[1:9, 20:30] = 1  # two pieces
+    labels[3:6, 3:6] = labels[8, 8] = 0  # two holes in one of them
+    labels[3:7, 22:28] = 2  # a nucleus in the hole of the other
+    write_table(tmp_path / "a.csv", [measure_nuclei(labels, labels, "a")])
+    write_geojson(tmp_path / "a.geojson", labels, "a", tmp_path / "a.csv")
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    around, within = (shapely.geometry.shape(feature["geometry"]) for feature in features)
+    assert sorted(len(piece.interiors) for piece in around.geoms) == [1, 2]
+    assert (around.is_valid, around.area) == (True, np.count_nonzero(labels == 1))
+    assert (within.area, around.intersection(within).area) == (24, 0)
+
+
 def test_geojson_without_nuclei_is_empty(tmp_path):
     labels = np.zeros((5, 5), np.int32)
     write_table(tmp_path / "a.csv", [measure_nuclei(labels, labels, "a")])
