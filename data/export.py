@@ -11,14 +11,12 @@ Sources: the ONNX operators, https://onnx.ai/onnx/operators; the description of 
 https://github.com/bioimage-io/spec-bioimage-io.
 """
 
-import importlib
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from data.files import UserError, find_beside_scripts, write_whole
+from data.files import UserError, find_beside_scripts, import_optional, write_whole
 from data.images import read_image
 from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness, normalize, percentile_range
 
@@ -90,7 +88,7 @@ def convert_network(model):
     Returns:
         an `onnx.ModelProto`, checked.
     """
-    onnx = import_optional("onnx", "onnx")
+    onnx = import_optional("onnx", "onnx", "--export")
     nodes = []
     initializers = []
     names = {}  # id of a tensor of Keras -> its name in ONNX
@@ -201,7 +199,7 @@ def write_bioimageio(model, file: str | Path, halo: int) -> None:
     Raises:
         UserError: no onnx or bioimageio.spec here, or a layer that cannot be written as ONNX.
     """
-    spec = import_optional("bioimageio.spec", "bioimageio.spec")
+    spec = import_optional("bioimageio.spec", "bioimageio.spec", "--export")
     side = total_downsampling(model)
     image, probability = make_test_tensors(model, side)
     with tempfile.TemporaryDirectory() as name, write_whole(file) as part:
@@ -270,15 +268,3 @@ def describe_package(parameters: int, side: int, halo: int) -> dict:
         "weights": {"onnx": {"source": "unet.onnx", "opset_version": OPSET}},
         "config": {"bioimageio": {"model_parameter_count": parameters}},
     }
-
-
-def import_optional(module: str, package: str) -> ModuleType:
-    """Imports a module that is not among the requirements.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"--export needs {package}; pip install {package}") from error

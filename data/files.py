@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from PIL import UnidentifiedImageError
@@ -49,6 +51,18 @@ def decoding(file: File, expected: str = "image") -> Iterator[None]:
         raise UserError(f"{file}: not a readable {expected} ({reason}); {advice}") from error
 
 
+def import_optional(module: str, package: str, option: str) -> ModuleType:
+    """Imports a module that is not among the requirements.
+
+    Raises:
+        UserError: it is not installed; `option` needs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{option} needs {package}; pip install {package}") from error
+
+
 def find_beside_scripts(path: str) -> str:
     """A file of the project: the one in the working directory, else the one beside the scripts."""
     beside = Path(__file__).resolve().parents[1] / path
@@ -79,28 +93,41 @@ def hash_file(file: str | Path) -> str:
 def write_whole(file: str | Path) -> Iterator[Path]:
     """Yields a path to write to, and renames it to `file` at the end: never half a file.
 
-    The path keeps the ending of `file`, from which most libraries take the format.
+    The path keeps the ending of `file`, from which most libraries take the format. A folder may be made there as well;
+    it takes the place of an older file or folder.
 
     Raises:
         OSError: with the name of `file`; where the disk is full, how far the writing came.
     """
     file = Path(file)
     part = file.with_name(f"{UNFINISHED}{os.getpid()}-{file.name}")
+    old = file.with_name(f"{UNFINISHED}{os.getpid()}-old-{file.name}")
     try:
         yield part
+        if part.is_dir() and file.exists():  # no folder can be renamed to one that is there
+            os.replace(file, old)
         os.replace(part, file)
     except OSError as error:
         if error.filename and UNFINISHED not in str(error.filename):  # it is of another file
             raise
         raise OSError(error.errno, _explain_write_error(error, part), str(file)) from error
     finally:
-        part.unlink(missing_ok=True)
+        remove(part)
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that it holds, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # after Ctrl-C threads of a library may still write into it
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _explain_write_error(error: OSError, part: Path) -> str:
     reason = error.strerror or str(error)
     if error.errno in DISK_FULL_ERRORS:
-        written = part.stat().st_size if part.exists() else 0
+        written = sum(file.stat().st_size for file in (part, *part.rglob("*")) if file.is_file())
         free = shutil.disk_usage(part.parent).free
         reason = f"{os.strerror(error.errno)} after {written:,} bytes, {free:,} are free"
     return f"{reason}; choose another folder or make room there"

@@ -16,12 +16,13 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from data.files import UNFINISHED, File, UserError, decoding, describe_file, write_whole
+from data.files import UNFINISHED, File, UserError, decoding, describe_file, remove, write_whole
 from data.images import read_image
 from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
 from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays", "tables")
+OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # that are there where they were asked for
 IMAGE_KEYS = ("image", "seen")  # of a provenance: its size and checksum, and how it was seen
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
@@ -44,6 +45,7 @@ class PredictionFiles:
     row: Path  # of the table of images
     rois: Path
     geojson: Path
+    zarr: Path  # a folder
 
     def existing_mask(self) -> Path:
         """The mask that is there; `mask` where there is none."""
@@ -66,6 +68,7 @@ def prediction_files(out: str | Path, name: str) -> PredictionFiles:
         row=out / "tables" / f"{name}.json",
         rois=out / "rois" / f"{name}.zip",
         geojson=out / "geojson" / f"{name}.geojson",
+        zarr=out / "zarr" / f"{name}.zarr",
     )
 
 
@@ -161,9 +164,9 @@ def make_folders(out: str | Path) -> None:
 
 def remove_unfinished(out: str | Path) -> None:
     """Removes what a killed run left behind; not while another run writes to the folder."""
-    for folder in FOLDERS:
-        for file in Path(out, folder).glob(f"{UNFINISHED}*"):
-            file.unlink()
+    for folder in (*FOLDERS, *OPTIONAL_FOLDERS):
+        for path in Path(out, folder).glob(f"{UNFINISHED}*"):
+            remove(path)
 
 
 def read_provenance(labels: Path) -> Provenance:

@@ -52,6 +52,17 @@ def test_a_file_appears_when_it_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
+    for text in ("old", "new"):
+        with write_whole(tmp_path / "a.zarr") as part:
+            part.mkdir()
+            (part / text).touch()
+    with pytest.raises(KeyboardInterrupt), write_whole(tmp_path / "a.zarr") as part:
+        part.mkdir()
+        raise KeyboardInterrupt
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["a.zarr", "a.zarr/new"]
+
+
 @pytest.mark.parametrize("fault", [AttributeError, MemoryError, KeyboardInterrupt])
 def test_a_fault_on_the_way_leaves_what_was_there(tmp_path, fault):
     file = tmp_path / "table.csv"

@@ -248,8 +248,10 @@ def test_only_what_a_killed_run_left_is_removed(tmp_path):
     before = {file for file in tmp_path.rglob("*") if file.is_file()}
     for name in ("masks/.unfinished-7-b.png", "labels/.unfinished-7-b.tif", "overlays/.unfinished-9-b.png"):
         (tmp_path / name).touch()
+    (tmp_path / "zarr/.unfinished-9-b.zarr/0").mkdir(parents=True)
     outputs.remove_unfinished(str(tmp_path))
     assert {file for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert not list((tmp_path / "zarr").iterdir())
     outputs.remove_unfinished(tmp_path / "nowhere")
 
 
