@@ -13,6 +13,7 @@ Out, in --out (default data/<source name>_predicted, without data/ where the wor
      predictions.png  with --show: overlays and coloured labels of some of them
      rois/ID.zip      with --rois: outlines for Fiji's ROI manager
      geojson/ID.geojson  with --geojson: detections for QuPath, with their measurements
+     zarr/ID.zarr     with --zarr: the labels as OME-Zarr, in several resolutions
      report.html      with --report: all images on one page, the doubtful ones first
      submission.csv   with --submission: the nuclei in run lengths, the table that Kaggle takes
      source.json      the absolute paths of the images' sources
@@ -60,6 +61,7 @@ from data.files import UserError, describe_file, find_beside_scripts, hash_file,
 from data.images import SceneRows, TiffRows, check_image, open_rows, read_image, read_shape, subsample
 from data.intensity import brightness
 from data.nuclei import Calibration, keep_labels, largest_area, separate_nuclei
+from data.omezarr import import_zarr, save_zarr
 from data.outputs import (
     FAST_COMPRESSION,
     Provenance,
@@ -680,6 +682,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [field.name for field in dataclasses.fields(PredictionOptions)]
     options = PredictionOptions(**{name: getattr(args, name) for name in names})
     options.check()
+    if args.zarr:
+        import_zarr()  # says now that it is missing, not after the prediction
     provenance = describe_provenance(args.weights, options)
     claim_out(out, *args.data)
     remove_unfinished(out)
@@ -705,6 +709,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.rois or args.geojson:
         save_outlines(out, ids, args.rois, args.geojson)
         print(f"saved the outlines of nuclei to {out}, in rois/ or geojson/")
+    if args.zarr:
+        save_zarr(out, ids)
+        print(f"saved the labels as OME-Zarr to {out / 'zarr'}")
     if args.submission:
         print(f"saved Kaggle's table to {save_submission(out, ids)}")
     if args.report:

@@ -196,6 +196,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     results.add_argument("--report", action="store_true", help="write a page of all images, the doubtful ones first")
     results.add_argument("--rois", action="store_true", help="write outlines for Fiji's ROI manager")
     results.add_argument("--geojson", action="store_true", help="write detections for QuPath")
+    results.add_argument("--zarr", action="store_true", help="write labels as OME-Zarr, in several resolutions")
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
     machines = parser.add_argument_group("machines")
     machines.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that predicts")

@@ -38,6 +38,7 @@ MODULES = (
     "measure",
     "outlines",
     "outputs",
+    "omezarr",
     "tables",
     "predictions",
     "matching",
