@@ -312,6 +312,7 @@ def describe_provenance(weights: str | Path, options: PredictionOptions = Predic
     }
     for module in (artifacts, intensity, nuclei, scales):
         numbers = {name.lower(): value for name, value in vars(module).items() if name.isupper()}
+        numbers.pop("batch_pixels", None)  # changes the speed, not the labels
         constants |= {name: list(value) if isinstance(value, tuple) else value for name, value in numbers.items()}
     calibration = dataclasses.asdict(read_calibration(weights))
     return {
