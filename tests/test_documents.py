@@ -87,16 +87,6 @@ def test_the_citation_follows_its_schema():
     Citation(read("CITATION.cff")).validate()
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    (code,) = re.findall(r"^```python\n(.*?)^```", read("README.md"), re.MULTILINE | re.DOTALL)
-    sample = next(ROOT.glob("data/sample/*/images/*.png"))
-    (tmp_path / "my_image.png").write_bytes(sample.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(code, names)
-    assert len(names["table"]["label"]) == names["labels"].max() > 10
-
-
 def test_the_figures_of_the_first_table_are_those_of_scores():
     """The figures at the top of the README stand again in its table of scores, with their intervals."""
     text = read("README.md")
