@@ -12,7 +12,7 @@ On several machines, one process for each GPU has KERAS_BACKEND=jax, KERAS_DISTR
 first, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, which is 0 for the one that writes the files.
 
     python Train.py
-    python Train.py --data data/stage1_train.zip data/tnbc.zip --epochs 30 --out weights
+    python Train.py --data data/stage1_train.zip data/tnbc.zip --epochs 30 --out my_weights
     python Train.py --resume
     python Train.py --from weights/unet.keras --data my_images --out my_weights
 """

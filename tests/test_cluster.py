@@ -267,6 +267,7 @@ def test_two_processes_train_in_step_and_one_writes(source, tmp_path):
     assert not outs[1].exists()
 
 
+@pytest.mark.slow
 def test_several_gpus_train_copies_of_the_network_and_resume(source, tmp_path):
     before = """
 import tensorflow as tf
