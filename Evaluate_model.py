@@ -5,7 +5,7 @@ In: the truth, a folder or .zip of images with masks or labels (see data/layouts
 tool's label pictures (ID.tif, ID_cp_masks.png or the like), or Kaggle's table. Dice and IoU are
 computed on `masks/ID.png`, AP and F1 on `labels/ID.tif`, at the image's own size; other tools' masks
 are where their labels are.
-Out: one table; `scores.csv` (one row per image, worst Dice first) and `scores.png` in --out.
+Out: two tables, of pixels and of nuclei; `scores.csv` (one row per image, worst Dice first) and `scores.png` in --out.
 With --report also report.html in --predicted: the images on one page, the worst first.
 Mean and median are over images; pooled is over all pixels, so that large images weigh more. AP, F1
 and the scores of nuclei are means over images, the errors are sums. scores.csv has more columns:

@@ -311,15 +311,17 @@ def draw_combination(seed):
 @pytest.mark.slow
 def test_two_hundred_random_combinations(unet):
     wrong = []
+    refused = []
     for seed in range(200):
         image, truth, counts, description = draw_combination(seed)
         try:
             labels = segment(unet, image)
         except UserError as error:
-            wrong.append(f"{seed}: {description}: {error}")
+            refused.append(f"{seed}: {description}: {error}")
             continue
         dice = Evaluate_model.dice_score(labels[counts] > 0, truth[counts] > 0)
         difference = abs(len(np.unique(labels[counts])) - len(np.unique(truth[counts])))
         if dice < 0.85 or difference > max(1, 0.1 * truth.max()):
             wrong.append(f"{seed}: {description}: {difference} nuclei more or less, Dice {dice:.2f}")
     assert len(wrong) <= 2, "\n".join(wrong)  # 1 %
+    assert len(refused) <= 6, "\n".join(refused)  # 3 %; a run says so and names the option
