@@ -139,6 +139,7 @@ def train_parser(doc: str) -> OptionParser:
     default = TrainingOptions()
 
     def add_number(group, option: str, default: int, description: str) -> None:
+        """Adds an option that takes a whole number."""
         group.add_argument(option, type=int, default=default, help=f"{description} (default %(default)s)")
 
     files = parser.add_argument_group("files")

@@ -118,6 +118,7 @@ def write_report(
     shown = entries[:REPORTED_IMAGES]
 
     def make_card(numbered: tuple[int, Entry]) -> str:
+        """The HTML of an image and its place in the order."""
         return draw_card(*numbered, read_truth)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -8,6 +8,7 @@ import shlex
 import pytest
 from cffconvert import Citation
 from conftest import ROOT
+from jsonschema.exceptions import ValidationError
 
 from data.files import hash_file
 from data.options import VERSION
@@ -84,7 +85,10 @@ def test_the_newest_version_is_told_everywhere():
 
 
 def test_the_citation_follows_its_schema():
-    Citation(read("CITATION.cff")).validate()
+    text = read("CITATION.cff")
+    assert Citation(text).validate() is None  # it raises where something is wrong, such as:
+    with pytest.raises(ValidationError):
+        Citation(text.replace("\nauthors:", "\nwriters:", 1)).validate()
 
 
 def test_the_figures_of_the_first_table_are_those_of_scores():
