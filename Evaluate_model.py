@@ -315,9 +315,14 @@ def format_table(rows: Sequence[dict]) -> str:
     return "\n".join(lines + nuclei_lines)
 
 
-def format_interval(mean: float, low: float, high: float) -> str:
-    """A mean with its interval; one image has none."""
-    return f"{mean:.3f} [one image]" if np.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+def format_interval(mean: float, low: float, high: float, sign: str = "") -> str:
+    """A mean with its interval, which one image has not; sign "+" is for differences.
+
+    >>> format_interval(0.5, 0.25, 1), format_interval(0.5, 0.25, 1, "+")
+    ('0.500 [0.250, 1.000]', '+0.500 [+0.250, +1.000]')
+    """
+    mean, low, high = (f"{value:{sign}.3f}" for value in (mean, low, high))
+    return f"{mean} [one image]" if low.strip("+") == "nan" else f"{mean} [{low}, {high}]"
 
 
 def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -346,9 +351,7 @@ def format_comparison(differences: dict, other: str) -> str:
     lines = [f"difference to {other}, image by image, with its 95 % interval", ""]
     lines.append(("{:<15}" + "{:>25}" * len(COMPARED_SCORES)).format(*titles))
     for kind, scores in differences.items():
-        cells = []
-        for mean, low, high in scores.values():
-            cells.append(f"{mean:+.3f} [one image]" if np.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        cells = [format_interval(*interval, sign="+") for interval in scores.values()]
         lines.append(("{:<15}" + "{:>25}" * len(cells)).format(kind, *cells))
     mean, low, high = differences["all"]["ap"]
     if low > 0 or high < 0:

@@ -138,7 +138,9 @@ class PredictionOptions(Limits):
                 raise UserError(f"{name} must be above 0, not {value}")
         if not 0 <= self.min_confidence <= 1:
             raise UserError(f"--min-confidence must be from 0 to 1, not {self.min_confidence}")
-        if self.min_area < 0 or (self.max_area is not None and not self.max_area > self.min_area):
+        if not self.min_area >= 0:
+            raise UserError(f"--min-area must be 0 or more, not {self.min_area}")
+        if self.max_area is not None and not self.max_area > self.min_area:
             raise UserError(f"--max-area must be above --min-area, not {self.max_area} and {self.min_area}")
         if self.level is not None and self.level < 0:
             raise UserError(f"--level must be 0, the largest, or more, not {self.level}")
