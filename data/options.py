@@ -8,7 +8,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -79,6 +79,16 @@ class TrainingOptions:
             raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
         if self.batch_size % processes:
             raise UserError(f"--batch-size must be a multiple of {processes}, the processes")
+
+
+def choose_options(args: argparse.Namespace) -> TrainingOptions:
+    """The options of a training by those of the command line; with --from others are usual, see FINE_TUNING."""
+    usual = FINE_TUNING if args.from_weights else vars(TrainingOptions())
+    values = {field.name: getattr(args, field.name) for field in fields(TrainingOptions)}
+    for name in FINE_TUNING:
+        if values[name] is None:
+            values[name] = usual[name]
+    return TrainingOptions(**values)
 
 
 class OptionParser(argparse.ArgumentParser):

@@ -56,7 +56,7 @@ import Train
 from data import nuclei
 from data.files import File, UserError, run_script
 from data.images import read_image
-from data.options import DATA, WEIGHTS
+from data.options import DATA, PRECISIONS, WEIGHTS
 from data.outputs import make_folders, prediction_files, save_tiles, write_prediction
 from data.pictures import outline_nuclei
 from data.sources import Sample, find_samples
@@ -195,7 +195,7 @@ def time_training(data: str, precision: str) -> np.ndarray:
     options = Train.TrainingOptions(epochs=1, seed=0)
     options = dataclasses.replace(options, crops=STEPS * options.batch_size)
     pairs, probabilities, record = Train.load_data(find_samples(data), options)
-    batches = Train.Crops([pairs[name] for name in record["training_ids"]], probabilities, options)
+    batches = Train.Batches(Train.Crops([pairs[name] for name in record["training_ids"]], probabilities, options))
     model = Model.compile_unet(options.depth, options.base_filters, options.learning_rate, STEPS)
     same, clock = Same(batches[0], STEPS), Clock()
     for _ in range(EPOCHS + 1):  # the first does not count
@@ -317,7 +317,7 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
         show(f"read {READ_BY_BOTH} images; decoding alone", ours, decoding)
         seconds, memory = measure(read_all, data)
         show("read all images", seconds, memory=memory)
-        for precision in Train.PRECISIONS:
+        for precision in PRECISIONS:
             (epoch, step), memory = measure(time_training, data, precision)
             show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
         begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
