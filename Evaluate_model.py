@@ -40,11 +40,14 @@ from data.matching import (
     aggregated_jaccard,
     average_precision,
     bootstrap_interval,
-    check_same_shape,
     count_errors,
     count_matches,
+    count_pixels,
+    dice_score,
     f1_score,
+    iou_score,
     overlap_table,
+    paired_difference,
     panoptic_quality,
     ratio,
 )
@@ -232,36 +235,6 @@ def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_
     }
 
 
-def dice_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Sørensen–Dice, `2 * (truth & predicted).sum() / (truth.sum() + predicted.sum())`.
-
-    Of two (H, W) bool masks; in [0, 1]; 1 if both are empty, 0 if one is.
-
-    >>> dice_score(np.array([True, True, False]), np.array([False, True, True]))
-    0.5
-    """
-    both, true, predicted_pixels = count_pixels(truth, predicted)
-    return ratio(2 * both, true + predicted_pixels)
-
-
-def iou_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Intersection over union, `(truth & predicted).sum() / (truth | predicted).sum()`; as Dice.
-
-    >>> iou_score(np.array([True, True, True, False]), np.array([False, True, True, True]))
-    0.5
-    """
-    both, true, predicted_pixels = count_pixels(truth, predicted)
-    return ratio(both, true + predicted_pixels - both)
-
-
-def count_pixels(truth: np.ndarray, predicted: np.ndarray) -> tuple[int, int, int]:
-    """Returns the pixels in both masks, in the true one and in the predicted one."""
-    check_same_shape(truth, predicted)
-    if truth.dtype != bool or predicted.dtype != bool:
-        raise ValueError(f"masks should be bool, got {truth.dtype} and {predicted.dtype}")
-    return int((truth & predicted).sum()), int(truth.sum()), int(predicted.sum())
-
-
 def summarise(rows: Sequence[dict]) -> dict[str, float]:
     """Sums up the rows of `evaluate`: means over images, and of Dice as its names say."""
     if not rows:
@@ -341,8 +314,9 @@ def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[
     for kind, group in group_by_kind([row for row in rows if row["id"] in others]).items():
         differences[kind] = {}
         for score in COMPARED_SCORES:
-            values = np.array([row[score] - others[row["id"]][score] for row in group])
-            differences[kind][score] = (values.mean(), *bootstrap_interval(values))
+            scores = [row[score] for row in group]
+            other_scores = [others[row["id"]][score] for row in group]
+            differences[kind][score] = paired_difference(scores, other_scores)
     return differences
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.matching import THRESHOLDS, average_precision, bootstrap_interval, overlap_table, pair_overlaps, pixel_dice
+from data.matching import THRESHOLDS, average_precision, dice_score, overlap_table, pair_overlaps, paired_difference
 from data.nuclei import Calibration, keep_labels, separate_nuclei
 from data.scales import PredictionJob, Probabilities, finish_labels
 
@@ -121,7 +121,7 @@ def calibrate(
             scores[value] = np.array([average_precision(table) for table in tables])
         usual = getattr(calibration, name)
         best = max(scores, key=lambda value: (scores[value].mean(), value == usual))
-        low, _ = bootstrap_interval(scores[best] - scores[usual])
+        _, low, _ = paired_difference(scores[best], scores[usual])
         if low > 0:
             calibration = replace(calibration, **{name: best})
     tables, means = match_images(probabilities, scales, truths, calibration)
@@ -146,11 +146,13 @@ def score_jobs(
     jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], calibration: Calibration
 ) -> dict[str, np.ndarray]:
     """Dice and AP (images,) of predicted jobs against true labels (H, W): {"dice": …, "ap": …}."""
-    tables, _ = match_images([job.probabilities for job in jobs], [job.scales for job in jobs], truths, calibration)
-    return {
-        "dice": np.array([pixel_dice(table) for table in tables]),
-        "ap": np.array([average_precision(table) for table in tables]),
-    }
+    dice = []
+    precision = []
+    for job, truth in zip(jobs, truths, strict=True):
+        labels = separate_nuclei(*job.probabilities, area_scale=4.0 ** job.scales[0], calibration=calibration)
+        dice.append(dice_score(truth > 0, labels > 0))
+        precision.append(average_precision(overlap_table(truth, labels)))
+    return {"dice": np.array(dice), "ap": np.array(precision)}
 
 
 def find_right(table) -> np.ndarray:

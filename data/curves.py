@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data.files import write_whole
-from data.matching import bootstrap_interval, overlap_table, pixel_dice
+from data.matching import dice_score, overlap_table, paired_difference
 from data.pictures import TITLE_LENGTH, outline_nuclei, save_contact_sheet, show_pictures
 from data.records import KEPT_WEIGHTS, TRAINING_RECORD, read_training_record
 
@@ -92,7 +92,7 @@ def save_examples(examples: Sequence[Example], predicted: Sequence[np.ndarray], 
         table = overlap_table(truth, labels)
         pictures += [picture, outline_nuclei(picture, truth), outline_nuclei(picture, labels)]
         titles += [name[:TITLE_LENGTH], f"truth, {table.shape[0] - 1} nuclei"]
-        titles += [f"epoch {epoch}, {table.shape[1] - 1} nuclei, Dice {pixel_dice(table):.2f}"]
+        titles += [f"epoch {epoch}, {table.shape[1] - 1} nuclei, Dice {dice_score(truth > 0, labels > 0):.2f}"]
     save_contact_sheet(pictures, titles, out / EXAMPLES, columns=3)
 
 
@@ -105,14 +105,13 @@ def compare_scores(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) 
     """
     compared = {}
     for name, scores in after.items():
-        difference = scores - before[name]
-        interval = [float(end) for end in bootstrap_interval(difference)]
+        difference, low, high = paired_difference(scores, before[name])
         compared[name] = {
             "images": len(scores),
             "before": float(before[name].mean()),
             "after": float(scores.mean()),
-            "difference": float(difference.mean()),
-            "interval": interval if len(scores) > 1 else None,
+            "difference": float(difference),
+            "interval": [float(low), float(high)] if len(scores) > 1 else None,
         }
     return compared
 

@@ -1,4 +1,4 @@
-"""Scores against answers known by hand: five drawn nuclei, small tables, and scikit-learn."""
+"""Scores against answers known by hand: five drawn nuclei, and small tables."""
 
 import csv
 import hashlib
@@ -12,7 +12,6 @@ import skimage.io
 import tifffile
 from conftest import write_source
 from skimage.draw import disk
-from sklearn import metrics
 
 import Evaluate_model
 from data.files import UserError
@@ -436,64 +435,6 @@ def test_empty_images():
         assert [scores[name] for name in SCORES] == [answer] * 6
 
 
-# Dice and IoU.
-
-
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_dice_and_iou_equal_scikit_learn(share):
-    rng = np.random.default_rng(0)
-    truth = rng.random((40, 50)) < share
-    predicted = rng.random((40, 50)) < 0.4
-    dice = metrics.f1_score(truth.ravel(), predicted.ravel())
-    iou = metrics.jaccard_score(truth.ravel(), predicted.ravel())
-    assert Evaluate_model.dice_score(truth, predicted) == pytest.approx(dice)
-    assert Evaluate_model.iou_score(truth, predicted) == pytest.approx(iou)
-    assert iou == pytest.approx(dice / (2 - dice))
-
-
-def test_probabilities_and_other_sizes_are_refused():
-    mask = np.ones((4, 5), bool)
-    with pytest.raises(ValueError, match="bool, got bool and float64"):
-        Evaluate_model.dice_score(mask, mask * 0.3)
-    for shape in ((5, 4), (1, 5)):  # the second would broadcast
-        message = re.escape(f"prediction is {shape} but the truth is (4, 5)")
-        with pytest.raises(ValueError, match=message):
-            Evaluate_model.iou_score(mask, np.ones(shape, bool))
-        with pytest.raises(ValueError, match=message):
-            Evaluate_model.overlap_table(mask.astype(int), np.ones(shape, int))
-
-
-# The overlap table.
-
-
-def test_overlap_table_equals_a_double_loop():
-    truth = np.random.default_rng(1).integers(0, 7, (30, 40))
-    predicted = np.random.default_rng(2).integers(0, 5, (30, 40))
-    expected = [[int(((truth == i) & (predicted == j)).sum()) for j in range(5)] for i in range(7)]
-    assert Evaluate_model.overlap_table(truth, predicted).toarray().tolist() == expected
-
-
-def test_overlap_table_without_background_or_with_gaps():
-    truth = np.array([[4, 4, 900]])
-    predicted = np.array([[70000, 2, 2]], np.uint32)
-    expected = [[0, 0, 0], [0, 1, 1], [0, 1, 0]]
-    assert Evaluate_model.overlap_table(truth, predicted).toarray().tolist() == expected
-
-
-@pytest.mark.parametrize("percent", range(50, 100, 5))
-def test_an_iou_of_exactly_the_threshold_is_no_match(percent):
-    table = np.array([[0, 0], [100 - percent, percent]])
-    assert Evaluate_model.count_matches(table, percent / 100) == (0, 1, 1)
-    assert Evaluate_model.average_precision(table) == pytest.approx((percent - 50) / 50)
-    table = np.array([[0, 0], [10**6 - percent * 10**4 - 1, percent * 10**4 + 1]])
-    assert Evaluate_model.count_matches(table, percent / 100) == (1, 0, 0)
-
-
-def test_thresholds_below_one_half_are_refused():
-    with pytest.raises(ValueError, match="at least 0.5, got 0.3"):
-        Evaluate_model.count_matches(np.array([[0, 0], [0, 9]]), 0.3)
-
-
 # Summing up.
 
 
@@ -523,14 +464,6 @@ def test_no_images_are_an_error_not_a_score():
     for function in (Evaluate_model.summarise, Evaluate_model.format_table):
         with pytest.raises(ValueError, match="no images to score"):
             function([])
-
-
-def test_the_interval_is_reproducible_and_as_wide_as_theory_says():
-    values = np.random.default_rng(3).uniform(0.5, 1, 200)
-    low, high = Evaluate_model.bootstrap_interval(values)
-    assert (low, high) == Evaluate_model.bootstrap_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 200**0.5, rel=0.1)
 
 
 def test_table_has_a_row_for_all_and_one_for_each_kind():
