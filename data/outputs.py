@@ -18,8 +18,8 @@ from PIL import Image
 
 from data.files import UNFINISHED, File, UserError, decoding, describe_file, remove, write_whole
 from data.images import read_image
+from data.run_lengths import encode_runs
 from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
-from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays", "tables")
 OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # that are there where they were asked for

@@ -33,6 +33,7 @@ MODULES = (
     "augment",
     "nuclei",
     "truth",
+    "run_lengths",
     "scales",
     "slides",
     "measure",

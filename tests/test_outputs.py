@@ -17,9 +17,9 @@ from data.files import UserError
 from data.images import open_rows
 from data.measure import measure_image, measure_nuclei, write_table
 from data.pictures import outline_nuclei
+from data.run_lengths import decode_runs
 from data.sources import Sample, find_samples
 from data.tables import save_row
-from data.truth import decode_runs
 
 OLD = 1_000_000_000  # seconds since 1970, in the year 2001
 PROVENANCE = {
