@@ -55,10 +55,11 @@ from tqdm import tqdm
 from data import artifacts, intensity, nuclei, scales
 from data.artifacts import find_ground
 from data.calibration import read_pixel_size
+from data.channels import Channels, narrow_channels, pick_channels
 from data.cluster import map_on_cluster
 from data.confidence import Limits, NucleusSums, finish_nuclei, score_confidence
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script, write_whole
-from data.images import SceneRows, TiffRows, check_image, open_rows, read_image, read_shape, subsample
+from data.images import SceneRows, open_rows, read_image, read_shape, subsample
 from data.intensity import brightness
 from data.nuclei import Calibration, keep_labels, largest_area, separate_nuclei
 from data.omezarr import import_zarr, save_zarr
@@ -80,6 +81,7 @@ from data.outputs import (
     write_prediction,
 )
 from data.pictures import draw_thumbnails, outline_nuclei, save_contact_sheet, show_pictures
+from data.pixels import check_image
 from data.report import write_report
 from data.scales import (
     Network,
@@ -94,8 +96,9 @@ from data.scales import (
 )
 from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_windows
 from data.sources import Sample, find_samples
-from data.stacks import Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
+from data.stacks import expand_planes, read_sample_image
 from data.tables import report_tables, save_measurements, save_outlines
+from data.tiffs import TiffRows
 from Model import HALO_PIXELS, depth_of, keras, load_unet, predict_probability, read_calibration
 from Preprocessed_data import (
     BRIGHT_MEDIAN,

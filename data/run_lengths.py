@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import UserError
-from data.images import MAX_PIXELS
+from data.pixels import MAX_PIXELS
 
 SOLUTION_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")  # of Kaggle's solution table
 
