@@ -70,3 +70,8 @@ def pick_channels(names: Sequence[str], wanted: str | None) -> list[int]:
         known = ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
         raise UserError(f"no channel {wanted!r}; its channels are {known}")
     return matches[:1]
+
+
+def take_channel(image: np.ndarray | Channels, index: int | None) -> np.ndarray:
+    """That one of several channels, (H, W); other images stay as they are."""
+    return image.planes[index] if isinstance(image, Channels) else image

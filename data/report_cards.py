@@ -18,10 +18,9 @@ from PIL import Image
 
 from data.images import open_rows, read_image, subsample
 from data.outputs import PredictionFiles
-from data.pictures import OUTCOME_COLOURS, draw_difference, draw_thumbnails
+from data.pictures import LABEL_PIXELS, OUTCOME_COLOURS, draw_difference, draw_thumbnails
 
 THUMBNAIL = 320  # pixels, longer side
-LABEL_PIXELS = 2048 * 2048  # of the labels of a large image that its thumbnails are made from
 WEBP_QUALITY = 72
 BINS = 24  # of a histogram
 BAR_HEIGHT = 40  # of the fullest bin

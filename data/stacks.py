@@ -7,7 +7,8 @@ Out: a sample for each scene and each plane of z and time; of a sample one image
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
@@ -17,12 +18,13 @@ from tifffile import PHOTOMETRIC
 
 from data.channels import Channels
 from data.files import File, UserError, decoding, open_file
-from data.images import read_image, read_scene
+from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
+from data.options import PredictionOptions
 from data.pixels import MAX_PIXELS, check_image, find_level, turn_image
 from data.sources import Sample, check_unique_ids
-from data.tiffs import check_page, read_tiff_header, tiff_orientation
+from data.tiffs import TiffRows, check_page, read_tiff_header, tiff_orientation
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
@@ -195,6 +197,27 @@ def _channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
     elif tiff.is_imagej:
         names = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
     return names
+
+
+@contextmanager
+def open_sample(sample: Sample, options: PredictionOptions) -> Iterator[np.ndarray | TiffRows | SceneRows | Channels]:
+    """Yields the rows of an image, as `open_rows`; a plane of a stack is read whole.
+
+    Raises:
+        UserError: the image cannot be read, or has no such channel or level.
+        OSError: it cannot be opened.
+    """
+    if sample.plane is None:
+        with open_rows(sample.image, options.level or 0, sample.scene) as rows:
+            yield rows
+    else:
+        yield read_sample_image(sample, options.project, options.level or 0)
+
+
+def read_whole(sample: Sample, options: PredictionOptions) -> np.ndarray | Channels:
+    """The image of a sample, (H, W), (H, W, 3) or several channels; raises as `open_sample`."""
+    with open_sample(sample, options) as rows:
+        return rows if isinstance(rows, Channels) else rows[:]
 
 
 def read_sample_image(sample: Sample, project: str | None = None, level: int = 0) -> np.ndarray | Channels:

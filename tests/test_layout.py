@@ -53,6 +53,8 @@ MODULES = (
     "report_cards",
     "report",
     "curves",
+    "runs",
+    "results",
     "cluster",
     "export",
     "figure",
