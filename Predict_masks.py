@@ -81,7 +81,7 @@ from data.slides import ReadGray, label_strips, predict_strips, read_windows, sa
 from data.sources import Sample, find_samples
 from data.stacks import expand_planes, open_sample, read_whole
 from data.tiffs import TiffRows
-from Model import HALO_PIXELS, depth_of, keras, load_unet, predict_probability, read_calibration
+from Model import HALO_PIXELS, depth_of, fastest_precision, keras, load_unet, predict_probability, read_calibration
 from Preprocessed_data import (
     COLOURS,
     find_colours,
@@ -175,7 +175,7 @@ def segment(
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype, as in the file; or the path of such an image.
-        model: from `load`; None: the one beside the scripts.
+        model: from `load`; None: the one beside the scripts, in the precision of the options.
         details: whether to tell how the labels were found.
         **options: of `PredictionOptions`, such as diameter=12 or background="bright".
 
@@ -190,7 +190,7 @@ def segment(
     >>> segment(np.zeros((64, 64), np.uint8)).max()
     np.int32(0)
     """
-    options = PredictionOptions(**options)
+    options = PredictionOptions(**{"precision": fastest_precision()} | options)
     options.check()
     if isinstance(image, str | Path):
         samples = expand_planes(find_samples(image), options.project)
@@ -199,7 +199,7 @@ def segment(
         image = narrow_channels(read_whole(samples[0], options), options.channel)
     else:
         image = check_image(np.asarray(image), Path("the array"))
-    labels, job = segment_image(model or load(), image, options)
+    labels, job = segment_image(model or load(precision=options.precision), image, options)
     if not details:
         return labels
     nucleus, border = job.probabilities
@@ -207,9 +207,9 @@ def segment(
 
 
 @functools.lru_cache(2)
-def load(weights: str | None = None) -> keras.Model:
+def load(weights: str | None = None, precision: str = "float32") -> keras.Model:
     """Loads a network for `segment`; without a file that beside the scripts. Raises UserError where there is none."""
-    return load_unet(weights or find_beside_scripts(WEIGHTS))
+    return load_unet(weights or find_beside_scripts(WEIGHTS), precision)
 
 
 def segment_image(
@@ -436,7 +436,7 @@ def prepare_worker(
 ) -> tuple[dict, keras.Model, Provenance]:
     """What a worker needs for all its images of one run: samples by id, network, provenance."""
     samples = {sample.id: sample for sample in expand_planes(find_samples(*data), options.project)}
-    return samples, load_unet(weights), describe_provenance(weights, options)
+    return samples, load_unet(weights, options.precision), describe_provenance(weights, options)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -447,7 +447,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     samples = expand_planes(find_samples(*args.data), args.project)
     out = Path(args.out or default_out(*args.data))
-    model = load_unet(args.weights)
+    args.precision = args.precision or fastest_precision()
+    model = load_unet(args.weights, args.precision)
     names = [field.name for field in dataclasses.fields(PredictionOptions)]
     options = PredictionOptions(**{name: getattr(args, name) for name in names})
     options.check()
