@@ -55,8 +55,9 @@ from data.outputs import provenance_of_run, read_provenance
 from data.predictions import find_predicted, read_predicted
 from data.records import read_training_record
 from data.report import write_report
+from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
-from data.truth import describe_kinds, read_labels, read_solution
+from data.truth import describe_kinds, read_labels
 from Preprocessed_data import image_kind
 
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind

@@ -5,12 +5,13 @@ Out: confidence (K,) float in [0, 1]; labels without the nuclei that are not wan
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from data.matching import THRESHOLDS, average_precision, dice_score, overlap_table, pair_overlaps, paired_difference
 from data.nuclei import Calibration, keep_labels, separate_nuclei
+from data.options import Limits
 from data.scales import PredictionJob, Probabilities, finish_labels
 
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
@@ -18,16 +19,6 @@ SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MIN_FITTED = 50  # nuclei, right and wrong ones; with fewer the confidence of the shipped network stays
 DIGITS = 2  # of a confidence; later ones would change with the size of the batches
 REGULARIZATION = 100  # of the logistic regression, the inverse of its strength
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Which nuclei are kept; by default all."""
-
-    min_confidence: float = 0.0
-    min_area: float = 0.0  # pixels of the image
-    max_area: float | None = None  # likewise
-    clear_border: bool = False  # whether nuclei that touch the edge of the image are left out
 
 
 class NucleusSums:
@@ -94,10 +85,15 @@ def finish_nuclei(job: PredictionJob, calibration: Calibration, limits: Limits) 
     labels = finish_labels(job)
     sums = NucleusSums(len(labels))
     sums.add(labels, *job.probabilities)
+    return keep_labels(labels, choose_kept(job, sums, calibration, limits))
+
+
+def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration, limits: Limits) -> np.ndarray:
+    """(K + 1,) bool, whether a number of a job's labels is within the limits; sets the confidence of the job."""
     confidence = score_confidence(sums.means(), calibration)
     is_kept = sums.find_kept(confidence, limits)
     job.confidence = confidence[is_kept[1:]]
-    return keep_labels(labels, is_kept)
+    return is_kept
 
 
 def calibrate(

@@ -1,7 +1,7 @@
 """The options of the scripts; quick to import, so that --help and mistakes are answered before the slow libraries load.
 
 In:  the docstring of a script, which becomes its help, and the words of the command line.
-Out: the values of its options; of those of Train.py most are `TrainingOptions`.
+Out: the values of its options; those that a result depends on are `TrainingOptions` and `PredictionOptions`.
 """
 
 import argparse
@@ -89,6 +89,45 @@ def choose_options(args: argparse.Namespace) -> TrainingOptions:
         if values[name] is None:
             values[name] = usual[name]
     return TrainingOptions(**values)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which nuclei are kept; by default all."""
+
+    min_confidence: float = 0.0
+    min_area: float = 0.0  # pixels of the image
+    max_area: float | None = None  # likewise
+    clear_border: bool = False  # whether nuclei that touch the edge of the image are left out
+
+
+@dataclass(frozen=True)
+class PredictionOptions(Limits):
+    """How images are to be seen, where None means that it is found out for each image, and which nuclei are kept."""
+
+    channel: str | None = None  # its name, its number from 1, or "max", the brightest of all at each pixel
+    background: str | None = None  # "dark" or "bright"
+    project: str | None = None  # "max", "mean" or "sum" along z
+    diameter: float | None = None  # of nuclei, in pixels
+    level: int | None = None  # of pyramids, 0 the largest
+    pixel_size: float | None = None  # micrometres; of labels and tables, the scale does not depend on it
+    precision: str = "float32"  # that the network computes in
+
+    def check(self) -> None:
+        """Raises UserError where a number does not make sense."""
+        for name, value in (("--diameter", self.diameter), ("--pixel-size", self.pixel_size)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be above 0, not {value}")
+        if not 0 <= self.min_confidence <= 1:
+            raise UserError(f"--min-confidence must be from 0 to 1, not {self.min_confidence}")
+        if not self.min_area >= 0:
+            raise UserError(f"--min-area must be 0 or more, not {self.min_area}")
+        if self.max_area is not None and not self.max_area > self.min_area:
+            raise UserError(f"--max-area must be above --min-area, not {self.max_area} and {self.min_area}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision must be {' or '.join(PRECISIONS)}, not {self.precision}")
+        if self.level is not None and self.level < 0:
+            raise UserError(f"--level must be 0, the largest, or more, not {self.level}")
 
 
 class OptionParser(argparse.ArgumentParser):

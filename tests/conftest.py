@@ -147,6 +147,11 @@ def only(source):
     return sample
 
 
+IMAGE = encode_png(np.random.default_rng(0).integers(0, 256, (13, 17), np.uint8))
+MASK = encode_png(np.eye(13, 17, dtype=np.uint8))
+KAGGLE = [("a/images/a.png", IMAGE), ("a/masks/1.png", MASK)]  # what `write_archive` may write
+
+
 class Threshold:
     """Stands for a network that answers the gray value itself, and never a border."""
 

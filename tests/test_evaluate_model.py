@@ -18,7 +18,7 @@ from data.files import UserError
 from data.images import read_image
 from data.outputs import save_submission
 from data.predictions import find_predicted, read_predicted
-from data.truth import encode_runs
+from data.run_lengths import encode_runs
 from Preprocessed_data import image_kind
 
 # Centres between pixels, so that a disk has two halves of exactly the same area.
