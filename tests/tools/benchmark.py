@@ -1,7 +1,7 @@
 """Scores and times the project beside what is usually done. Not collected by pytest.
 
 Without --speed: a table of scores of two baselines and of the shipped weights, on the validation images of one source
-or several, with 95 % intervals over images. It is Markdown, as in the README.
+or several, with 95 % intervals over images. It is Markdown, as in the README. The weights compute in float32.
 
 Otsu + watershed: Otsu's threshold on the same gray image, then a watershed on the distance to the background; it needs
 no training. Plain recipe (--plain; trains 30 epochs, minutes): what this kind of project usually does: luminance and
@@ -286,7 +286,7 @@ class Clock(keras.callbacks.Callback):
 def time_prediction(images: str, weights: str) -> np.ndarray:
     """Seconds for a folder of images, files to files: this project; its network alone; plainly."""
     samples = find_samples(images)
-    model = Model.load_unet(weights)
+    model = Model.load_unet(weights, Model.fastest_precision())
     plain = build_plain_unet()
     predict = model.predict_on_batch
     seen = []  # batches
@@ -311,7 +311,7 @@ def time_prediction(images: str, weights: str) -> np.ndarray:
 
 def time_batch(weights: str) -> np.ndarray:
     """Milliseconds of the network for an image of 256×256, in batches of 8."""
-    model = Model.load_unet(weights)
+    model = Model.load_unet(weights, Model.fastest_precision())
     batch = np.random.default_rng(0).random((8, 256, 256, 1)).astype(np.float32)
     (seconds,) = time_in_turns(lambda: model.predict_on_batch(batch))
     return 1000 * seconds / 8
