@@ -267,7 +267,7 @@ def evaluate_model_parser(doc: str) -> OptionParser:
     predicted = "folder that Predict_masks.py or another tool wrote, or Kaggle's table"
     files.add_argument("--predicted", "--submission", required=True, metavar="SOURCE", help=predicted)
     files.add_argument("--compare", metavar="SOURCE", help="other predictions of the same images")
-    files.add_argument("--out", help="folder of scores.csv and scores.png (default: that of --predicted)")
+    files.add_argument("--out", help="folder of scores.csv, summary.csv and scores.png (default: that of --predicted)")
     files.add_argument("--report", action="store_true", help="write a page of the images, the worst first")
     chosen = parser.add_argument_group("images")
     chosen.add_argument("--ids", help="training.json: only its validation ids, predicted with its own weights")
