@@ -29,7 +29,7 @@ from data.sources import Sample, find_samples
 from data.tables import report_tables
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
-from Model import fastest_precision, load_unet
+from Model import load_unet
 from Predict_masks import PredictionOptions, describe_provenance, predict_samples, show_predictions
 from Preprocessed_data import find_training_data, to_display
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     data = args.data or find_training_data(default=find_beside_scripts(DATA))[0]
     out = Path(args.out or default_out(data))
-    options = PredictionOptions(precision=args.precision or fastest_precision())
+    options = PredictionOptions(precision=args.precision)
     model = load_unet(args.weights, options.precision)
     samples = choose_samples(data, args.weights)
     open_truth(data)  # stops now, before the prediction, if the source has no truth

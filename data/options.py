@@ -218,9 +218,10 @@ def train_parser(doc: str) -> OptionParser:
     return parser
 
 
-def add_precision(group: argparse._ArgumentGroup) -> None:
-    """Adds the option that says in which precision the network computes."""
-    group.add_argument("--precision", choices=PRECISIONS, help="of the network (default: the faster on this machine)")
+def add_precision(group: argparse._ArgumentGroup, default: str | None = None) -> None:
+    """Adds the option that says in which precision the network computes; None is the faster on the machine."""
+    usual = default or "the faster on this machine"
+    group.add_argument("--precision", choices=PRECISIONS, default=default, help=f"of the network (default {usual})")
 
 
 def predict_masks_parser(doc: str) -> OptionParser:
@@ -281,5 +282,5 @@ def main_parser(doc: str) -> OptionParser:
     files.add_argument("--data", help="images with their truth")
     files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
-    add_precision(parser.add_argument_group("machine"))
+    add_precision(parser.add_argument_group("machine"), "float32")  # the same figures on every machine
     return parser
