@@ -413,8 +413,13 @@ def validation_ids(record: str, source: str) -> list[str]:
     """The validation ids of a training.json that are in the source; all of them where none is.
 
     A training may have several sources, each of which is scored on its own.
+
+    Raises:
+        UserError: nothing was validated on.
     """
     ids = read_training_record(record)["validation_ids"]
+    if not ids:
+        raise UserError(f"{record}: that training had no validation images; score others, without --ids")
     truths = open_truth(source)
     here = [name for name in ids if name in truths]
     if 0 < len(here) < len(ids):

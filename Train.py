@@ -2,7 +2,7 @@
 
 In:  images with their truth (folders or .zip files, see data/layouts.py). Out, in --out (default weights/trained):
      unet.keras     of the last fifth of the epochs the best by mean validation Dice at native size (with
-                    --hold-out the last epoch); one file, all that prediction needs
+                    --hold-out, or images of one picture only, the last epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
      examples.png   what the last epoch predicts for validation images
      training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch, thresholds;
@@ -50,6 +50,7 @@ from data.augment import draw_crop, draw_empty_crop, make_target, vary_stain, wh
 from data.confidence import calibrate, score_jobs
 from data.curves import (
     CURVES,
+    EXAMPLE_COUNT,
     EXAMPLES,
     Example,
     choose_examples,
@@ -86,6 +87,10 @@ from Preprocessed_data import (
 FIXED_EDGES_SHARE = 0.2  # of the batches, the last ones, in which neither blur nor gamma moves edges
 VARIED_STAIN_SHARE = 0.5  # of the crops of stained tissue; the others are as prediction sees them
 EMPTY_SHARE = 0.04  # of the crops have no nuclei and no image
+ONE_PICTURE = (
+    "all images are of one picture, so none is left to validate on; the scores are of the images that are trained on "
+    "and say nothing of others, the last epoch is kept, the thresholds are the usual ones; add an image of another"
+)
 WIDE_NUCLEI = 33  # pixels; images of wider nuclei are shown at half their size too
 # Files in --out.
 WEIGHTS = "unet.keras"
@@ -140,14 +145,16 @@ def train(
     options = options.with_crops(len(record["training_ids"]))
     record |= {"options": dataclasses.asdict(options), "run_id": run_id}
     training = [pairs[name] for name in record["training_ids"]]
-    validation = [pairs[name] for name in record["validation_ids"]]
-    print(f"{len(training)} images to train on, {len(validation)} to validate, {', '.join(map(str, data))}")
+    validation = [pairs[name] for name in record["validation_ids"]] or training
+    counts = f"{len(training)} images to train on, {len(record['validation_ids'])} to validate"
+    print(f"{counts}, {', '.join(map(str, data))}")
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
 
     model, history = build_model(options, out, record, resume)
     with without_data_parallel():
         network = Model.plain_copy(model)  # predicts whole images
-        start = score_start(network, options.from_weights, validation) if options.from_weights else None
+        has_start = options.from_weights and record["validation_ids"]
+        start = score_start(network, options.from_weights, validation) if has_start else None
     if is_writer and not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)  # of another training
 
@@ -217,6 +224,8 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
         split = hold_out_kind(ids, images, options.hold_out)
     else:
         split = split_sources(samples, images, options.seed)
+    if not split[1]:
+        print(f"warning: {ONE_PICTURE}")
     with ThreadPoolExecutor() as pool:
         grays = list(pool.map(to_grayscale, images))
     pairs = {name: Pair(*pair) for name, *pair in zip(ids, grays, labels, strict=True)}
@@ -378,8 +387,7 @@ class KeepEpochs(keras.callbacks.Callback):
         rivals = [earlier for earlier in self.history if (earlier["epoch"] > fixed_from) == (epoch + 1 > fixed_from)]
         best = max((earlier["val_dice"] for earlier in rivals), default=-1.0)
         self.history.append(row)
-        # A kind held out is there to be scored on, so it chooses no epoch: the last is kept.
-        is_kept = row["val_dice"] > best or bool(self.record["options"]["hold_out"])
+        is_kept = row["val_dice"] > best or not can_choose(self.record)
         if self.is_writer:
             with without_data_parallel():
                 self.write(row, is_kept)
@@ -452,6 +460,14 @@ class ShowEpochs(keras.callbacks.Callback):
         save_examples(self.examples, labels, self.keeper.history[-1]["epoch"], self.keeper.out)
 
 
+def can_choose(record: dict) -> bool:
+    """Whether validation images choose epoch and thresholds: not a kind held out, there to be scored on, and not none.
+
+    Where they do not, the last epoch is kept.
+    """
+    return bool(record["validation_ids"]) and not record["options"]["hold_out"]
+
+
 class Start(NamedTuple):
     """What the weights that a training starts from reach on its validation images."""
 
@@ -473,10 +489,10 @@ def finish_training(
 ) -> None:
     """Adds to training.json what the kept weights tell of the validation images.
 
-    That is the calibration; but a kind held out is there to be scored on, so it chooses none. And where the training
-    started from trained weights, it is the scores before and after, both with the thresholds of before.
+    That is the calibration, if they may choose it. And where the training started from trained weights, it is the
+    scores before and after, both with the thresholds of before.
     """
-    has_calibration = not record["options"]["hold_out"]
+    has_calibration = can_choose(record)
     if not has_calibration and start is None:
         return
     print("predicting the validation images with the kept weights")
@@ -504,10 +520,11 @@ def predict_grays(network: keras.Model, grays: Sequence[np.ndarray]) -> list[Pre
 
 
 def load_examples(samples: Sequence[Sample], pairs: dict[str, Pair], record: dict) -> list[Example]:
-    """The validation images that are predicted after every epoch, as people look at them."""
+    """The images that are predicted after every epoch, as people look at them: validation images, if there are any."""
     files = {sample.id: sample.image for sample in samples}
     examples = []
-    for name in choose_examples(record["validation_ids"], record["validation_kinds"]):
+    chosen = choose_examples(record["validation_ids"], record["validation_kinds"])
+    for name in chosen or record["training_ids"][:EXAMPLE_COUNT]:
         picture = to_display(read_image(files[name]))
         examples.append(crop_example(name, picture, pairs[name].gray, pairs[name].labels))
     return examples
@@ -659,7 +676,8 @@ def report(out: Path, data: Sequence[str]) -> None:
     """Says what a training has reached and how to use its weights, and shows its pictures."""
     record = read_training_record(out / TRAINING_RECORD)
     kept = record["kept"]
-    print(f"kept epoch {kept['epoch']}: validation Dice {kept['val_dice']:.4f}")
+    scored = "validation Dice" if record["validation_ids"] else "Dice on the images trained on"
+    print(f"kept epoch {kept['epoch']}: {scored} {kept['val_dice']:.4f}")
     for line in describe_change(record.get("fine_tuning", {}), record["options"]["from_weights"]):
         print(line)
     pictures = [out / name for name in (*CURVES, EXAMPLES)]

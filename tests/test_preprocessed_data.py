@@ -293,9 +293,13 @@ def test_split_of_rare_kinds_warns_of_nothing(recwarn):
     assert not recwarn.list
 
 
+def test_of_one_picture_no_image_is_left_to_validate_on():
+    assert split_data(["a"], [GRAY]) == (["a"], [])
+    tiles = cut_tiles(draw_texture(0))
+    assert split_data(list("abcd"), tiles) == (list("abcd"), [])
+
+
 def test_split_that_is_impossible():
-    with pytest.raises(UserError, match="add images"):
-        split_data(["a"], [GRAY])
     with pytest.raises(ValueError, match="0.9"):
         split_data(["a", "b"], [GRAY, GRAY], fraction=0.9)
 
