@@ -28,8 +28,8 @@ from data.sources import Sample, find_samples
 from data.tables import report_tables
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
-from Model import load_unet
-from Predict_masks import describe_provenance, predict_samples, show_predictions
+from Model import fastest_precision, load_unet
+from Predict_masks import PredictionOptions, describe_provenance, predict_samples, show_predictions
 from Preprocessed_data import find_record, find_training_data, to_display
 
 
@@ -70,11 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     data = args.data or find_training_data(default=find_beside_scripts(DATA))[0]
     out = Path(args.out or default_out(data))
-    model = load_unet(args.weights)
+    options = PredictionOptions(precision=args.precision or fastest_precision())
+    model = load_unet(args.weights, options.precision)
     samples = choose_samples(data, args.weights)
     open_truth(data)  # stops now, before the prediction, if the source has no truth
     claim_out(out, data)
-    written, unread = predict_samples(samples, model, out, describe_provenance(args.weights))
+    written, unread = predict_samples(samples, model, out, describe_provenance(args.weights, options), options)
     rows, unscored = evaluate(data, out, written)
     print(format_table(rows))
     save_scores(rows, out)

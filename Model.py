@@ -230,10 +230,15 @@ def fuse_normalization(model: keras.Model) -> keras.Model:
     return fused
 
 
-def plain_copy(model: keras.Model) -> keras.Model:
-    """Copies a network as float32 without optimizer, a third of the size for Keras to load."""
+def plain_copy(model: keras.Model, precision: str = "float32") -> keras.Model:
+    """Copies a network without optimizer, which leaves a third of the size; it computes in the given precision.
+
+    Args:
+        model: a U-Net of `Unet.build` or `compile_unet`.
+        precision: one of PRECISIONS, as Keras's dtype policies. The weights are float32 in both.
+    """
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
+    keras.config.set_dtype_policy(precision)
     try:
         copy = Unet(depth_of(model), model.layers[1].filters).build()
     finally:
@@ -242,8 +247,12 @@ def plain_copy(model: keras.Model) -> keras.Model:
     return copy
 
 
-def load_unet(file: str | Path) -> keras.Model:
+def load_unet(file: str | Path, precision: str = "float32") -> keras.Model:
     """Loads a trained U-Net, in safe mode, and checks that it is one of ours.
+
+    Args:
+        file: that `Train.py` saved.
+        precision: of `plain_copy`.
 
     Returns:
         The network; its attribute `calibration` is of `read_calibration`.
@@ -267,6 +276,8 @@ def load_unet(file: str | Path) -> keras.Model:
             f"{file}: expected a model {INPUT_SHAPE} -> {OUTPUT_SHAPE}, this one is "
             f"{input_shape} -> {output_shape}; name weights of Train.py"
         )
+    if precision != "float32":
+        model = plain_copy(model, precision)
     model.calibration = read_calibration(file)
     return model
 
@@ -322,13 +333,15 @@ def export_weights(weights: str | Path, target: str, file: str | Path) -> None:
 
 
 def fastest_precision() -> str:
-    """The dtype policy that is fastest here: mixed_bfloat16 on a GPU, and on processors that multiply matrices of it.
+    """The dtype policy that is fastest here: mixed_bfloat16 on a GPU, and on processors that are quick with it.
 
-    Such processors have AMX, which Linux tells. Vector instructions for bfloat16 alone make it slower than float32.
+    These are Intel's with AMX and AMD's with AVX512-BF16, which Linux tells; on Intel's with AVX512-BF16 alone it is
+    slower than float32.
     """
-    has_amx = PROCESSOR.is_file() and "amx_bf16" in PROCESSOR.read_text()
+    flags = PROCESSOR.read_text() if PROCESSOR.is_file() else ""
+    is_quick = "amx_bf16" in flags or ("AuthenticAMD" in flags and "avx512_bf16" in flags)
     has_gpu = bool(keras.distribution.list_devices("gpu"))
-    return "mixed_bfloat16" if has_amx or has_gpu else "float32"
+    return "mixed_bfloat16" if is_quick or has_gpu else "float32"
 
 
 def depth_of(model: keras.Model) -> int:

@@ -28,7 +28,7 @@ Exit code 1: some images could not be read; they were named and skipped.
     python Predict_masks.py --data my_images --out my_nuclei --scheduler tcp://10.0.0.1:8786
 """
 
-from data.options import WEIGHTS, predict_masks_parser
+from data.options import PRECISIONS, WEIGHTS, predict_masks_parser
 
 if __name__ == "__main__":
     predict_masks_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -96,7 +96,7 @@ from data.slides import STRIP, ReadGray, label_strips, predict_strips, sample_wi
 from data.sources import Sample, find_samples
 from data.stacks import Channels, expand_planes, narrow_channels, pick_channels, read_sample_image
 from data.tables import report_tables, save_measurements, save_outlines
-from Model import HALO_PIXELS, depth_of, keras, load_unet, predict_probability, read_calibration
+from Model import HALO_PIXELS, depth_of, fastest_precision, keras, load_unet, predict_probability, read_calibration
 from Preprocessed_data import (
     BRIGHT_MEDIAN,
     COLOUR_DIFFERENCE,
@@ -130,6 +130,7 @@ class PredictionOptions(Limits):
     diameter: float | None = None  # of nuclei, in pixels
     level: int | None = None  # of pyramids, 0 the largest
     pixel_size: float | None = None  # micrometres; of labels and tables, the scale does not depend on it
+    precision: str = "float32"  # that the network computes in
 
     def check(self) -> None:
         """Raises UserError where a number does not make sense."""
@@ -142,6 +143,8 @@ class PredictionOptions(Limits):
             raise UserError(f"--min-area must be 0 or more, not {self.min_area}")
         if self.max_area is not None and not self.max_area > self.min_area:
             raise UserError(f"--max-area must be above --min-area, not {self.max_area} and {self.min_area}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision must be {' or '.join(PRECISIONS)}, not {self.precision}")
         if self.level is not None and self.level < 0:
             raise UserError(f"--level must be 0, the largest, or more, not {self.level}")
 
@@ -171,9 +174,9 @@ def network_of(model: keras.Model) -> Network:
 
 
 @functools.lru_cache(2)
-def load(weights: str | None = None) -> keras.Model:
+def load(weights: str | None = None, precision: str = "float32") -> keras.Model:
     """Loads a network for `segment`; without a file that beside the scripts. Raises UserError where there is none."""
-    return load_unet(weights or find_beside_scripts(WEIGHTS))
+    return load_unet(weights or find_beside_scripts(WEIGHTS), precision)
 
 
 def segment(
@@ -183,7 +186,7 @@ def segment(
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype, as in the file; or the path of such an image.
-        model: from `load`; None: the one beside the scripts.
+        model: from `load`; None: the one beside the scripts, in the precision of the options.
         details: whether to tell how the labels were found.
         **options: of `PredictionOptions`, such as diameter=12 or background="bright".
 
@@ -198,7 +201,7 @@ def segment(
     >>> segment(np.zeros((64, 64), np.uint8)).max()
     np.int32(0)
     """
-    options = PredictionOptions(**options)
+    options = PredictionOptions(**{"precision": fastest_precision()} | options)
     options.check()
     if isinstance(image, str | Path):
         samples = expand_planes(find_samples(image), options.project)
@@ -208,7 +211,7 @@ def segment(
             image = narrow_channels(rows if isinstance(rows, Channels) else rows[:], options.channel)
     else:
         image = check_image(np.asarray(image), Path("the array"))
-    labels, job = segment_image(model or load(), image, options)
+    labels, job = segment_image(model or load(precision=options.precision), image, options)
     if not details:
         return labels
     nucleus, border = job.probabilities
@@ -639,7 +642,7 @@ def prepare_worker(
 ) -> tuple[dict, keras.Model, Provenance]:
     """What a worker needs for all its images of one run: samples by id, network, provenance."""
     samples = {sample.id: sample for sample in expand_planes(find_samples(*data), options.project)}
-    return samples, load_unet(weights), describe_provenance(weights, options)
+    return samples, load_unet(weights, options.precision), describe_provenance(weights, options)
 
 
 def show_predictions(out: str | Path) -> Path:
@@ -681,7 +684,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     samples = expand_planes(find_samples(*args.data), args.project)
     out = Path(args.out or default_out(*args.data))
-    model = load_unet(args.weights)
+    args.precision = args.precision or fastest_precision()
+    model = load_unet(args.weights, args.precision)
     names = [field.name for field in dataclasses.fields(PredictionOptions)]
     options = PredictionOptions(**{name: getattr(args, name) for name in names})
     options.check()

@@ -164,9 +164,14 @@ def train_parser(doc: str) -> OptionParser:
     add_number(recipe, "--base-filters", default.base_filters, "filters at full resolution")
     add_number(recipe, "--depth", default.depth, "poolings")
     add_number(recipe, "--seed", default.seed, "of split, weights and crops")
-    recipe.add_argument("--precision", choices=PRECISIONS, help="default: what is faster on this machine")
+    add_precision(recipe)
     recipe.add_argument("--hold-out", choices=KINDS, help="score on all images of this kind, train on the rest")
     return parser
+
+
+def add_precision(group: argparse._ArgumentGroup) -> None:
+    """Adds the option that says in which precision the network computes."""
+    group.add_argument("--precision", choices=PRECISIONS, help="of the network (default: the faster on this machine)")
 
 
 def predict_masks_parser(doc: str) -> OptionParser:
@@ -201,6 +206,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
     machines = parser.add_argument_group("machines")
     machines.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that predicts")
+    add_precision(machines)
     return parser
 
 
@@ -226,4 +232,5 @@ def main_parser(doc: str) -> OptionParser:
     files.add_argument("--data", help="images with their truth")
     files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
+    add_precision(parser.add_argument_group("machine"))
     return parser

@@ -6,12 +6,13 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import draw_nuclei
+from conftest import ROOT, draw_nuclei
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
 from data.augment import make_target
 from data.files import UserError
+from data.images import read_image
 
 RNG = np.random.default_rng(0)
 
@@ -212,6 +213,21 @@ def test_saved_and_loaded_it_predicts_the_same(tmp_path, small):
     np.testing.assert_array_equal(small.predict(gray, verbose=0), loaded.predict(gray, verbose=0))
 
 
+def test_in_bfloat16_it_predicts_nearly_the_same_whatever_the_batch():
+    shipped = Model.load_unet(ROOT / Model.WEIGHTS)
+    quick = Model.load_unet(ROOT / Model.WEIGHTS, "mixed_bfloat16")
+    assert quick.calibration == shipped.calibration
+    assert {layer.compute_dtype for layer in quick.layers} == {"bfloat16", "float32"}
+    assert keras.config.dtype_policy().name == "float32"
+    gray = read_image(ROOT / Model.EXAMPLE)[None, ..., :1] / np.float32(255)
+    batch = np.concatenate([gray, gray[:, ::-1]])
+    answer = quick.predict_on_batch(batch)
+    assert answer.dtype == np.float32
+    difference = np.abs(answer - shipped.predict_on_batch(batch))
+    assert 0 < difference.mean() < 0.001 and difference.max() < 0.5
+    np.testing.assert_array_equal(answer[:1], quick.predict_on_batch(gray))
+
+
 def make_model(channels_in=1, channels_out=2, first=None):
     image = keras.Input((None, None, channels_in))
     x = first(image) if first else image
@@ -316,7 +332,9 @@ def test_mistakes_of_the_command(mistake):
     ("flags", "gpus", "precision"),
     [
         ("flags : fpu amx_bf16 avx512f", [], "mixed_bfloat16"),
-        ("flags : fpu avx512_bf16", [], "float32"),
+        ("vendor_id : GenuineIntel\nflags : fpu avx512_bf16", [], "float32"),
+        ("vendor_id : AuthenticAMD\nflags : fpu avx512_bf16", [], "mixed_bfloat16"),
+        ("vendor_id : AuthenticAMD\nflags : fpu avx2", [], "float32"),
         ("flags : fpu", ["gpu:0"], "mixed_bfloat16"),
         (None, [], "float32"),
     ],

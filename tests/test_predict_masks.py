@@ -697,6 +697,17 @@ def test_the_diameter_that_is_given_sets_the_scale(tmp_path, predict):
         predict("--data", source, "--diameter", "-1")
 
 
+def test_the_precision_is_kept_with_the_labels(tmp_path, predict):
+    source = save_fields(tmp_path / "images", ["a.png"], 6)
+    for precision in ("float32", "mixed_bfloat16"):
+        work = predict("--data", source, "--out", "out", "--precision", precision, "--overwrite")
+        options = data.outputs.read_provenance(work / "out/labels/a.tif")["options"]
+        assert options["precision"] == precision
+        assert count_nuclei(work / "out", "a") == 6
+    with pytest.raises(UserError, match="--precision must be float32 or mixed_bfloat16, not float16"):
+        Predict_masks.segment(np.zeros((9, 9)), precision="float16")
+
+
 def test_the_level_of_a_pyramid_is_chosen(tmp_path, predict):
     file = tmp_path / "a.tif"
     field = draw_field(0, 6)
