@@ -1,15 +1,14 @@
 """Scores predicted masks and nuclei against the truth, for each image and over all images.
 
-In: the truth, a folder or .zip of images with masks or labels (see data/layouts.py) or Kaggle's solution .csv
-(one run-length row per nucleus), and predictions: the folder that Predict_masks.py wrote, a folder of another
-tool's label pictures (ID.tif, ID_cp_masks.png or the like), or Kaggle's table. Dice and IoU are
-computed on `masks/ID.png`, AP and F1 on `labels/ID.tif`, at the image's own size; other tools' masks
-are where their labels are.
-Out: two tables, of pixels and of nuclei; `scores.csv` (one row per image, worst Dice first) and `scores.png` in --out.
+In: the truth, a folder or .zip of images with masks or labels (see data/layouts.py) or Kaggle's solution .csv (one
+run-length row per nucleus), and predictions: the folder that Predict_masks.py wrote, a folder of another tool's label
+pictures (ID.tif, ID_cp_masks.png or the like), or Kaggle's table. Dice and IoU are computed on `masks/ID.png`, AP and
+F1 on `labels/ID.tif`, at the image's own size; other tools' masks are where their labels are.
+Out: two tables, an overview and each score with its interval; in --out `scores.csv` (a row for each image, worst
+Dice first), `summary.csv` (a row for each kind and score: mean, low, high) and `scores.png`.
 With --report also report.html in --predicted: the images on one page, the worst first.
-Mean and median are over images; pooled is over all pixels, so that large images weigh more. AP, F1
-and the scores of nuclei are means over images, the errors are sums. scores.csv has more columns:
-SQ and RQ, whose product is PQ, and the error of the count. Exit code 1: broken images were named and skipped.
+Scores are means over images, with 95 % intervals by bootstrap over images; pooled is over all pixels, so that large
+images weigh more. Errors of nuclei are sums. Exit code 1: broken images were named and skipped.
 
     python Evaluate_model.py --truth data/sample --predicted predictions
     python Evaluate_model.py --truth data/stage1_train --predicted out --ids weights/training.json
@@ -40,29 +39,32 @@ from data.matching import (
     aggregated_jaccard,
     average_precision,
     bootstrap_interval,
-    check_same_shape,
     count_errors,
     count_matches,
+    count_pixels,
+    dice_score,
     f1_score,
+    iou_score,
     overlap_table,
+    paired_difference,
     panoptic_quality,
     ratio,
 )
 from data.outputs import provenance_of_run, read_provenance
 from data.predictions import find_predicted, read_predicted
+from data.records import read_training_record
 from data.report import write_report
+from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
-from data.truth import describe_kinds, read_labels, read_solution
-from Preprocessed_data import image_kind, read_training_record
+from data.truth import describe_kinds, read_labels
+from Preprocessed_data import image_kind
 
 UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
-SCORE_COLUMNS = (
-    "id kind height width nuclei_true nuclei_predicted dice iou ap ap50 f1_50 f1_70 "
-    "ap75 precision recall pq sq rq aji count_error missed false merged split"
-).split()
-MEAN_SCORES = "iou ap ap50 f1_50 f1_70 ap75 precision recall pq sq rq aji".split()
-COMPARED_SCORES = ("dice", "ap", "ap50", "f1_50", "pq")
+SCORES = "dice iou ap ap50 f1_50 f1_70 ap75 precision recall pq sq rq aji count_error".split()
+TITLES = "Dice IoU AP AP50 F1@0.5 F1@0.7 AP75 precision recall PQ SQ RQ AJI count_error".split()  # of these
 COUNTS = ("missed", "false", "merged", "split")
+SCORE_COLUMNS = ("id", "kind", "height", "width", "nuclei_true", "nuclei_predicted", *SCORES, *COUNTS)
+COMPARED_SCORES = ("dice", "ap", "ap50", "f1_50", "pq")
 COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
 MIN_BOX = 5  # images; fewer have no quartiles worth the name
 
@@ -231,57 +233,21 @@ def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_
     }
 
 
-def dice_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Sørensen–Dice, `2 * (truth & predicted).sum() / (truth.sum() + predicted.sum())`.
-
-    Of two (H, W) bool masks; in [0, 1]; 1 if both are empty, 0 if one is.
-
-    >>> dice_score(np.array([True, True, False]), np.array([False, True, True]))
-    0.5
-    """
-    both, true, predicted_pixels = count_pixels(truth, predicted)
-    return ratio(2 * both, true + predicted_pixels)
-
-
-def iou_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Intersection over union, `(truth & predicted).sum() / (truth | predicted).sum()`; as Dice.
-
-    >>> iou_score(np.array([True, True, True, False]), np.array([False, True, True, True]))
-    0.5
-    """
-    both, true, predicted_pixels = count_pixels(truth, predicted)
-    return ratio(both, true + predicted_pixels - both)
-
-
-def count_pixels(truth: np.ndarray, predicted: np.ndarray) -> tuple[int, int, int]:
-    """Returns the pixels in both masks, in the true one and in the predicted one."""
-    check_same_shape(truth, predicted)
-    if truth.dtype != bool or predicted.dtype != bool:
-        raise ValueError(f"masks should be bool, got {truth.dtype} and {predicted.dtype}")
-    return int((truth & predicted).sum()), int(truth.sum()), int(predicted.sum())
-
-
-def summarise(rows: Sequence[dict]) -> dict[str, float]:
-    """Sums up the rows of `evaluate`: means over images, and of Dice as its names say."""
+def summarise(rows: Sequence[dict]) -> dict[str, tuple[float, float, float]]:
+    """The mean of each of `SCORES` over the rows of `evaluate`, and its 95 % interval by bootstrap over images."""
     if not rows:
         raise ValueError("no images to score: the mean over no images is not a score")
-    both, true, predicted = np.sum([row["pixels"] for row in rows], axis=0).tolist()
-    dice = np.array([row["dice"] for row in rows])
-    low, high = bootstrap_interval(dice)
-    summary = {
-        "dice_mean": dice.mean(),
-        "dice_median": np.median(dice),
-        "dice_low": low,
-        "dice_high": high,
-        "dice_pooled": ratio(2 * both, true + predicted),
-    }
-    for score in MEAN_SCORES:
+    summary = {}
+    for score in SCORES:
         values = np.array([row[score] for row in rows])
-        summary[score] = values.mean()
-        summary[f"{score}_low"], summary[f"{score}_high"] = bootstrap_interval(values)
-    for count in COUNTS:
-        summary[count] = sum(row[count] for row in rows)
+        summary[score] = (float(values.mean()), *bootstrap_interval(values))
     return summary
+
+
+def pooled_dice(rows: Sequence[dict]) -> float:
+    """Dice of the pixels of all images together."""
+    both, true, predicted = np.sum([row["pixels"] for row in rows], axis=0).tolist()
+    return ratio(2 * both, true + predicted)
 
 
 def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
@@ -293,35 +259,31 @@ def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def format_table(rows: Sequence[dict]) -> str:
-    """Returns the tables to print: of pixels and of nuclei, one line for all images and one for every kind."""
+    """Returns the tables to print: an overview with a line for each kind, and all intervals, a column for each."""
     line = "{:<15}{:>7}{:>27}{:>13}{:>13}{:>10}{:>7}{:>7}{:>8}{:>8}"
-    scores = ("dice_median", "dice_pooled", "iou", "ap", "ap50", "f1_50", "f1_70")
     titles = ("median Dice", "pooled Dice", "mean IoU", "AP", "AP50", "F1@0.5", "F1@0.7")
-    lines = [line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
-    nuclei_line = "{:<15}{:>21}{:>21}{:>21}{:>6}{:>6}{:>8}{:>7}{:>8}{:>7}"
-    titles = ("nuclei", "precision", "recall", "PQ", "AJI", "AP75", *COUNTS)
-    nuclei_lines = ["", nuclei_line.format(*titles)]
+    overview = [line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
+    columns = [["mean [95 % interval]", *TITLES[1:], *COUNTS]]  # Dice stands in the overview
     for kind, group in group_by_kind(rows).items():
         summary = summarise(group)
-        dice = format_interval(summary["dice_mean"], summary["dice_low"], summary["dice_high"])
-        values = [f"{summary[score]:.3f}" for score in scores]
-        lines.append(line.format(kind, len(group), dice, *values))
-        values = [
-            format_interval(summary[score], summary[f"{score}_low"], summary[f"{score}_high"])
-            for score in ("precision", "recall", "pq")
-        ]
-        values += [f"{summary[score]:.3f}" for score in ("aji", "ap75")]
-        nuclei_lines.append(nuclei_line.format(kind, *values, *(summary[count] for count in COUNTS)))
-    return "\n".join(lines + nuclei_lines)
+        dice = format_interval(*summary["dice"])
+        values = [np.median([row["dice"] for row in group]), pooled_dice(group)]
+        values += [summary[score][0] for score in ("iou", "ap", "ap50", "f1_50", "f1_70")]
+        overview.append(line.format(kind, len(group), dice, *(f"{value:.3f}" for value in values)))
+        cells = [format_interval(*summary[score]) for score in SCORES[1:-1]]
+        cells.append(format_interval(*summary["count_error"], digits=1))
+        columns.append([kind, *cells, *(sum(row[count] for row in group) for count in COUNTS)])
+    line = "{:<21}" + "{:>24}" * (len(columns) - 1)
+    return "\n".join([*overview, "", *(line.format(*cells) for cells in zip(*columns, strict=True))])
 
 
-def format_interval(mean: float, low: float, high: float, sign: str = "") -> str:
+def format_interval(mean: float, low: float, high: float, sign: str = "", digits: int = 3) -> str:
     """A mean with its interval, which one image has not; sign "+" is for differences.
 
     >>> format_interval(0.5, 0.25, 1), format_interval(0.5, 0.25, 1, "+")
     ('0.500 [0.250, 1.000]', '+0.500 [+0.250, +1.000]')
     """
-    mean, low, high = (f"{value:{sign}.3f}" for value in (mean, low, high))
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in (mean, low, high))
     return f"{mean} [one image]" if low.strip("+") == "nan" else f"{mean} [{low}, {high}]"
 
 
@@ -340,8 +302,9 @@ def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[
     for kind, group in group_by_kind([row for row in rows if row["id"] in others]).items():
         differences[kind] = {}
         for score in COMPARED_SCORES:
-            values = np.array([row[score] - others[row["id"]][score] for row in group])
-            differences[kind][score] = (values.mean(), *bootstrap_interval(values))
+            scores = [row[score] for row in group]
+            other_scores = [others[row["id"]][score] for row in group]
+            differences[kind][score] = paired_difference(scores, other_scores)
     return differences
 
 
@@ -362,15 +325,20 @@ def format_comparison(differences: dict, other: str) -> str:
 
 
 def save_scores(rows: Sequence[dict], out: str | Path) -> None:
-    """Writes `scores.csv` (worst Dice first) and `scores.png` into the folder `out`."""
+    """Writes `scores.csv` (worst Dice first), `summary.csv` and `scores.png` into the folder `out`."""
     Path(out).mkdir(parents=True, exist_ok=True)
     with write_whole(Path(out, "scores.csv")) as file, open(file, "w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, SCORE_COLUMNS, extrasaction="ignore")
         table.writeheader()
         table.writerows(sorted(rows, key=lambda row: (row["dice"], row["id"])))
+    with write_whole(Path(out, "summary.csv")) as file, open(file, "w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(("kind", "images", "score", "mean", "low", "high"))
+        for kind, group in group_by_kind(rows).items():
+            table.writerows((kind, len(group), score, *interval) for score, interval in summarise(group).items())
     with write_whole(Path(out, "scores.png")) as file:
         draw_scores(rows).savefig(file, dpi=110)
-    print(f"saved scores.csv and scores.png to {out}")
+    print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")
 
 
 def report_scores(truth_source: str | Path, predicted_dir: str | Path, rows: Sequence[dict], scores: Path) -> None:
@@ -410,13 +378,7 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
 
 
 def validation_ids(record: str, source: str) -> list[str]:
-    """The validation ids of a training.json that are in the source; all of them where none is.
-
-    A training may have several sources, each of which is scored on its own.
-
-    Raises:
-        UserError: nothing was validated on.
-    """
+    """The validation ids of a training.json that are in this one of its sources; all of them where none is."""
     ids = read_training_record(record)["validation_ids"]
     if not ids:
         raise UserError(f"{record}: that training had no validation images; score others, without --ids")

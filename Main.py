@@ -24,13 +24,14 @@ from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
 from data.outputs import claim_out, default_out, prediction_files
 from data.pictures import save_comparison, show_pictures
+from data.records import find_record
 from data.sources import Sample, find_samples
 from data.tables import report_tables
 from data.truth import read_sample
 from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
-from Model import fastest_precision, load_unet
+from Model import load_unet
 from Predict_masks import PredictionOptions, describe_provenance, predict_samples, show_predictions
-from Preprocessed_data import find_record, find_training_data, to_display
+from Preprocessed_data import find_training_data, to_display
 
 
 def choose_samples(data: str, weights: str) -> list[Sample]:
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     data = args.data or find_training_data(default=find_beside_scripts(DATA))[0]
     out = Path(args.out or default_out(data))
-    options = PredictionOptions(precision=args.precision or fastest_precision())
+    options = PredictionOptions(precision=args.precision)
     model = load_unet(args.weights, options.precision)
     samples = choose_samples(data, args.weights)
     open_truth(data)  # stops now, before the prediction, if the source has no truth

@@ -19,6 +19,7 @@ if __name__ == "__main__":
     model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
 
 import argparse
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,10 @@ from data.figure import draw_unet
 from data.files import UserError, find_beside_scripts, hash_file, run_script
 from data.images import halve, read_image
 from data.nuclei import Calibration
+from data.records import find_record
 from data.scales import Probabilities
 from data.terminal import import_quietly
-from Preprocessed_data import find_record, to_grayscale
+from Preprocessed_data import to_grayscale
 
 with import_quietly():
     import keras
@@ -330,6 +332,18 @@ def export_weights(weights: str | Path, target: str, file: str | Path) -> None:
     else:
         write_bioimageio(model, file, HALO_PIXELS * 2 ** depth_of(model))
     print(f"saved the network to {file}")
+
+
+def use_all_gpus() -> contextlib.AbstractContextManager:
+    """A scope to build the model in: with TensorFlow it puts a copy on each of several GPUs."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    # Keras has no function of its own for this.
+    devices = [device.name for device in tensorflow.config.list_logical_devices("GPU")]
+    if len(devices) < 2:
+        return contextlib.nullcontext()
+    print(f"training on {len(devices)} GPUs")
+    return tensorflow.distribute.MirroredStrategy(devices).scope()
 
 
 def fastest_precision() -> str:

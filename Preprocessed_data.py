@@ -14,8 +14,6 @@ if __name__ == "__main__":
     preprocessed_data_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
 
 import argparse
-import hashlib
-import json
 import sys
 import warnings
 from collections import Counter, defaultdict
@@ -24,9 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
@@ -48,6 +43,7 @@ from data.intensity import (
 )
 from data.pictures import draw_thumbnails, save_contact_sheet
 from data.sources import Sample, find_samples
+from data.tiles import group_tiles
 from data.truth import read_labels
 
 # Sources.
@@ -65,9 +61,6 @@ DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleu
 FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE = KINDS
 # The split.
 VALIDATION_FRACTION = 0.15
-TRAINING_RECORD = "training.json"  # beside weights, what Train.py says of them
-EDGE_DIFFERENCE = 0.5  # of their standard deviation; facing edges of neighbouring tiles differ less
-FLAT_VARIANCE = 1e-12  # an edge of less variance is constant, which proves nothing
 
 
 class Normalization(NamedTuple):
@@ -260,68 +253,6 @@ def to_display(image: np.ndarray) -> np.ndarray:
     return np.repeat(gray[..., None], 3, axis=-1)
 
 
-def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Finds which images are tiles of one larger image, from the pixels of their facing edges.
-
-    Equal images belong together. Two images of one size are neighbours where the last column (row)
-    of one and the first of the other are each other's best match and differ (root mean square) by
-    less than EDGE_DIFFERENCE of their standard deviation: the edges of tiles cut from one image
-    are one pixel apart.
-
-    Args:
-        images: N images, (H, W) or (H, W, 3).
-
-    Returns:
-        (N,) int, one number per group.
-    """
-    pairs = _find_copies(images)
-    shapes = {}
-    for index, image in enumerate(images):
-        shapes.setdefault(image.shape[:2], []).append(index)
-    for members in shapes.values():
-        for axis in (0, 1):
-            turned = [np.moveaxis(images[index], axis, 0) for index in members]
-            last_lines = np.stack([brightness(image[[-1]]).ravel() for image in turned])
-            first_lines = np.stack([brightness(image[[0]]).ravel() for image in turned])
-            for a, b in _match_edges(last_lines, first_lines):
-                pairs.append((members[a], members[b]))
-    rows, columns = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(images), len(images)))
-    return connected_components(graph, directed=False)[1]
-
-
-def _find_copies(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Pairs each image with the first one of the same brightness, often itself."""
-    firsts = {}
-    pairs = []
-    for index, image in enumerate(images):
-        digest = hashlib.sha256(brightness(image).tobytes()).digest()
-        first = firsts.setdefault((image.shape[:2], digest), index)
-        pairs.append((first, index))
-    return pairs
-
-
-def _match_edges(last_lines: np.ndarray, first_lines: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (a, b) where last line a and first line b, both (N, L), are each other's best match."""
-    lasts = gaussian_filter1d(last_lines.astype(np.float64), 1, axis=1)  # less noise
-    firsts = gaussian_filter1d(first_lines.astype(np.float64), 1, axis=1)
-    # mean((a - b)²) = mean(a²) + mean(b²) - 2 mean(a b), of all pairs at once, (N, N)
-    squares = (lasts**2).mean(axis=1)[:, None] + (firsts**2).mean(axis=1)
-    squared_difference = squares - 2 * lasts @ firsts.T / lasts.shape[1]
-    variance = np.outer(lasts.std(axis=1), firsts.std(axis=1))
-    relative_square = np.maximum(squared_difference, 0) / np.maximum(variance, FLAT_VARIANCE)
-    difference = np.sqrt(relative_square)  # in standard deviations
-    difference[variance < FLAT_VARIANCE] = np.inf  # black on black proves nothing
-    np.fill_diagonal(difference, np.inf)
-    best_first = difference.argmin(axis=1)
-    best_last = difference.argmin(axis=0)
-    pairs = []
-    for a, b in enumerate(best_first):
-        if best_last[b] == a and difference[a, b] < EDGE_DIFFERENCE:
-            pairs.append((a, b))
-    return pairs
-
-
 def split_data(
     ids: Sequence[str], images: Sequence[np.ndarray], fraction: float = VALIDATION_FRACTION, seed: int = SEED
 ) -> tuple[list[str], list[str]]:
@@ -414,28 +345,6 @@ def hold_out_kind(ids: Sequence[str], images: Sequence[np.ndarray], kind: str) -
         known = sorted(set(kinds.values()))
         raise UserError(f"cannot hold out {kind!r}: the kinds here are {known}")
     return training, validation
-
-
-def read_training_record(file: str | Path) -> dict:
-    """Reads training.json, which Train.py writes beside the weights.
-
-    Raises:
-        UserError: the file is no training record, or an id is on both sides of the split.
-    """
-    try:
-        record = json.loads(Path(file).read_text(encoding="utf-8"))
-        shared = set(record["training_ids"]) & set(record["validation_ids"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: expected a training.json of Train.py, with the ids") from error
-    if shared:
-        raise UserError(f"{file}: {len(shared)} ids are trained on and validated on, first {min(shared)}")
-    return record
-
-
-def find_record(weights: str | Path) -> dict:
-    """What training.json beside a weights file says of its training; {} if it is not there."""
-    file = Path(weights).parent / TRAINING_RECORD
-    return read_training_record(file) if file.is_file() else {}
 
 
 def find_training_data(default: str | None = None) -> list[str]:

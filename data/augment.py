@@ -1,13 +1,11 @@
-"""Draws augmented crops, moved and scaled with their labels, and what the network should answer.
+"""Draws augmented crops of an image: moved and scaled with their labels, and changed in their intensity.
 
 In:  gray (H, W) float32 in [0, 1] and labels (H, W) int32 of a whole image.
 Out: gray (size, size) float32 in [0, 1] and labels (size, size) int32.
-Crops without nuclei are drawn from chance alone: noise, fibres, walls of cells.
 """
 
 import numpy as np
-from scipy.ndimage import affine_transform, gaussian_filter, maximum_filter, minimum_filter, uniform_filter
-from scipy.spatial import KDTree
+from scipy.ndimage import affine_transform, gaussian_filter, uniform_filter
 from skimage import transform
 from skimage.color import hed_from_rgb
 
@@ -33,15 +31,6 @@ PHOTONS = (15, 500)  # counted in a white pixel; with few of them large nuclei l
 HAZE = (0.1, 0.7)  # share of the light that the densest patch takes
 PATCH_DISTANCES = (6, 64)  # pixels from one patch to the next
 SURROUNDINGS = 41  # pixels, side of the square around a pixel; twice the width of a common nucleus
-# Crops without nuclei.
-NOISE_WIDTHS = (0.3, 12)  # standard deviation in pixels of the filter that smooths noise
-FIBRE_WIDTHS = (1, 4)  # standard deviation in pixels across a fibre
-FIBRE_LENGTH = 12  # times its width
-CELL_DISTANCES = (20, 120)  # pixels between the middles of cells
-WALL_WIDTHS = (1, 4)  # pixels, half the width of a cell's wall
-
-# The target.
-BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
 
 Crop = tuple[np.ndarray, np.ndarray]  # gray and labels
 
@@ -93,56 +82,6 @@ def vary_stain(density: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     channel += np.float32(blue) * density[..., 2]
     np.maximum(channel, 0, out=channel)  # as `haematoxylin` does
     return normalize(channel, *percentile_range(channel))
-
-
-def draw_empty_crop(size: int, rng: np.random.Generator, fixed_edges: bool = False) -> Crop:
-    """Draws a crop without nuclei: smoothed noise, fibres, or the walls of fat cells.
-
-    Args:
-        size: side of the crop in pixels.
-        rng: the only source of chance.
-        fixed_edges: of `draw_crop`.
-
-    Returns:
-        gray (size, size) float32 in [0, 1] and labels (size, size) int32, all 0.
-    """
-    draw = (draw_noise, draw_fibres, draw_walls)[rng.integers(3)]
-    gray = draw(size, rng)
-    gray = normalize(gray, *percentile_range(gray))
-    labels = np.zeros((size, size), np.int32)
-    return change_intensity(gray, labels, rng, fixed_edges), labels
-
-
-def draw_noise(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of one width, (size, size) float32: coarse noise is haze, fine noise grain."""
-    return gaussian_filter(rng.standard_normal((size, size), np.float32), draw_log_uniform(rng, NOISE_WIDTHS))
-
-
-def draw_fibres(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Fibres of about one direction that wind, as in connective tissue, (size, size) float32."""
-    width = draw_log_uniform(rng, FIBRE_WIDTHS)
-    side = 2 * size  # so that turning and winding leave no gap
-    fibres = gaussian_filter(rng.standard_normal((side, side), np.float32), (width, FIBRE_LENGTH * width))
-    fibres /= fibres.std()
-    angle = rng.uniform(0, np.pi)
-    rows, columns = np.mgrid[:size, :size] - size / 2
-    along = np.cos(angle) * columns + np.sin(angle) * rows
-    across = np.cos(angle) * rows - np.sin(angle) * columns
-    wave_length = rng.uniform(size / 3, 2 * size)
-    across += rng.uniform(0, wave_length / 12) * np.sin(2 * np.pi * along / wave_length)
-    row_indices = np.clip(across + size, 0, side - 1).astype(int)
-    column_indices = np.clip(along + size, 0, side - 1).astype(int)
-    return gaussian_filter(np.maximum(fibres[row_indices, column_indices] - rng.uniform(-1, 1), 0), 0.7)
-
-
-def draw_walls(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Thin walls between large empty cells, as in fat, (size, size) float32."""
-    distance = draw_log_uniform(rng, CELL_DISTANCES)
-    count = max(int((1.5 * size / distance) ** 2), 4)
-    cells = KDTree(rng.uniform(-size / 4, 1.25 * size, (count, 2)))
-    nearest, second = np.moveaxis(cells.query(np.indices((size, size)).reshape(2, -1).T, 2)[0], 1, 0)
-    to_wall = (second - nearest).reshape(size, size).astype(np.float32) / 2
-    return gaussian_filter(np.exp(-((to_wall / rng.uniform(*WALL_WIDTHS)) ** 2)), 0.7)
 
 
 def warp(
@@ -285,34 +224,3 @@ def add_photon_noise(gray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     photons = np.float32(draw_log_uniform(rng, PHOTONS))
     noise = rng.standard_normal(gray.shape, np.float32)
     return np.maximum(gray + np.sqrt(gray / photons) * noise, 0)
-
-
-def make_target(labels: np.ndarray) -> np.ndarray:
-    """What the network should answer.
-
-    Args:
-        labels: (H, W) int32.
-
-    Returns:
-        (H, W, 3) float32 of 0 and 1: nucleus; border, where two nuclei lie within BORDER_WIDTH pixels; and whether the
-        pixel counts (1 everywhere).
-    """
-    no_nucleus = np.iinfo(np.int32).max
-    highest = maximum_filter(labels, BORDER_WIDTH)
-    lowest = minimum_filter(np.where(labels, labels, no_nucleus), BORDER_WIDTH)
-    target = np.ones((*labels.shape, 3), np.float32)
-    target[..., 0] = labels > 0
-    target[..., 1] = (highest > 0) & (lowest < highest)
-    return target
-
-
-def whole_image(gray: np.ndarray, labels: np.ndarray, multiple: int) -> Crop:
-    """A validation image at its own size as a batch of one, padded to what the network takes.
-
-    Returns:
-        gray (1, H', W', 1) and target (1, H', W', 3), H' and W' the next multiples.
-    """
-    padding = [(0, -side % multiple) for side in gray.shape]
-    gray = np.pad(gray, padding, "symmetric")  # as if the image went on
-    target = np.pad(make_target(labels), [*padding, (0, 0)])  # padded pixels do not count
-    return gray[None, ..., None], target[None]

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import tifffile
 from tifffile import RESUNIT
 
-from data.files import File, decoding
-from data.images import pyramid_pages, read_tiff_header
+from data.files import File, decoding, open_file
 from data.microscopes import is_microscope_file, open_scene
+from data.tiffs import pyramid_pages, read_tiff_header
 
 MICROMETRES = {
     "nm": 1e-3,
@@ -66,9 +66,7 @@ def read_pixel_size(file: File, level: int = 0, scene: int | None = None) -> flo
 
 def _read_tiff_sides(file: File) -> tuple[tuple[float, float] | None, list[int]]:
     """Width and height of a pixel of a TIFF in micrometres, if known, and the widths of the levels of its pyramid."""
-    with decoding(file):
-        stream = file.open("rb")
-    with stream:
+    with open_file(file) as stream:
         tiff = read_tiff_header(stream, file)
         if tiff is None:
             return None, []

@@ -5,22 +5,56 @@ Out: what that function returned: ids that are done, and those that were skipped
 """
 
 import contextlib
+import dataclasses
 import importlib
+import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 
+from tqdm import tqdm
+
 from data.files import DISK_FULL_ERRORS, UserError
+from data.options import PredictionOptions
+from data.runs import RunLog
+from data.sources import Sample
 
 CONNECT_SECONDS = 10  # to wait for a scheduler
+MAX_CHUNK = 8  # images in one call
 CHUNKS_PER_WORKER = 4  # at least, so that all workers end at about the same time
 
 Answer = tuple[list[str], dict[str, str]]  # ids done; id -> why it was skipped
 
 
+def predict_on_cluster(
+    samples: Sequence[Sample], options: PredictionOptions, paths: Sequence[str | Path], script: str, address: str
+) -> Answer:
+    """Predicts images by the workers of a running Dask cluster, which write the files.
+
+    All workers need the packages of requirements.txt, and the script's folder and the paths under the same names.
+
+    Args:
+        samples: the images.
+        options: how they are to be seen, and which nuclei are kept.
+        paths: of the weights, of the folder to write to, and of the sources.
+        script: the file that holds `predict_on_worker`.
+        address: of the scheduler.
+
+    Returns:
+        ids written, sorted; and of those skipped id -> reason.
+    """
+    run = str(time.time_ns())  # tells this run from others of the same workers
+    arguments = [run, json.dumps(dataclasses.asdict(options)), *map(os.path.abspath, paths)]
+    ids = [sample.id for sample in samples]
+    answers = map_on_cluster(ids, Path(script).resolve(), "predict_on_worker", arguments, address)
+    return collect_answers(answers, len(ids))
+
+
 def map_on_cluster(
-    ids: Sequence[str], max_chunk: int, script: Path, function: str, arguments: list[str | None], address: str
+    ids: Sequence[str], script: Path, function: str, arguments: list[str | None], address: str
 ) -> Iterator[Answer]:
     """Has the workers call `function(ids, *arguments)` of a script on chunks of the ids.
 
@@ -28,7 +62,6 @@ def map_on_cluster(
 
     Args:
         ids: of all images.
-        max_chunk: ids in one call at most.
         script: the file that holds the function, under the same path on every worker.
         function: its name.
         arguments: its other arguments; the files and folders among them must be seen by every worker.
@@ -61,12 +94,24 @@ def map_on_cluster(
         raise UserError(f"{address}: {advice}") from error
     with client:
         workers = max(len(client.nthreads()), 1)  # those of a queue may come later
-        size = max(min(len(ids) // (CHUNKS_PER_WORKER * workers), max_chunk), 1)
+        size = max(min(len(ids) // (CHUNKS_PER_WORKER * workers), MAX_CHUNK), 1)
         chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
         for future in as_completed(client.map(work, chunks, pure=False)):
             with named_worker_errors(address, [folder, *paths]):
                 answer = future.result()
             yield answer
+
+
+def collect_answers(answers: Iterable[Answer], count: int) -> Answer:
+    """The answers of all calls in one, with a progress bar of `count` images; what was skipped is named on stderr."""
+    log = RunLog()
+    with tqdm(total=count, desc="predicting", unit="image", disable=None) as bar:
+        for written, skipped in answers:
+            log.written += written
+            for name, reason in skipped.items():
+                log.skip(name, reason)
+            bar.update(len(written) + len(skipped))
+    return log.answer()
 
 
 @contextlib.contextmanager

@@ -5,12 +5,13 @@ Out: confidence (K,) float in [0, 1]; labels without the nuclei that are not wan
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from data.matching import THRESHOLDS, average_precision, bootstrap_interval, overlap_table, pair_overlaps, pixel_dice
+from data.matching import THRESHOLDS, average_precision, dice_score, overlap_table, pair_overlaps, paired_difference
 from data.nuclei import Calibration, keep_labels, separate_nuclei
+from data.options import Limits
 from data.scales import PredictionJob, Probabilities, finish_labels
 
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
@@ -18,16 +19,6 @@ SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MIN_FITTED = 50  # nuclei, right and wrong ones; with fewer the confidence of the shipped network stays
 DIGITS = 2  # of a confidence; later ones would change with the size of the batches
 REGULARIZATION = 100  # of the logistic regression, the inverse of its strength
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Which nuclei are kept; by default all."""
-
-    min_confidence: float = 0.0
-    min_area: float = 0.0  # pixels of the image
-    max_area: float | None = None  # likewise
-    clear_border: bool = False  # whether nuclei that touch the edge of the image are left out
 
 
 class NucleusSums:
@@ -94,10 +85,15 @@ def finish_nuclei(job: PredictionJob, calibration: Calibration, limits: Limits) 
     labels = finish_labels(job)
     sums = NucleusSums(len(labels))
     sums.add(labels, *job.probabilities)
+    return keep_labels(labels, choose_kept(job, sums, calibration, limits))
+
+
+def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration, limits: Limits) -> np.ndarray:
+    """(K + 1,) bool, whether a number of a job's labels is within the limits; sets the confidence of the job."""
     confidence = score_confidence(sums.means(), calibration)
     is_kept = sums.find_kept(confidence, limits)
     job.confidence = confidence[is_kept[1:]]
-    return keep_labels(labels, is_kept)
+    return is_kept
 
 
 def calibrate(
@@ -121,7 +117,7 @@ def calibrate(
             scores[value] = np.array([average_precision(table) for table in tables])
         usual = getattr(calibration, name)
         best = max(scores, key=lambda value: (scores[value].mean(), value == usual))
-        low, _ = bootstrap_interval(scores[best] - scores[usual])
+        _, low, _ = paired_difference(scores[best], scores[usual])
         if low > 0:
             calibration = replace(calibration, **{name: best})
     tables, means = match_images(probabilities, scales, truths, calibration)
@@ -146,11 +142,13 @@ def score_jobs(
     jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], calibration: Calibration
 ) -> dict[str, np.ndarray]:
     """Dice and AP (images,) of predicted jobs against true labels (H, W): {"dice": …, "ap": …}."""
-    tables, _ = match_images([job.probabilities for job in jobs], [job.scales for job in jobs], truths, calibration)
-    return {
-        "dice": np.array([pixel_dice(table) for table in tables]),
-        "ap": np.array([average_precision(table) for table in tables]),
-    }
+    dice = []
+    precision = []
+    for job, truth in zip(jobs, truths, strict=True):
+        labels = separate_nuclei(*job.probabilities, area_scale=4.0 ** job.scales[0], calibration=calibration)
+        dice.append(dice_score(truth > 0, labels > 0))
+        precision.append(average_precision(overlap_table(truth, labels)))
+    return {"dice": np.array(dice), "ap": np.array(precision)}
 
 
 def find_right(table) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Shows how a training goes: its history, curves and examples, and what fine-tuning has changed.
+"""Shows how a training goes: its curves and examples, what fine-tuning has changed, and how to use the weights.
 
 In:  history, one dict an epoch; pictures (H, W, 3) uint8 and labels (H, W) int; scores (N,) of N validation images.
-Out: history.csv, accuracy.png, loss.png and examples.png in one folder; differences with intervals, and sentences.
+Out: accuracy.png, loss.png and examples.png in one folder; differences with intervals, and sentences.
 """
 
-import csv
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data.files import write_whole
-from data.matching import bootstrap_interval, overlap_table, pixel_dice
-from data.pictures import TITLE_LENGTH, outline_nuclei, save_contact_sheet
+from data.matching import dice_score, overlap_table, paired_difference
+from data.pictures import TITLE_LENGTH, outline_nuclei, save_contact_sheet, show_pictures
+from data.records import KEPT_WEIGHTS, TRAINING_RECORD, read_training_record
 
 CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
 SCORE_NAMES = {"dice": "Dice", "ap": "AP"}
@@ -37,24 +38,6 @@ class Example(NamedTuple):
     truth: np.ndarray  # (h, w) int32
 
 
-def save_history(history: list[dict], file: Path) -> None:
-    """Writes one row per epoch, as `read_history` reads them."""
-    with open(file, "w", newline="") as stream:
-        table = csv.DictWriter(stream, history[0])
-        table.writeheader()
-        table.writerows(history)
-
-
-def read_history(file: Path) -> list[dict]:
-    """The rows that `save_history` wrote, as numbers."""
-    history = []
-    with open(file, newline="") as stream:
-        for row in csv.DictReader(stream):
-            numbers = {name: float(value) for name, value in row.items()}
-            history.append(numbers | {"epoch": int(row["epoch"])})
-    return history
-
-
 def save_curves(history: list[dict], kept_epoch: int, out: Path) -> None:
     """Draws accuracy.png (accuracy and Dice) and loss.png: training, validation and the epoch that is kept."""
     epochs = [row["epoch"] for row in history]
@@ -73,6 +56,14 @@ def save_curves(history: list[dict], kept_epoch: int, out: Path) -> None:
             axes.legend()
         with write_whole(out / name) as file:
             figure.savefig(file, dpi=CURVE_DPI)
+
+
+def describe_epoch(history: list[dict], kept_epoch: int, epochs: int) -> str:
+    """A line on the last epoch of the history, of so many in all."""
+    row = history[-1]
+    kept = "kept" if kept_epoch == row["epoch"] else f"epoch {kept_epoch} stays kept"
+    scores = f"loss {row['loss']:.4f}, Dice {row['dice']:.4f}, val_dice {row['val_dice']:.4f}"
+    return f"epoch {row['epoch']}/{epochs}: {row['seconds']} s, {scores}, {kept}"
 
 
 def choose_examples(ids: Sequence[str], kinds: Sequence[str]) -> list[str]:
@@ -101,7 +92,7 @@ def save_examples(examples: Sequence[Example], predicted: Sequence[np.ndarray], 
         table = overlap_table(truth, labels)
         pictures += [picture, outline_nuclei(picture, truth), outline_nuclei(picture, labels)]
         titles += [name[:TITLE_LENGTH], f"truth, {table.shape[0] - 1} nuclei"]
-        titles += [f"epoch {epoch}, {table.shape[1] - 1} nuclei, Dice {pixel_dice(table):.2f}"]
+        titles += [f"epoch {epoch}, {table.shape[1] - 1} nuclei, Dice {dice_score(truth > 0, labels > 0):.2f}"]
     save_contact_sheet(pictures, titles, out / EXAMPLES, columns=3)
 
 
@@ -114,14 +105,13 @@ def compare_scores(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) 
     """
     compared = {}
     for name, scores in after.items():
-        difference = scores - before[name]
-        interval = [float(end) for end in bootstrap_interval(difference)]
+        difference, low, high = paired_difference(scores, before[name])
         compared[name] = {
             "images": len(scores),
             "before": float(before[name].mean()),
             "after": float(scores.mean()),
-            "difference": float(difference.mean()),
-            "interval": interval if len(scores) > 1 else None,
+            "difference": float(difference),
+            "interval": [float(low), float(high)] if len(scores) > 1 else None,
         }
     return compared
 
@@ -143,3 +133,24 @@ def describe_change(compared: dict[str, dict], weights: str) -> list[str]:
         verdict = "better than" if is_better else "not shown to be better than"
         lines.append(f"{SCORE_NAMES[name]} on {images}: {means}, difference {difference}: {verdict} {weights}")
     return lines
+
+
+def report_training(out: Path, data: Sequence[str]) -> None:
+    """Says what a training has reached and how to use its weights, and shows its pictures."""
+    record = read_training_record(out / TRAINING_RECORD)
+    kept = record["kept"]
+    scored = "validation Dice" if record["validation_ids"] else "Dice on the images trained on"
+    print(f"kept epoch {kept['epoch']}: {scored} {kept['val_dice']:.4f}")
+    for line in describe_change(record.get("fine_tuning", {}), record["options"]["from_weights"]):
+        print(line)
+    pictures = [out / name for name in (*CURVES, EXAMPLES)]
+    print(f"saved the weights to {out / KEPT_WEIGHTS}, pictures to {', '.join(map(str, pictures))}")
+    weights = shlex.quote(str(out / KEPT_WEIGHTS))
+    print(f"use them:     python Predict_masks.py --data IMAGES --weights {weights}")
+    print(f"score them:   python Main.py --data {shlex.quote(data[0])} --weights {weights}")
+    comparison = "python Evaluate_model.py --truth IMAGES --predicted PREDICTED --compare OTHERS_PREDICTED"
+    print(f"compare them, on images that did not choose the epoch: {comparison}")
+    print(
+        f"ship them:    with {TRAINING_RECORD} beside them, or python Model.py --export bioimageio --weights {weights}"
+    )
+    show_pictures(*pictures)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from PIL import UnidentifiedImageError
 
@@ -49,6 +49,15 @@ def decoding(file: File, expected: str = "image") -> Iterator[None]:
         reason = (str(error) or type(error).__name__).split("\n")[0]
         advice = "replace or remove it"
         raise UserError(f"{file}: not a readable {expected} ({reason}); {advice}") from error
+
+
+@contextmanager
+def open_file(file: File) -> Iterator[BinaryIO]:
+    """Opens a file for reading; what is wrong with its archive names the file."""
+    with decoding(file):
+        stream = file.open("rb")
+    with stream:
+        yield stream
 
 
 def import_optional(module: str, package: str, option: str) -> ModuleType:

@@ -1,7 +1,7 @@
-"""Matches true and predicted nuclei, and scores the matches.
+"""Scores predicted pixels, and matches true and predicted nuclei and scores the matches.
 
-In:  labels (H, W) of the truth and of a prediction.
-Out: an overlap table, counted once, and the scores that are taken from it.
+In:  masks (H, W) bool or labels (H, W) of the truth and of a prediction.
+Out: Dice and IoU; an overlap table, counted once, and the scores of nuclei that are taken from it; intervals.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,36 @@ from skimage.segmentation import relabel_sequential
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 RESAMPLES = 2000  # bootstrap resamples of the images
 SEED = 2018  # of the bootstrap: same scores, same interval
+
+
+def dice_score(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Sørensen–Dice, `2 * (truth & predicted).sum() / (truth.sum() + predicted.sum())`.
+
+    Of two (H, W) bool masks; in [0, 1]; 1 if both are empty, 0 if one is.
+
+    >>> dice_score(np.array([True, True, False]), np.array([False, True, True]))
+    0.5
+    """
+    both, true, predicted_pixels = count_pixels(truth, predicted)
+    return ratio(2 * both, true + predicted_pixels)
+
+
+def iou_score(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Intersection over union, `(truth & predicted).sum() / (truth | predicted).sum()`; as Dice.
+
+    >>> iou_score(np.array([True, True, True, False]), np.array([False, True, True, True]))
+    0.5
+    """
+    both, true, predicted_pixels = count_pixels(truth, predicted)
+    return ratio(both, true + predicted_pixels - both)
+
+
+def count_pixels(truth: np.ndarray, predicted: np.ndarray) -> tuple[int, int, int]:
+    """Returns the pixels in both masks, in the true one and in the predicted one."""
+    check_same_shape(truth, predicted)
+    if truth.dtype != bool or predicted.dtype != bool:
+        raise ValueError(f"masks should be bool, got {truth.dtype} and {predicted.dtype}")
+    return int((truth & predicted).sum()), int(truth.sum()), int(predicted.sum())
 
 
 def overlap_table(truth_labels: np.ndarray, predicted_labels: np.ndarray) -> coo_array:
@@ -70,18 +100,6 @@ def f1_score(table: np.ndarray | coo_array, threshold: float) -> float:
     """
     tp, fp, fn = count_matches(table, threshold)
     return ratio(2 * tp, 2 * tp + fp + fn)
-
-
-def pixel_dice(table: np.ndarray | coo_array) -> float:
-    """Sørensen–Dice of one image, of the pixels in any nucleus; in [0, 1], 1 without any nuclei.
-
-    >>> pixel_dice(np.array([[5, 1], [1, 3]]))  # 3 pixels in both, 4 in each
-    0.75
-    """
-    table = coo_array(table)
-    rows, columns = table.coords
-    areas = table.data[rows > 0].sum() + table.data[columns > 0].sum()
-    return float(ratio(2 * table.data[(rows > 0) & (columns > 0)].sum(), areas))
 
 
 def panoptic_quality(table: np.ndarray | coo_array) -> tuple[float, float, float]:
@@ -172,6 +190,12 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     draws = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
     return tuple(np.percentile(values[draws].mean(axis=1), (2.5, 97.5)))
+
+
+def paired_difference(scores: Sequence[float], other_scores: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of scores minus other scores, both (N,) of the same N images, and its `bootstrap_interval`."""
+    differences = np.array(scores) - np.array(other_scores)
+    return differences.mean(), *bootstrap_interval(differences)
 
 
 def pair_overlaps(table: np.ndarray | coo_array) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:

@@ -22,15 +22,11 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from data.files import write_whole
+from data.shapes import count_hull_pixels, measure_ellipses, measure_perimeters
 from data.slides import STRIP
 
 NUMBER_FORMAT = ".8g"  # a hundredth of a pixel in a slide of 100,000 pixels
 COLOUR_NAMES = ("red", "green", "blue")
-# Length of the perimeter at a border pixel, by 1 + 2 * border pixels at its sides + 10 * those at its corners.
-STRAIGHT = (5, 7, 15, 17, 25, 27)  # length 1
-DIAGONAL = (21, 33)  # sqrt(2)
-BENT = (13, 23)  # (1 + sqrt(2)) / 2
-FAR = 2**40  # a column beyond all images
 LENGTHS = (
     "centroid_row",
     "centroid_column",
@@ -188,112 +184,6 @@ def name_channels(shape: tuple[int, ...], names: Sequence[str] = ()) -> Sequence
     if len(shape) == 2 or shape[2] == 1:
         return ("gray",)
     return COLOUR_NAMES if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
-
-
-def measure_ellipses(
-    nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, area: np.ndarray, box: np.ndarray, top: int
-) -> Columns:
-    """Centroid, and the ellipse with the same second moments. Sums of coordinates in a box are exact in float64."""
-    y = (rows - box[0, nuclei]).astype(np.float64)
-    x = (columns - box[1, nuclei]).astype(np.float64)
-    sum_y, sum_x, sum_yy, sum_xx, sum_xy = (np.bincount(nuclei, v, len(area)) for v in (y, x, y * y, x * x, x * y))
-    # Central second moments times area ** 2, which are whole numbers.
-    yy = area * sum_yy - sum_y**2
-    xx = area * sum_xx - sum_x**2
-    xy = area * sum_xy - sum_y * sum_x
-    root = np.hypot(yy - xx, 2 * xy)
-    major = (yy + xx + root) / 2
-    # As the determinant over the major one, the minor moment of a straight line is 0.
-    minor = np.maximum(yy * xx - xy**2, 0) / np.maximum(major, 1)
-    orientation = 0.5 * np.arctan2(2 * xy, yy - xx)
-    orientation[yy == xx] = np.where(xy > 0, math.pi / 4, -math.pi / 4)[yy == xx]  # as scikit-image has it
-    return {
-        "centroid_row_px": sum_y / area + (box[0] + top),
-        "centroid_column_px": sum_x / area + box[1],
-        "axis_major_length_px": 4 * np.sqrt(major) / area,
-        "axis_minor_length_px": 4 * np.sqrt(minor) / area,
-        "eccentricity": np.sqrt(np.maximum(1 - minor / np.maximum(major, 1), 0) * (major > 0)),
-        "orientation_rad": orientation,
-    }
-
-
-def measure_perimeters(framed: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
-    """Perimeters (count,) in pixels, of labels (H, W) with a frame of 0, and the flat positions of their pixels.
-
-    Source: K. Benkrid, D. Crookes, Design and FPGA Implementation of a Perimeter Estimator, with the weights of
-    `skimage.measure.perimeter`.
-    """
-    line = framed.shape[1]
-    sides = (-line, -1, 1, line)
-    corners = (-line - 1, -line + 1, line - 1, line + 1)
-    labels = framed.ravel()
-    is_border = np.zeros(len(positions), bool)
-    for step in sides:
-        is_border |= labels[positions + step] != labels[positions]
-    positions = positions[is_border]
-    nuclei = labels[positions]
-    borders = np.zeros_like(labels)
-    borders[positions] = nuclei
-    codes = 1 + 2 * sum(borders[positions + step] == nuclei for step in sides)
-    codes += 10 * sum(borders[positions + step] == nuclei for step in corners)
-    straight, diagonal, bent = (
-        np.bincount(nuclei[np.isin(codes, kinds)] - 1, minlength=count) for kinds in (STRAIGHT, DIAGONAL, BENT)
-    )
-    return straight + math.sqrt(2) * diagonal + (1 + math.sqrt(2)) / 2 * bent
-
-
-def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Pixels (K,) in the convex hull of each nucleus, as `area_convex` of scikit-image.
-
-    A pixel spans the hull with the middles of its four sides. All hulls are found at once, in whole numbers: the two
-    sides of a hull are chains of points from its top to its bottom.
-
-    Args:
-        nuclei, rows, columns: (pixels,) int, row by row.
-        box: (4, K) int, first row and column, and those after the last.
-    """
-    heights = box[2] - box[0]
-    starts = np.cumsum(heights) - heights
-    rows = starts[nuclei] + rows - box[0, nuclei]  # rows of all nuclei below each other
-    left = np.full(heights.sum(), FAR)
-    left[rows[::-1]] = columns[::-1]  # of the pixels of a row, the last that is assigned counts
-    right = np.full(heights.sum(), -FAR)
-    right[rows] = columns
-    pixels = 1 - find_chains(left, heights) - find_chains(-right, heights)
-    owners = np.repeat(np.arange(len(heights)), heights)
-    return np.bincount(owners, pixels, len(heights)).astype(np.int64)
-
-
-def find_chains(left: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """The first column (rows,) int of the hull in each row of each nucleus.
-
-    Args:
-        left: (rows,) int, first column of the nucleus; FAR in a row without pixels, between its pieces.
-        heights: (K,) int, rows of each nucleus.
-    """
-    owners = np.repeat(np.arange(len(heights)), heights)
-    # Points in half pixels. A chain has a point above, in and below each row; the one between two rows is shared.
-    middle = 2 * np.arange(len(left)) + owners + 1
-    x = np.full(2 * len(left) + len(heights), FAR)
-    x[middle] = 2 * left - 1
-    for end in (middle - 1, middle + 1):
-        x[end] = np.minimum(x[end], 2 * left)
-    points = np.stack([x, np.arange(len(x)), np.repeat(np.arange(len(heights)), 2 * heights + 1)])
-    is_corner = x < FAR
-    count = -1
-    while count != is_corner.sum():
-        points = points[:, is_corner]
-        count = points.shape[1]
-        x, y, nuclei = points
-        # A point that is not left of the line between its neighbours is no corner of the hull.
-        turns = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) - (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
-        is_corner = np.ones(count, bool)
-        is_corner[1:-1] = (turns < 0) | (nuclei[:-2] != nuclei[2:])
-    before = np.searchsorted(y, middle, side="right") - 1
-    after = before + 1
-    length = y[after] - y[before]
-    crossing = x[before] * length + (x[after] - x[before]) * (middle - y[before])
-    return -(-crossing // (2 * length))  # rounded up
 
 
 def measure_intensities(nuclei: np.ndarray, values: np.ndarray, area: np.ndarray) -> Columns:

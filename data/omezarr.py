@@ -14,8 +14,9 @@ from types import ModuleType
 import numpy as np
 
 from data.files import UserError, import_optional, write_whole
-from data.images import TiffRows, open_rows
+from data.images import open_rows
 from data.outputs import prediction_files
+from data.tiffs import TiffRows
 
 VERSION = "0.5"  # of OME-Zarr
 AXES = ("y", "x")

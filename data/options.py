@@ -1,14 +1,14 @@
 """The options of the scripts; quick to import, so that --help and mistakes are answered before the slow libraries load.
 
 In:  the docstring of a script, which becomes its help, and the words of the command line.
-Out: the values of its options; of those of Train.py most are `TrainingOptions`.
+Out: the values of its options; those that a result depends on are `TrainingOptions` and `PredictionOptions`.
 """
 
 import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -79,6 +79,55 @@ class TrainingOptions:
             raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
         if self.batch_size % processes:
             raise UserError(f"--batch-size must be a multiple of {processes}, the processes")
+
+
+def choose_options(args: argparse.Namespace) -> TrainingOptions:
+    """The options of a training by those of the command line; with --from others are usual, see FINE_TUNING."""
+    usual = FINE_TUNING if args.from_weights else vars(TrainingOptions())
+    values = {field.name: getattr(args, field.name) for field in fields(TrainingOptions)}
+    for name in FINE_TUNING:
+        if values[name] is None:
+            values[name] = usual[name]
+    return TrainingOptions(**values)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which nuclei are kept; by default all."""
+
+    min_confidence: float = 0.0
+    min_area: float = 0.0  # pixels of the image
+    max_area: float | None = None  # likewise
+    clear_border: bool = False  # whether nuclei that touch the edge of the image are left out
+
+
+@dataclass(frozen=True)
+class PredictionOptions(Limits):
+    """How images are to be seen, where None means that it is found out for each image, and which nuclei are kept."""
+
+    channel: str | None = None  # its name, its number from 1, or "max", the brightest of all at each pixel
+    background: str | None = None  # "dark" or "bright"
+    project: str | None = None  # "max", "mean" or "sum" along z
+    diameter: float | None = None  # of nuclei, in pixels
+    level: int | None = None  # of pyramids, 0 the largest
+    pixel_size: float | None = None  # micrometres; of labels and tables, the scale does not depend on it
+    precision: str = "float32"  # that the network computes in
+
+    def check(self) -> None:
+        """Raises UserError where a number does not make sense."""
+        for name, value in (("--diameter", self.diameter), ("--pixel-size", self.pixel_size)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be above 0, not {value}")
+        if not 0 <= self.min_confidence <= 1:
+            raise UserError(f"--min-confidence must be from 0 to 1, not {self.min_confidence}")
+        if not self.min_area >= 0:
+            raise UserError(f"--min-area must be 0 or more, not {self.min_area}")
+        if self.max_area is not None and not self.max_area > self.min_area:
+            raise UserError(f"--max-area must be above --min-area, not {self.max_area} and {self.min_area}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision must be {' or '.join(PRECISIONS)}, not {self.precision}")
+        if self.level is not None and self.level < 0:
+            raise UserError(f"--level must be 0, the largest, or more, not {self.level}")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -169,9 +218,10 @@ def train_parser(doc: str) -> OptionParser:
     return parser
 
 
-def add_precision(group: argparse._ArgumentGroup) -> None:
-    """Adds the option that says in which precision the network computes."""
-    group.add_argument("--precision", choices=PRECISIONS, help="of the network (default: the faster on this machine)")
+def add_precision(group: argparse._ArgumentGroup, default: str | None = None) -> None:
+    """Adds the option that says in which precision the network computes; None is the faster on the machine."""
+    usual = default or "the faster on this machine"
+    group.add_argument("--precision", choices=PRECISIONS, default=default, help=f"of the network (default {usual})")
 
 
 def predict_masks_parser(doc: str) -> OptionParser:
@@ -218,7 +268,7 @@ def evaluate_model_parser(doc: str) -> OptionParser:
     predicted = "folder that Predict_masks.py or another tool wrote, or Kaggle's table"
     files.add_argument("--predicted", "--submission", required=True, metavar="SOURCE", help=predicted)
     files.add_argument("--compare", metavar="SOURCE", help="other predictions of the same images")
-    files.add_argument("--out", help="folder of scores.csv and scores.png (default: that of --predicted)")
+    files.add_argument("--out", help="folder of scores.csv, summary.csv and scores.png (default: that of --predicted)")
     files.add_argument("--report", action="store_true", help="write a page of the images, the worst first")
     chosen = parser.add_argument_group("images")
     chosen.add_argument("--ids", help="training.json: only its validation ids, predicted with its own weights")
@@ -232,5 +282,5 @@ def main_parser(doc: str) -> OptionParser:
     files.add_argument("--data", help="images with their truth")
     files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
-    add_precision(parser.add_argument_group("machine"))
+    add_precision(parser.add_argument_group("machine"), "float32")  # the same figures on every machine
     return parser

@@ -16,10 +16,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from data.files import UNFINISHED, File, UserError, decoding, describe_file, remove, write_whole
+from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_whole
 from data.images import read_image
+from data.run_lengths import encode_runs
 from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
-from data.truth import encode_runs
 
 FOLDERS = ("masks", "labels", "overlays", "tables")
 OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # that are there where they were asked for
@@ -188,11 +188,6 @@ def provenance_of_run(provenance: Provenance) -> Provenance:
     return {key: value for key, value in provenance.items() if key not in IMAGE_KEYS}
 
 
-def add_image(provenance: Provenance, image: File) -> Provenance:
-    """A provenance that names the image too, by its size and checksum."""
-    return provenance | {"image": describe_file(image)}
-
-
 def write_prediction(
     files: PredictionFiles,
     labels: np.ndarray,
@@ -206,7 +201,7 @@ def write_prediction(
         files: of `prediction_files`; their folders exist.
         labels: (H, W) int32.
         overlay: (H, W, 3) uint8.
-        provenance: of the weights and settings, with the image from `add_image`.
+        provenance: of the weights and settings, and of the image: see `IMAGE_KEYS`.
         pixel_size: micrometres, which the label file keeps.
     """
     with write_whole(files.overlay) as file:

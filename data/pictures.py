@@ -16,10 +16,12 @@ from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import expand_labels, find_boundaries, relabel_sequential
 
-from data.files import figure_format, write_whole
-from data.images import read_image
+from data.files import UserError, figure_format, write_whole
+from data.images import open_rows, read_image, subsample
 from data.matching import find_errors, overlap_table, pair_overlaps
 from data.nuclei import common_diameter
+from data.outputs import find_predictions, prediction_files
+from data.slides import iterate_strips
 
 OUTLINE_COLOUR = (255, 220, 0)  # yellow, which no common stain has
 LABEL_COLOURS = np.array(  # pale, so that nobody takes them for those of OUTCOME_COLOURS
@@ -54,7 +56,9 @@ TITLE_HEIGHT = 24
 LEGEND_HEIGHT = 44
 CELL_GROUND = 36  # gray beside a picture of another shape
 SHEET_DPI = 110
+LABEL_PIXELS = 2048 * 2048  # of the labels of a large image that its thumbnail is made from
 COMPARED_IMAGES = 5  # in comparison.png
+SHOWN_IMAGES = 8  # in predictions.png
 TITLE_LENGTH = 32  # characters of an id
 DISPLAY_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY")  # set where Linux has a screen
 
@@ -269,6 +273,36 @@ def choose_rows(rows: Sequence[dict], count: int = COMPARED_IMAGES) -> list[dict
     places = max(count - len(chosen), 0)
     indices = np.unique(np.linspace(0, len(others) - 1, places).astype(int)) if others else ()
     return chosen + [others[index] for index in indices]
+
+
+def show_predictions(out: str | Path) -> Path:
+    """Shows overlays and coloured labels, reading nothing but the files that were written.
+
+    Args:
+        out: folder of predictions.
+
+    Returns:
+        predictions.png in the folder, the same picture, also saved where there is no display.
+
+    Raises:
+        UserError: no predictions are there.
+    """
+    names = find_predictions(out)
+    if not names:
+        raise UserError(f"{out}: no masks; python Predict_masks.py writes some")
+    pictures = []
+    titles = []
+    for index in np.unique(np.linspace(0, len(names) - 1, SHOWN_IMAGES).astype(int)):
+        files = prediction_files(out, names[index])
+        with open_rows(files.labels) as labels:
+            nuclei = max(int(strip.max()) for strip in iterate_strips(labels))
+            small_labels = subsample(labels, LABEL_PIXELS)
+        pictures += draw_thumbnails(read_image(files.overlay), small_labels)
+        titles += [names[index][:24], f"{nuclei} nuclei"]
+    picture = Path(out, "predictions.png")
+    save_contact_sheet(pictures, titles, picture)
+    show_pictures(picture)
+    return picture
 
 
 def show_pictures(*files: str | Path) -> None:

@@ -15,7 +15,7 @@ from data.files import UserError
 from data.images import read_image
 from data.layouts import TRUTH_SUFFIXES
 from data.outputs import find_predictions, prediction_files
-from data.truth import decode_runs
+from data.run_lengths import decode_runs
 
 LABEL_ENDINGS = (".tif", ".tiff", ".png")  # JPEG changes numbers
 

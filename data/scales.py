@@ -34,6 +34,7 @@ MIN_THUMBNAIL_DIAMETER = 12  # pixels, in the thumbnail; narrower nuclei are loo
 MIN_CERTAINTY = 0.7  # mean distance of the probability from 0.5, doubled, inside of nuclei
 MAX_COVERED_SHARE = 0.9  # of a thumbnail that nuclei cover
 MANY_NUCLEI = 10  # so many sure, narrow nuclei at full size contradict wide ones in thumbnails
+MIN_HALF_SIZE_SHARE = 0.6  # of the area of such nuclei that is nucleus at half size too; of grain it is less
 # Work.
 BATCH_PIXELS = 8 * 256 * 256  # in one batch; more is no faster
 
@@ -136,13 +137,14 @@ def start_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) 
 def drop_sure_narrow(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> list[PredictionJob]:
     """Leaves those of jobs of very wide nuclei that full size does not contradict; the others keep its labels.
 
-    Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail.
+    Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail. Grain of a much enlarged image
+    looks like small nuclei at full size.
     """
     wide = []
     for job in jobs:
         if job.diameter is None:
             predict_jobs(network, [job], pool, 0)
-            if has_sure_narrow_nuclei(job):
+            if has_sure_narrow_nuclei(job) and remain_at_half_size(network, job):
                 job.wide_diameter = 0.0
                 continue
             job.labels_future = None
@@ -160,6 +162,15 @@ def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
     labels = job.labels_future.result()
     is_narrow = MIN_THUMBNAIL_DIAMETER <= common_diameter(labels) <= HALVING_DIAMETERS[0]
     return labels.max() >= MANY_NUCLEI and is_narrow and certainty(job.probabilities[0], labels) >= MIN_CERTAINTY
+
+
+def remain_at_half_size(network: Network, job: PredictionJob) -> bool:
+    """Whether most of the nuclei that a job has at full size are there at half size too.
+
+    Nuclei are. Grain has no width of its own: at another size of the image other grain looks like nuclei.
+    """
+    is_nucleus = network.predict(job.gray, 1)[0] > network.calibration.nucleus_threshold
+    return bool(is_nucleus[job.labels_future.result() > 0].mean() >= MIN_HALF_SIZE_SHARE)
 
 
 def refine_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> None:
@@ -282,11 +293,13 @@ def predict_jobs(network: Network, jobs: Iterable[PredictionJob], pool: Executor
 def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int, separate: Callable) -> np.ndarray:
     """Labels of a job's new probabilities, or the earlier labels if its nuclei have merged.
 
+    Very wide nuclei that are as wide as thumbnails show have not merged: the earlier labels were pieces of them.
     Nothing changes the probabilities before these labels are there.
     """
     labels = separate(*job.probabilities, area_scale=4.0 ** job.scales[0])
     before = earlier.result()
-    if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * common_diameter(before):
+    known = job.wide_diameter if start_scale(job) > 0 else 0.0
+    if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * max(common_diameter(before), known):
         return before
     job.scales += (halvings,)
     return labels

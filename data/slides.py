@@ -11,6 +11,8 @@ import numpy as np
 from skimage.metrics import contingency_table
 from tqdm import tqdm
 
+from data.channels import Channels
+
 STRIP = 512  # rows of a strip
 TILE = 1024  # columns of a strip that go through the network at once
 CONTEXT_ROWS = 128  # rows above and below a strip that are in view when its nuclei are separated
@@ -20,6 +22,12 @@ WINDOWS_ACROSS = 3
 ReadGray = Callable[[int, int], np.ndarray]  # rows from, to -> (rows, W) float32 in [0, 1]
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # gray -> nucleus, border
 Separate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # nucleus, border -> labels
+
+
+def iterate_strips(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the strips of an image that is read by its rows, such as `data.images.open_rows` gives."""
+    for row in range(0, rows.shape[0], STRIP):
+        yield rows[row : row + STRIP]
 
 
 def sample_windows(shape: tuple[int, int], read_gray: ReadGray) -> np.ndarray:
@@ -40,6 +48,13 @@ def sample_windows(shape: tuple[int, int], read_gray: ReadGray) -> np.ndarray:
         gray = read_gray(top, min(top + WINDOW, height))
         bands.append(np.hstack([gray[:, left : left + WINDOW] for left in lefts]))
     return np.vstack(bands)
+
+
+def read_windows(image: np.ndarray | Channels) -> np.ndarray | Channels:
+    """Nine windows of a large image, (H, W), (H, W, 3) or several channels, put together as if they were one image."""
+    if isinstance(image, Channels):
+        return Channels(image.names, np.stack([read_windows(plane) for plane in image.planes]))
+    return sample_windows(image.shape[:2], lambda start, stop: image[start:stop])
 
 
 def predict_strips(

@@ -9,15 +9,12 @@ Out: a list of `Sample`: ids with their files. No pixel is read here.
 import functools
 import glob
 import os
-import stat
 import sys
-import zipfile
 from collections import defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
 
 from data.files import File, UserError
 from data.layouts import (
@@ -42,11 +39,10 @@ from data.layouts import (
     pair_truths,
     part_truth_pictures,
 )
+from data.listings import is_hidden, list_folder, list_zip
 from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_file, missing_package
 
 IMAGE_ENDINGS = PLAIN_ENDINGS + MICROSCOPE_ENDINGS
-SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
-MAX_ENTRY_BYTES = 2**31  # of one file in an archive
 PACKED = ("file that is not read in an archive", "files that are not read in an archive")
 SHOWN_DETAILS = 5  # endings or names in the line on what is left out
 
@@ -166,11 +162,11 @@ def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: L
         left_out[LINKS].append(path)
         return []
     if path.is_dir():
-        return _group_files(_list_folder(path, left_out), path, left_out)
+        return _group_files(list_folder(path, left_out), path, left_out)
     if path.suffix.lower() != ".zip" and not is_only:  # of all that a wildcard of the shell may give
         left_out[UNREAD].append(path)
         return []
-    return _group_files(_list_zip(path), path, left_out)
+    return _group_files(list_zip(path), path, left_out)
 
 
 def _may_be_truth(file: Path) -> bool:
@@ -230,69 +226,6 @@ def _without_images(folders: Parts) -> Parts:
     return tuple(folder for folder in folders if folder.lower() != "images")
 
 
-def _list_folder(folder: Path, left_out: LeftOut) -> list[tuple[Parts, File]]:
-    files = []
-    seen = set()
-
-    def stop(error: OSError) -> NoReturn:
-        """Lets a folder that cannot be read end the search, instead of being left out in silence."""
-        raise error
-
-    for root, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        if os.path.realpath(root) in seen:  # a link to a folder above it has no end
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(root))
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in names:
-            path = Path(root, name)
-            if path.is_file():
-                files.append((path.relative_to(folder).parts, path))
-            elif path.is_symlink():
-                left_out[LINKS].append(path)
-    return sorted(files)
-
-
-def _list_zip(path: Path) -> list[tuple[Parts, File]]:
-    try:
-        archive = zipfile.ZipFile(path)
-        entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
-        # Making the index of names is slow; it is made once, in root.root, and every entry uses it.
-        root = zipfile.Path(archive)
-    except MemoryError:
-        raise
-    except Exception:  # zipfile raises several kinds for a damaged archive
-        expected = f"a folder, a .zip or an image ({', '.join(PLAIN_ENDINGS)})"
-        raise UserError(f"{path}: expected {expected}; this is neither, or it is damaged") from None
-    files = {}
-    for entry in entries:
-        if entry.is_dir():
-            continue
-        fault = _find_fault(entry, files)
-        if fault:
-            raise UserError(f"{path}: its entry {entry.filename!r} {fault}; make a new archive without it")
-        files[entry.filename] = zipfile.Path(root.root, entry.filename)
-    return [(tuple(name.split("/")), file) for name, file in files.items()]
-
-
-def _find_fault(entry: zipfile.ZipInfo, earlier: Container[str]) -> str:
-    """Says why an entry of an archive may not be read; an empty text where it may."""
-    name = entry.filename
-    if name.startswith("/") or ".." in name.split("/"):
-        return "points outside of it"
-    if ":" in name or "\\" in name:  # a drive of Windows, or folders in its spelling
-        return "points outside of it, or has a colon or a backslash in its name"
-    if name in earlier:
-        return "is there twice"
-    if stat.S_ISLNK(entry.external_attr >> 16):
-        return "is a link"
-    if entry.flag_bits & 1:
-        return "is encrypted"
-    if entry.file_size > MAX_ENTRY_BYTES:
-        return "is too large"
-    return ""
-
-
 def _group_files(
     files: list[tuple[Parts, File]], source: Path, left_out: LeftOut, beside: Iterable[Path] = ()
 ) -> list[Sample]:
@@ -310,7 +243,7 @@ def _group_files(
     for parts, file in files:
         if parts[-1] == SOURCE_RECORD:
             results.add(parts[:-1])
-        elif any(map(_is_hidden, parts)):
+        elif any(map(is_hidden, parts)):
             continue
         elif parts[-1].lower().endswith(IMAGE_ENDINGS):
             reason = _find_obstacle(file)
@@ -380,10 +313,6 @@ def _find_obstacle(file: File) -> tuple[str, str] | None:
     if package:
         return f"file that needs pip install {package}", f"files that need pip install {package}"
     return PACKED if is_microscope_file(file) and not isinstance(file, Path) else None
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in SYSTEM_FILES
 
 
 def check_unique_ids(samples: Iterable[Sample]) -> None:

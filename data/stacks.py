@@ -7,54 +7,30 @@ Out: a sample for each scene and each plane of z and time; of a sample one image
 import functools
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from tifffile import PHOTOMETRIC
 
-from data.files import File, UserError, decoding
-from data.images import (
-    MAX_PIXELS,
-    check_image,
-    check_page,
-    find_level,
-    read_image,
-    read_scene,
-    read_tiff_header,
-    tiff_orientation,
-    turn_image,
-)
+from data.channels import Channels
+from data.files import File, UserError, decoding, open_file
+from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
+from data.options import PredictionOptions
+from data.pixels import MAX_PIXELS, check_image, find_level, turn_image
 from data.sources import Sample, check_unique_ids
+from data.tiffs import TiffRows, check_page, read_tiff_header, tiff_orientation
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
-# Names of nuclear stains and markers; case does not count.
-NUCLEAR_NAMES = re.compile(
-    r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE
-)
 
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
-
-
-class Channels(NamedTuple):
-    """An image of several channels that are no colours."""
-
-    names: tuple[str, ...]  # as in the file, or "channel 1", "channel 2" …
-    planes: np.ndarray  # (C, H, W), any real dtype
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.planes.shape[1:]
 
 
 @dataclass(frozen=True)
@@ -72,15 +48,6 @@ class Layout:
     def holds(self, plane: Plane) -> bool:
         """Whether the stack has this plane."""
         return (plane.z or 0) < self.length("Z") and (plane.t or 0) < self.length("T")
-
-
-@contextmanager
-def open_file(file: File) -> Iterator[BinaryIO]:
-    """Opens a file for reading; what is wrong with its archive names the file."""
-    with decoding(file):
-        stream = file.open("rb")
-    with stream:
-        yield stream
 
 
 def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample]:
@@ -232,6 +199,27 @@ def _channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
     return names
 
 
+@contextmanager
+def open_sample(sample: Sample, options: PredictionOptions) -> Iterator[np.ndarray | TiffRows | SceneRows | Channels]:
+    """Yields the rows of an image, as `open_rows`; a plane of a stack is read whole.
+
+    Raises:
+        UserError: the image cannot be read, or has no such channel or level.
+        OSError: it cannot be opened.
+    """
+    if sample.plane is None:
+        with open_rows(sample.image, options.level or 0, sample.scene) as rows:
+            yield rows
+    else:
+        yield read_sample_image(sample, options.project, options.level or 0)
+
+
+def read_whole(sample: Sample, options: PredictionOptions) -> np.ndarray | Channels:
+    """The image of a sample, (H, W), (H, W, 3) or several channels; raises as `open_sample`."""
+    with open_sample(sample, options) as rows:
+        return rows if isinstance(rows, Channels) else rows[:]
+
+
 def read_sample_image(sample: Sample, project: str | None = None, level: int = 0) -> np.ndarray | Channels:
     """Reads the image of a sample: (H, W), (H, W, 3), or several channels.
 
@@ -357,45 +345,3 @@ def _read_contiguous(series: tifffile.TiffPageSeries, number: int, file: File) -
     with decoding(file):
         values = tiff.filehandle.read_array(dtype, size, series.dataoffset + number * size * dtype.itemsize)
     return values.reshape(shape).astype(series.dtype, copy=False)
-
-
-def narrow_channels(image: np.ndarray | Channels, wanted: str | None) -> np.ndarray | Channels:
-    """Leaves those of several channels that may show the nuclei; other images stay as they are.
-
-    Args:
-        image: of `read_sample_image`.
-        wanted: "max" for the brightest at each pixel, or as for `pick_channels`.
-
-    Returns:
-        (H, W) of the channel that is wanted, or the channels that may be meant.
-    """
-    if not isinstance(image, Channels):
-        return image
-    if wanted == "max":
-        return image.planes.max(axis=0)
-    picked = pick_channels(image.names, wanted)
-    if wanted is not None:
-        return image.planes[picked[0]]
-    return Channels(tuple(image.names[index] for index in picked), image.planes[picked])
-
-
-def pick_channels(names: Sequence[str], wanted: str | None) -> list[int]:
-    """Indices of the channels that may show the nuclei.
-
-    Args:
-        names: of the channels.
-        wanted: a name (case does not count), a number from 1, or None: the channels with the name of a nuclear stain,
-            or all where none has one.
-
-    Raises:
-        UserError: there is no such channel.
-    """
-    if wanted is None:
-        return [index for index, name in enumerate(names) if NUCLEAR_NAMES.search(name)] or list(range(len(names)))
-    matches = [index for index, name in enumerate(names) if name.lower() == wanted.lower()]
-    if not matches and wanted.isdecimal() and 1 <= int(wanted) <= len(names):
-        matches = [int(wanted) - 1]
-    if not matches:
-        known = ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
-        raise UserError(f"no channel {wanted!r}; its channels are {known}")
-    return matches[:1]

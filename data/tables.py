@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data.channels import Channels
 from data.files import write_whole
-from data.images import SceneRows, TiffRows, open_rows
+from data.images import SceneRows, open_rows
 from data.measure import Columns, measure_image, measure_nuclei, write_table
 from data.outlines import write_geojson, write_rois
 from data.outputs import PredictionFiles, prediction_files
 from data.scales import HALVING_DIAMETERS, PredictionJob, describe_job
-from data.stacks import Channels
+from data.tiffs import TiffRows
 
 NUCLEI_TABLE = "nuclei.csv"
 IMAGES_TABLE = "images.csv"

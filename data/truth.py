@@ -1,10 +1,9 @@
 """Reads the true nuclei, whatever file holds them, and says where they look wrong.
 
-In:  samples of `data.sources` with one mask per nucleus or one file of labels, or Kaggle's .csv of run lengths.
+In:  samples of `data.sources` with one mask per nucleus or one file of labels.
 Out: labels (H, W) int32, 0 background, one number per nucleus.
 """
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from skimage.measure import label
 from tqdm import tqdm
 
 from data.files import File, UserError
-from data.images import MAX_PIXELS, read_image
+from data.images import read_image
 from data.intensity import brightness
 from data.label_files import INVERTED_SHARE, check_jpeg, is_binary, part_mask, read_label_file, read_values
 from data.layouts import check_one_truth, format_names
@@ -38,7 +37,6 @@ MIN_PIECE_AREA = 10  # pixels; smaller pieces are fragments
 MAX_PIECES = 2  # of a number, in the mean; labels of more are classes
 FULL = 255  # numbers in 8 bits
 MAX_PIECES_FULL = 1.1  # of a number, where all numbers of 8 bits are used
-SOLUTION_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")  # of Kaggle's solution table
 
 
 def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -225,106 +223,3 @@ def find_faults(measure: TruthMeasures) -> list[str]:
     if measure.contrast < MIN_CONTRAST:
         faults.append("have nuclei that hardly differ from what is around them; is the truth of another image?")
     return faults
-
-
-def encode_runs(labels: np.ndarray) -> list[str]:
-    """Run lengths as Kaggle writes them: "start length …", starts from 1, down the columns.
-
-    Source: https://www.kaggle.com/c/data-science-bowl-2018/overview/evaluation
-
-    Args:
-        labels: (H, W) int, 0 background, 1…K; or a mask, (H, W) bool.
-
-    Returns:
-        K texts, that of nucleus 1 first.
-
-    >>> encode_runs(np.array([[0, 2, 2], [1, 2, 0]]))
-    ['2 1', '3 3']
-    """
-    # A run is a stretch of equal labels down the columns.
-    flat = np.append(0, labels.ravel(order="F"))
-    starts = np.flatnonzero(flat[1:] != flat[:-1])
-    lengths = np.diff(starts, append=labels.size)
-    numbers = flat[starts + 1]  # label of each run
-    # Sort the runs by nucleus, then split them where the next nucleus begins.
-    order = np.argsort(numbers, kind="stable")
-    runs = np.column_stack([starts + 1, lengths])[order]
-    first_runs = np.searchsorted(numbers[order], np.arange(1, flat.max() + 2))
-    # The first part is the background, the last is empty.
-    nuclei = np.split(runs, first_runs)[1:-1]
-    return [" ".join(map(str, nucleus.ravel())) for nucleus in nuclei]
-
-
-def decode_runs(runs: str, shape: tuple[int, int]) -> np.ndarray:
-    """The mask (H, W) bool of one text of `encode_runs`.
-
-    Raises:
-        UserError: an odd count, a text that is no number, a run outside the image or on another.
-
-    >>> decode_runs("2 3", (2, 2)).astype(int).tolist()
-    [[0, 1], [1, 1]]
-    """
-    try:
-        numbers = [int(word) for word in runs.split()]
-    except ValueError:
-        raise UserError(f"run lengths must be whole numbers, not {runs[:40]!r}") from None
-    if len(numbers) % 2:
-        raise UserError(f"run lengths come in pairs, these are {len(numbers)} numbers")
-    flat = np.zeros(shape[0] * shape[1], bool)
-    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-        if start < 1 or length < 1 or start + length - 1 > flat.size:
-            raise UserError(f"run {start} {length} leaves the {shape[0]}x{shape[1]} image")
-        run = flat[start - 1 : start - 1 + length]
-        if run.any():
-            raise UserError(f"run {start} {length} overlaps another of the same nucleus")
-        run[:] = True
-    return flat.reshape(shape, order="F")
-
-
-def read_solution(file: str | Path) -> dict[str, np.ndarray]:
-    """Reads Kaggle's solution table, ImageId,EncodedPixels,Height,Width,Usage, one row per nucleus.
-
-    Returns:
-        id -> labels (H, W) int32; rows with Usage "Ignored" are left out. A pixel of two nuclei belongs to the later
-        one.
-
-    Raises:
-        UserError: a column is missing or a row is wrong, with its line number.
-    """
-    labels = {}
-    seen = set()
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not a table in UTF-8 ({error})") from None
-    table = csv.DictReader(text.splitlines())
-    missing = set(SOLUTION_COLUMNS) - set(table.fieldnames or ())
-    if missing:
-        raise UserError(f"{file}: no column {', '.join(sorted(missing))}")
-    try:
-        for row in table:
-            if row.get("Usage") != "Ignored":
-                _add_nucleus(labels, seen, row)
-    except (UserError, csv.Error) as error:
-        raise UserError(f"{file}, line {table.line_num}: {error}") from None
-    return labels
-
-
-def _add_nucleus(labels: dict[str, np.ndarray], seen: set, row: dict[str, str | None]) -> None:
-    """Writes the nucleus of one row into the labels of its image."""
-    name, runs, height, width = (row[column] for column in SOLUTION_COLUMNS)
-    if None in (name, runs, height, width):
-        raise UserError("the row ends early")
-    if (name, runs) in seen:
-        raise UserError("the same nucleus is in an earlier row")
-    seen.add((name, runs))
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise UserError(f"height and width must be whole numbers above 0, not {height!r} and {width!r}")
-    shape = (int(height), int(width))
-    if shape[0] * shape[1] > MAX_PIXELS:
-        raise UserError(f"its {height}×{width} pixels are too many")
-    nucleus = decode_runs(runs, shape)
-    image_labels = labels.setdefault(name, np.zeros(shape, np.int32))
-    if image_labels.shape != shape:
-        raise UserError(f"size {shape}, in an earlier row {image_labels.shape}")
-    image_labels[nucleus] = image_labels.max() + 1

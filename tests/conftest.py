@@ -1,6 +1,7 @@
 """Drawn nuclei in Kaggle's layout, and a way to run the scripts as a user does."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import os
@@ -13,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from skimage.draw import disk
 
+from data.crops import Crops, Pair
 from data.files import run_script
+from data.options import TrainingOptions
 from data.sources import find_samples
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +27,18 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 STAINED = np.array([[235, 220, 230], [110, 60, 140]])  # background, nucleus
 GRAY = np.array([20, 160])
+TINY = TrainingOptions(
+    epochs=3,
+    crops=16,
+    batch_size=4,
+    crop_size=32,
+    learning_rate=0.01,
+    base_filters=4,
+    depth=1,
+    precision="float32",
+    seed=3,
+)
+SMALL = dataclasses.replace(TINY, crops=6, batch_size=2, seed=1)  # nine batches
 
 
 def draw_nuclei(shape=(32, 32), seed=0, stained=False):
@@ -42,6 +58,38 @@ def draw_disks(shape, centres, radius):
     for centre in centres:
         nucleus[disk(centre, radius, shape=shape)] = 1
     return nucleus
+
+
+def draw_texture(seed, side=128):
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), 3)
+    return (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+
+
+def cut_tiles(picture):
+    rows, columns = (side // 2 for side in picture.shape[:2])
+    corners = [(row, column) for row in (0, rows) for column in (0, columns)]
+    return [picture[r : r + rows, c : c + columns] for r, c in corners]
+
+
+def draw_tiled(pictures=3, singles=12):
+    """Ids and images: four tiles of each picture, and pictures that are not cut."""
+    images = {f"single_{seed:02}": draw_texture(seed, 64) for seed in range(singles)}
+    for seed in range(pictures):
+        for number, tile in enumerate(cut_tiles(draw_texture(100 + seed))):
+            images[f"{number}_of_{seed}"] = tile
+    ids = sorted(images)
+    return ids, [images[i] for i in ids]
+
+
+def draw_pair(shape=(64, 80), seed=0):
+    image, labels = draw_nuclei(shape, seed)
+    return Pair(image / np.float32(255), labels)
+
+
+def make_crops(options=SMALL, **more):
+    """The crops of three drawn images."""
+    pairs = [draw_pair((40, 40), seed) for seed in range(3)]
+    return Crops(pairs, np.full(3, 1 / 3), options, **more)
 
 
 def save_image(file, pixels, **options):
@@ -97,6 +145,11 @@ def write_archive(file, entries):
 def only(source):
     (sample,) = find_samples(source)
     return sample
+
+
+IMAGE = encode_png(np.random.default_rng(0).integers(0, 256, (13, 17), np.uint8))
+MASK = encode_png(np.eye(13, 17, dtype=np.uint8))
+KAGGLE = [("a/images/a.png", IMAGE), ("a/masks/1.png", MASK)]  # what `write_archive` may write
 
 
 class Threshold:

@@ -1,10 +1,9 @@
-"""Augmented crops and the target of the network, on drawn nuclei whose answer is known."""
+"""Augmented crops, on drawn nuclei whose answer is known."""
 
 import numpy as np
 import pytest
 from conftest import draw_nuclei
-from scipy.ndimage import gaussian_filter, label
-from skimage.feature import structure_tensor
+from scipy.ndimage import gaussian_filter
 
 from data import augment
 from data.intensity import haematoxylin, normalize, optical_density, percentile_range
@@ -112,90 +111,6 @@ def test_eosin_becomes_brighter_with_the_share_of_green():
     assert eosin[0] < 0.05
     assert (np.diff(eosin) > 0).all()
     assert eosin[-1] > 0.3
-
-
-# Crops without nuclei.
-
-EMPTY_KINDS = ("draw_noise", "draw_fibres", "draw_walls")
-
-
-def test_empty_crops_are_gray_without_nuclei_and_of_every_kind(monkeypatch):
-    drawn = []
-
-    def note(name):
-        draw = getattr(augment, name)
-        monkeypatch.setattr(augment, name, lambda size, rng: drawn.append(name) or draw(size, rng))
-
-    for name in EMPTY_KINDS:
-        note(name)
-    for seed in range(60):
-        gray, labels = augment.draw_empty_crop(64, np.random.default_rng(seed))
-        assert gray.shape == labels.shape == (64, 64)
-        assert (gray.dtype, labels.dtype) == (np.float32, np.int32)
-        assert not labels.any()
-        assert 0 <= gray.min() < gray.max() - 0.3 and gray.max() <= 1
-    assert len(drawn) == 60
-    assert all(drawn.count(name) > 10 for name in EMPTY_KINDS)
-
-
-def test_empty_crops_follow_from_the_generator_and_nothing_else():
-    grays = [augment.draw_empty_crop(64, np.random.default_rng(seed))[0] for seed in (*range(6), *range(6))]
-    for first, again in zip(grays[:6], grays[6:], strict=True):
-        np.testing.assert_array_equal(first, again)
-    assert len({gray.tobytes() for gray in grays}) == 6
-
-
-@pytest.mark.parametrize("fixed_edges", [False, True])
-def test_an_empty_crop_is_normalized_and_then_changed_as_asked_for(monkeypatch, fixed_edges):
-    calls = []
-    monkeypatch.setattr(augment, "change_intensity", lambda *arguments: calls.append(arguments) or "changed")
-    rng = np.random.default_rng(0)
-    gray, labels = augment.draw_empty_crop(64, rng, fixed_edges)
-    assert gray == "changed"
-    ((normalized, *others),) = calls
-    assert (normalized.min(), normalized.max()) == (0, 1)
-    assert others[0] is labels and others[1:] == [rng, fixed_edges]
-
-
-def measure_direction(gray):
-    """The direction of the structure of a gray (H, W): 1 where all edges are parallel, 0 where none; and its angle."""
-    rows, mixed, columns = (element.mean() for element in structure_tensor(gray, sigma=1, order="rc"))
-    strength = np.hypot(rows - columns, 2 * mixed) / (rows + columns)
-    return strength, np.arctan2(2 * mixed, rows - columns)  # twice the angle, for there is no forward
-
-
-def test_fibres_have_one_direction_and_noise_has_none():
-    strengths = {}
-    angles = {}
-    for draw in (augment.draw_fibres, augment.draw_noise):
-        grays = [draw(256, np.random.default_rng(seed)) for seed in range(12)]
-        assert all(gray.shape == (256, 256) and gray.dtype == np.float32 for gray in grays)
-        strengths[draw], angles[draw] = np.transpose([measure_direction(gray) for gray in grays])
-    # Measured of 30: from 0.72, and up to 0.13.
-    assert strengths[augment.draw_fibres].min() > 0.6
-    assert strengths[augment.draw_noise].max() < 0.3
-    assert abs(np.exp(1j * angles[augment.draw_fibres]).mean()) < 0.7  # which differs from draw to draw
-
-
-def count_cells(walls):
-    """How many pieces between the walls do not reach the edge of the crop."""
-    cells, _ = label(walls < 0.3 * walls.max())
-    edges = np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]])
-    sizes = np.bincount(cells.ravel())
-    sizes[0] = 0
-    sizes[edges] = 0
-    return int((sizes > 30).sum())
-
-
-def test_walls_enclose_many_cells_and_more_where_they_are_small(monkeypatch):
-    counts = {}
-    for distance in (20, 60):
-        monkeypatch.setattr(augment, "CELL_DISTANCES", (distance, distance))
-        walls = [augment.draw_walls(256, np.random.default_rng(seed)) for seed in range(6)]
-        assert all(gray.shape == (256, 256) and gray.dtype == np.float32 for gray in walls)
-        counts[distance] = [count_cells(gray) for gray in walls]
-    assert min(counts[20]) > 30
-    assert np.mean(counts[20]) > 5 * np.mean(counts[60]) > 5
 
 
 # Geometry.
@@ -390,58 +305,3 @@ def test_photon_noise_is_the_root_of_the_count(monkeypatch):
     assert not noisy[:100].any()
     assert noisy[100:].mean() == pytest.approx(0.5, abs=0.005)
     assert noisy[100:].std() == pytest.approx(0.5 / 50**0.5, rel=0.05)
-
-
-# The target.
-
-
-def test_target_of_two_touching_squares():
-    labels = np.zeros((20, 20), np.int32)
-    labels[5:15, 2:10] = 1
-    labels[5:15, 10:18] = 2
-    border = np.zeros((20, 20))
-    border[3:17, 8:12] = 1  # two pixels to each side of the seam, and beyond its ends
-    target = augment.make_target(labels)
-    assert target.dtype == np.float32
-    np.testing.assert_array_equal(target[..., 0], labels > 0)
-    np.testing.assert_array_equal(target[..., 1], border)
-    np.testing.assert_array_equal(target[..., 2], np.ones((20, 20)))
-
-
-@pytest.mark.parametrize("gap, columns", [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (5, 0)])
-def test_border_only_where_nuclei_are_close(gap, columns):
-    labels = np.zeros((20, 30), np.int32)
-    labels[:, 2:10] = 1
-    labels[:, 10 + gap : 20 + gap] = 2
-    border = augment.make_target(labels)[..., 1]
-    expected = np.zeros((20, 30))
-    start = 8 + gap  # the first column within two pixels of the second nucleus
-    expected[:, start : start + columns] = 1
-    np.testing.assert_array_equal(border, expected)
-
-
-def test_border_of_two_pixels_with_high_numbers():
-    labels = np.zeros((12, 12), np.int32)
-    labels[5, 5] = 2**30
-    labels[8, 8] = 2**30 + 1  # one number for both in float32
-    expected = np.zeros((12, 12))
-    expected[6:8, 6:8] = 1  # within two rows and columns of both
-    np.testing.assert_array_equal(augment.make_target(labels)[..., 1], expected)
-
-
-def test_no_border_without_neighbours():
-    labels = np.zeros((20, 20), np.int32)
-    assert not augment.make_target(labels)[..., :2].any()
-    labels[5:9, 5:9] = 7
-    assert not augment.make_target(labels)[..., 1].any()
-
-
-def test_validation_images_are_padded_to_the_next_multiple():
-    gray, labels = draw_pair((30, 37))
-    padded, target = augment.whole_image(gray, labels, 4)
-    assert padded.shape == (1, 32, 40, 1)
-    assert target.shape == (1, 32, 40, 3)
-    np.testing.assert_array_equal(padded[0, :30, :37, 0], gray)
-    np.testing.assert_array_equal(padded[0, 30:, :37, 0], gray[:-3:-1])  # mirrored
-    np.testing.assert_array_equal(target[0, :30, :37], augment.make_target(labels))
-    assert target[..., 2].sum() == 30 * 37  # padded pixels do not count

@@ -10,10 +10,11 @@ from sklearn.metrics import brier_score_loss
 
 import Predict_masks
 from data import nuclei
-from data.confidence import Limits, NucleusSums, calibrate, fit_confidence, score_confidence
+from data.confidence import NucleusSums, calibrate, fit_confidence, score_confidence
 from data.files import UserError, hash_file
 from data.images import read_image
 from data.nuclei import Calibration
+from data.options import Limits
 from Model import read_calibration
 
 LABELS = np.array([[1, 1, 0, 0, 2], [0, 0, 0, 3, 0], [0, 0, 0, 3, 0], [0, 4, 0, 0, 0]])

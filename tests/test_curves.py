@@ -1,4 +1,4 @@
-"""Curves with the kept epoch, examples of an epoch, and the words on what fine-tuning has changed."""
+"""Curves with the kept epoch, examples of an epoch, and the words on epochs and on what fine-tuning has changed."""
 
 import matplotlib.figure
 import numpy as np
@@ -32,6 +32,13 @@ def test_the_curves_mark_the_kept_epoch_and_are_of_one_size(tmp_path, monkeypatc
         assert axes.get_xlabel() == "epoch"
         assert [text.get_text() for text in axes.get_legend().texts][2] == "epoch 2, kept"
     assert all("crops to train on are augmented" in figure.get_supxlabel() for figure in figures)
+
+
+def test_the_line_of_an_epoch_says_which_epoch_is_kept():
+    history = [row | {"seconds": 2.5} for row in HISTORY]
+    scores = "2.5 s, loss 0.3333, Dice 0.3333, val_dice 0.3333"
+    assert curves.describe_epoch(history, 3, epochs=9) == f"epoch 3/9: {scores}, kept"
+    assert curves.describe_epoch(history, 2, epochs=9) == f"epoch 3/9: {scores}, epoch 2 stays kept"
 
 
 def test_an_example_is_the_middle_of_an_image_with_truth_and_prediction(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Scores against answers known by hand: five drawn nuclei, small tables, and scikit-learn."""
+"""Scores against answers known by hand: five drawn nuclei, and small tables."""
 
 import csv
 import hashlib
@@ -12,14 +12,13 @@ import skimage.io
 import tifffile
 from conftest import write_source
 from skimage.draw import disk
-from sklearn import metrics
 
 import Evaluate_model
 from data.files import UserError
 from data.images import read_image
 from data.outputs import save_submission
 from data.predictions import find_predicted, read_predicted
-from data.truth import encode_runs
+from data.run_lengths import encode_runs
 from Preprocessed_data import image_kind
 
 # Centres between pixels, so that a disk has two halves of exactly the same area.
@@ -140,7 +139,8 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
     assert rows[0]["ap"] == pytest.approx(0.8)
     assert rows[0]["dice"] == pytest.approx(8 / 9)
     table = Evaluate_model.format_table(rows).splitlines()
-    assert [line[:6] for line in table] == ["kind  ", "all   ", "", "nuclei", "all   "]
+    assert [line[:6] for line in table[:4]] == ["kind  ", "all   ", "", "mean ["]
+    assert table[3].split()[-1] == "all"  # nothing tells its kind
     (predicted / "masks" / "a.png").unlink()
     with pytest.raises(UserError, match="python Predict_masks.py --data IMAGES --out"):
         Evaluate_model.evaluate(solution, predicted)
@@ -436,64 +436,6 @@ def test_empty_images():
         assert [scores[name] for name in SCORES] == [answer] * 6
 
 
-# Dice and IoU.
-
-
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_dice_and_iou_equal_scikit_learn(share):
-    rng = np.random.default_rng(0)
-    truth = rng.random((40, 50)) < share
-    predicted = rng.random((40, 50)) < 0.4
-    dice = metrics.f1_score(truth.ravel(), predicted.ravel())
-    iou = metrics.jaccard_score(truth.ravel(), predicted.ravel())
-    assert Evaluate_model.dice_score(truth, predicted) == pytest.approx(dice)
-    assert Evaluate_model.iou_score(truth, predicted) == pytest.approx(iou)
-    assert iou == pytest.approx(dice / (2 - dice))
-
-
-def test_probabilities_and_other_sizes_are_refused():
-    mask = np.ones((4, 5), bool)
-    with pytest.raises(ValueError, match="bool, got bool and float64"):
-        Evaluate_model.dice_score(mask, mask * 0.3)
-    for shape in ((5, 4), (1, 5)):  # the second would broadcast
-        message = re.escape(f"prediction is {shape} but the truth is (4, 5)")
-        with pytest.raises(ValueError, match=message):
-            Evaluate_model.iou_score(mask, np.ones(shape, bool))
-        with pytest.raises(ValueError, match=message):
-            Evaluate_model.overlap_table(mask.astype(int), np.ones(shape, int))
-
-
-# The overlap table.
-
-
-def test_overlap_table_equals_a_double_loop():
-    truth = np.random.default_rng(1).integers(0, 7, (30, 40))
-    predicted = np.random.default_rng(2).integers(0, 5, (30, 40))
-    expected = [[int(((truth == i) & (predicted == j)).sum()) for j in range(5)] for i in range(7)]
-    assert Evaluate_model.overlap_table(truth, predicted).toarray().tolist() == expected
-
-
-def test_overlap_table_without_background_or_with_gaps():
-    truth = np.array([[4, 4, 900]])
-    predicted = np.array([[70000, 2, 2]], np.uint32)
-    expected = [[0, 0, 0], [0, 1, 1], [0, 1, 0]]
-    assert Evaluate_model.overlap_table(truth, predicted).toarray().tolist() == expected
-
-
-@pytest.mark.parametrize("percent", range(50, 100, 5))
-def test_an_iou_of_exactly_the_threshold_is_no_match(percent):
-    table = np.array([[0, 0], [100 - percent, percent]])
-    assert Evaluate_model.count_matches(table, percent / 100) == (0, 1, 1)
-    assert Evaluate_model.average_precision(table) == pytest.approx((percent - 50) / 50)
-    table = np.array([[0, 0], [10**6 - percent * 10**4 - 1, percent * 10**4 + 1]])
-    assert Evaluate_model.count_matches(table, percent / 100) == (1, 0, 0)
-
-
-def test_thresholds_below_one_half_are_refused():
-    with pytest.raises(ValueError, match="at least 0.5, got 0.3"):
-        Evaluate_model.count_matches(np.array([[0, 0], [0, 9]]), 0.3)
-
-
 # Summing up.
 
 
@@ -512,25 +454,38 @@ def rows_of(*dice, kind="fluorescence", pixels=(1, 2, 2)):
 def test_mean_median_and_pooled_are_three_things():
     small = rows_of(1.0, 1.0, pixels=(10, 10, 10))
     large = rows_of(0.1, pixels=(100, 1000, 1000))
-    summary = Evaluate_model.summarise(small + large)
-    assert summary["dice_mean"] == pytest.approx(0.7)
-    assert summary["dice_median"] == 1.0
-    assert summary["dice_pooled"] == pytest.approx(2 * 120 / 2040)
-    assert (summary["ap"], summary["ap50"], summary["f1_50"], summary["f1_70"]) == (0.5, 0.5, 0.75, 0.625)
+    assert Evaluate_model.summarise(small + large)["dice"][0] == pytest.approx(0.7)
+    assert Evaluate_model.pooled_dice(small + large) == pytest.approx(2 * 120 / 2040)
+    line = Evaluate_model.format_table(small + large).splitlines()[1]
+    assert line.split()[-7:] == ["1.000", "0.118", "0.250", "0.500", "0.500", "0.750", "0.625"]
+
+
+def test_every_score_has_its_interval_on_the_screen_and_in_the_file(tmp_path):
+    rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
+    rows[0] |= {"aji": 0.1, "count_error": -9}
+    Evaluate_model.save_scores(rows, tmp_path)
+    with (tmp_path / "summary.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [line["score"] for line in lines] == 3 * Evaluate_model.SCORES
+    other_columns = {"height", "width", "nuclei_true", "nuclei_predicted", "pixels", "ap_curve", *Evaluate_model.COUNTS}
+    assert score(draw(), draw()).keys() - other_columns == set(Evaluate_model.SCORES)
+    told = {(line["kind"], line["score"]): [float(line[name]) for name in ("mean", "low", "high")] for line in lines}
+    assert {line["kind"]: line["images"] for line in lines} == {"all": "4", "fluorescence": "3", "stained tissue": "1"}
+    for kind, group in (("all", rows), ("fluorescence", rows[:3])):
+        for name in ("dice", "aji", "count_error"):
+            values = np.array([row[name] for row in group])
+            assert told[kind, name] == [values.mean(), *Evaluate_model.bootstrap_interval(values)]
+    assert told["stained tissue", "aji"][0] == 0.7 and np.isnan(told["stained tissue", "aji"][1:]).all()
+    printed = Evaluate_model.format_table(rows)
+    for name in Evaluate_model.SCORES:
+        digits = 1 if name == "count_error" else 3
+        assert Evaluate_model.format_interval(*told["all", name], digits=digits) in printed
 
 
 def test_no_images_are_an_error_not_a_score():
     for function in (Evaluate_model.summarise, Evaluate_model.format_table):
         with pytest.raises(ValueError, match="no images to score"):
             function([])
-
-
-def test_the_interval_is_reproducible_and_as_wide_as_theory_says():
-    values = np.random.default_rng(3).uniform(0.5, 1, 200)
-    low, high = Evaluate_model.bootstrap_interval(values)
-    assert (low, high) == Evaluate_model.bootstrap_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 200**0.5, rel=0.1)
 
 
 def test_table_has_a_row_for_all_and_one_for_each_kind():
@@ -549,9 +504,11 @@ def test_table_has_a_row_for_all_and_one_for_each_kind():
     assert "0.600 [one image]" in lines[3]
     lines = nuclei.splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 120
-    assert lines[0].split() == "nuclei precision recall PQ AJI AP75 missed false merged split".split()
-    intervals = ["0.800", "[0.800,", "0.800]", "0.900", "[0.900,", "0.900]", "0.600", "[0.600,", "0.600]"]
-    assert lines[1].split() == ["all", *intervals, "0.700", "0.500", "4", "0", "0", "8"]  # errors are sums
+    assert lines[0].split()[-4:] == ["all", "fluorescence", "stained", "tissue"]
+    titles = "IoU AP AP50 F1@0.5 F1@0.7 AP75 precision recall PQ SQ RQ AJI count_error missed false merged split"
+    assert [line.split()[0] for line in lines[1:]] == titles.split()
+    assert lines[9].split() == ["PQ", *2 * ["0.600", "[0.600,", "0.600]"], "0.600", "[one", "image]"]
+    assert lines[-1].split() == ["split", "8", "6", "2"]  # errors are sums
 
 
 def test_scores_are_saved_with_the_worst_first(case, tmp_path, capsys):
@@ -561,11 +518,11 @@ def test_scores_are_saved_with_the_worst_first(case, tmp_path, capsys):
     assert {row["kind"] for row in rows} == {image_kind(image)}
     out = tmp_path / "new" / "scores"
     Evaluate_model.save_scores(rows, out)
-    assert sorted(os.listdir(out)) == ["scores.csv", "scores.png"]
-    assert "saved scores.csv and scores.png to" in capsys.readouterr().out
+    assert sorted(os.listdir(out)) == ["scores.csv", "scores.png", "summary.csv"]
+    assert f"summary.csv with the intervals of all scores, and scores.png to {out}\n" in capsys.readouterr().out
     with (out / "scores.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert list(lines[0]) == Evaluate_model.SCORE_COLUMNS
+    assert tuple(lines[0]) == Evaluate_model.SCORE_COLUMNS
     assert [line["id"] for line in lines] == ["nothing", "missed", "good"]
     # Five disks of the same size, four found: Dice 2 * 4 / (5 + 4), IoU 4 / 5.
     assert float(lines[1]["dice"]) == pytest.approx(8 / 9)
@@ -622,7 +579,7 @@ def test_a_broken_image_is_exit_code_1_and_the_rest_is_scored(case, tmp_path, ru
     assert answer.returncode == 1
     assert answer.stderr.startswith("skipped good: ") and answer.stderr.count("\n") == 1
     assert answer.stdout.splitlines()[1].split()[:2] == ["all", "2"]
-    assert sorted(os.listdir(tmp_path / "out")) == ["scores.csv", "scores.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["scores.csv", "scores.png", "summary.csv"]
 
 
 def test_a_training_without_validation_images_cannot_be_scored_by_its_ids(case, tmp_path):

@@ -1,4 +1,4 @@
-"""Pixels of whole images and of the rows of large ones, and whose fault a failed reading is."""
+"""Pixels of whole images, smaller copies, and whose fault a failed reading is."""
 
 import errno
 import logging
@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import save_image
-from PIL import Image, ImageOps
+from PIL import Image
 from skimage.transform import downscale_local_mean
 
 import data.images
+import data.tiffs
 from data.files import UserError
-from data.images import TiffRows, halve, open_rows, read_image, read_shape, subsample
+from data.images import halve, open_rows, read_image, read_shape, subsample
 from data.sources import find_samples
 
 RNG = np.random.default_rng(0)
@@ -67,60 +68,9 @@ def test_jpeg_is_about_the_image(tmp_path, name):
         assert np.abs(image.astype(int) - pixels).max() <= 4
 
 
-# Rows of large images.
-
-
-@pytest.mark.parametrize("tile", [None, (16, 32)])
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((50, 70), "u1"), ((50, 70), "u2"), ((50, 70), "f4"), ((50, 70, 3), "u1"), ((50, 70, 4), "u1")]
-)
-def test_rows_of_a_tiff_are_those_of_the_image(tmp_path, shape, dtype, order, compression, tile):
-    pixels = np.random.default_rng(0).integers(1, 200, shape).astype(dtype)
-    layout = {"tile": tile} if tile else {"rowsperstrip": 7}
-    colour = {"photometric": "rgb"} if len(shape) == 3 else {}
-    file = tmp_path / "image.tif"
-    tifffile.imwrite(file, pixels, byteorder=order, compression=compression, **colour, **layout)
-    image = read_image(file)
-    np.testing.assert_array_equal(image, pixels[..., :3] if len(shape) == 3 else pixels)
-    assert read_shape(file) == (50, 70)
-    with open_rows(file) as rows:
-        assert isinstance(rows, TiffRows)
-        for start, stop in ((0, 50), (0, 1), (13, 15), (6, 8), (20, 47), (49, 60)):
-            np.testing.assert_array_equal(rows[start:stop], image[start:stop])
-        np.testing.assert_array_equal(subsample(rows, 400), image[::3, ::3])
-
-
-def test_tiles_left_out_of_a_tiff_are_background(tmp_path):
-    first = GRAY[:1, :1].repeat(16, 0).repeat(16, 1)
-    tiles = iter([first, None, None, None])
-    tifffile.imwrite(tmp_path / "a.tif", tiles, shape=(32, 32), dtype=np.uint8, tile=(16, 16))
-    whole = read_image(tmp_path / "a.tif")
-    assert whole[0, 0] == GRAY[0, 0] and whole[20, 20] == 0
-    with open_rows(tmp_path / "a.tif") as rows:
-        np.testing.assert_array_equal(np.concatenate([rows[:7], rows[7:32]]), whole)
-
-
 def test_an_image_that_is_no_tiff_has_rows_too(tmp_path):
     with open_rows(save_image(tmp_path / "a.png", RGB)) as rows:
         np.testing.assert_array_equal(rows[1:3], RGB[1:3])
-
-
-def test_rows_of_a_stack_are_refused(tmp_path):
-    stack = np.zeros((4, 30, 40), np.uint8)
-    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
-    with pytest.raises(UserError, match=r"stack\.tif.*\(4, 30, 40\)"), open_rows(tmp_path / "stack.tif"):
-        pass
-
-
-def test_rows_of_a_cut_file_are_refused(tmp_path):
-    pixels = RNG.integers(0, 255, (60, 70), np.uint8)
-    tifffile.imwrite(tmp_path / "cut.tif", pixels, tile=(16, 16), compression="zlib")
-    content = (tmp_path / "cut.tif").read_bytes()
-    (tmp_path / "cut.tif").write_bytes(content[:-1000])
-    with pytest.raises(UserError, match=r"cut\.tif.*cut off"), open_rows(tmp_path / "cut.tif"):
-        pass
 
 
 # Smaller copies of images.
@@ -221,20 +171,21 @@ def test_what_a_decoder_raises_is_a_mistake_of_the_user(gray_png, gray_tif, monk
         assert error.value.__cause__ is fault
 
 
-@pytest.mark.parametrize("function", ["_drop_alpha", "check_image", "_check_size"])
+@pytest.mark.parametrize("function", ["drop_alpha", "check_image", "check_size"])
 def test_a_fault_of_our_own_is_no_mistake_of_the_user(gray_png, gray_tif, monkeypatch, function):
     fault = AttributeError("ours")
     monkeypatch.setattr(data.images, function, fail_with(fault))
+    monkeypatch.setattr(data.tiffs, function, fail_with(fault))
     for file in (gray_png, gray_tif):
         with pytest.raises(AttributeError) as error:
             read_image(file)
         assert error.value is fault
 
 
-@pytest.mark.parametrize("function", ["_drop_alpha", "check_image"])
+@pytest.mark.parametrize("function", ["drop_alpha", "check_image"])
 def test_a_fault_of_our_own_in_the_rows_is_no_mistake_of_the_user(gray_tif, monkeypatch, function):
     fault = ValueError("operands could not be broadcast")
-    monkeypatch.setattr(data.images, function, fail_with(fault))
+    monkeypatch.setattr(data.tiffs, function, fail_with(fault))
     with pytest.raises(ValueError) as error, open_rows(gray_tif):
         pass
     assert error.value is fault
@@ -313,63 +264,3 @@ def test_the_log_of_tifffile_is_left_as_it_is(tmp_path, gray_tif):
     with pytest.raises(UserError):
         read_image(sample.image)
     assert (log.level, log.disabled, list(log.handlers), list(log.filters)) == before
-
-
-# Orientation and transparency.
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("ending", ["jpg", "tif"])
-def test_an_image_is_read_as_viewers_show_it(tmp_path, ending, orientation):
-    gray = np.add.outer(3 * np.arange(40), np.arange(64)).astype(np.uint8)
-    file = tmp_path / f"turned.{ending}"
-    if ending == "jpg":
-        exif = Image.Exif()
-        exif[274] = orientation
-        Image.fromarray(gray).save(file, exif=exif, quality=95)
-    else:
-        tifffile.imwrite(file, gray, extratags=[(274, 3, 1, orientation, True)])
-    exif = Image.Exif()
-    exif[274] = orientation
-    stored = Image.fromarray(gray)
-    stored.getexif()[274] = orientation
-    expected = np.asarray(ImageOps.exif_transpose(stored))
-    image = read_image(file)
-    assert read_shape(file) == image.shape == expected.shape
-    assert np.abs(image.astype(int) - expected).max() <= (4 if ending == "jpg" else 0)
-    with open_rows(file) as rows:
-        np.testing.assert_array_equal(rows[3:7], image[3:7])
-
-
-def test_transparent_pixels_are_a_flat_ground(tmp_path):
-    image = np.random.default_rng(0).integers(1, 255, (20, 30, 4), np.uint8)
-    image[..., 3] = 255
-    image[:, :10, 3] = 0
-    Image.fromarray(image).save(tmp_path / "cut.png")
-    pixels = read_image(tmp_path / "cut.png")
-    assert not pixels[:, :10].any()
-    np.testing.assert_array_equal(pixels[:, 10:], image[:, 10:, :3])
-
-
-# Pyramids.
-
-
-@pytest.mark.parametrize("ending", ["tif", "svs"])
-@pytest.mark.parametrize("flag", [0, 1], ids=["levels without a flag", "levels with the flag"])
-def test_of_a_pyramid_the_full_resolution_is_read_by_rows(tmp_path, ending, flag):
-    rng = np.random.default_rng(0)
-    smooth = np.kron(rng.integers(40, 220, (32, 48, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # (256, 384, 3)
-    file = tmp_path / f"slide.{ending}"
-    with tifffile.TiffWriter(file) as tiff:
-        for step in (1, 4, 16):
-            level = smooth[::step, ::step]
-            options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 95}}
-            tiff.write(level, tile=(64, 64), subfiletype=flag if step > 1 else 0, **options)
-        tiff.write(rng.integers(0, 255, (60, 50, 3), np.uint8), photometric="rgb")  # the label of the slide
-    image = read_image(file)
-    assert read_shape(file) == image.shape[:2] == (256, 384)
-    assert np.abs(image.astype(int) - smooth).mean() < 8  # JPEG halves the colours of sharp edges
-    with open_rows(file) as rows:
-        assert isinstance(rows, TiffRows)
-        np.testing.assert_array_equal(rows[50:140], image[50:140])
-    assert [sample.id for sample in find_samples(tmp_path)] == ["slide"]

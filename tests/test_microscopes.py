@@ -16,10 +16,11 @@ from conftest import only, save_image, write_archive
 from pylibCZIrw import czi
 
 from data.calibration import read_pixel_size
+from data.channels import narrow_channels
 from data.files import UserError
 from data.images import SceneRows, open_rows, read_image, read_shape
 from data.sources import find_samples
-from data.stacks import expand_planes, narrow_channels, read_sample_image
+from data.stacks import expand_planes, read_sample_image
 
 SCENES, TIMES, DEPTHS, CHANNELS = 2, 2, 3, 2
 PIXELS = np.arange(SCENES * TIMES * DEPTHS * CHANNELS * 35, dtype=np.uint16).reshape(2, 2, 3, 2, 5, 7)

@@ -10,7 +10,7 @@ from conftest import ROOT, draw_nuclei
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
-from data.augment import make_target
+from data.crops import make_target
 from data.files import UserError
 from data.images import read_image
 

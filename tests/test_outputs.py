@@ -13,13 +13,13 @@ from conftest import draw_nuclei
 from PIL import Image
 
 from data import outputs
-from data.files import UserError
+from data.files import UserError, describe_file
 from data.images import open_rows
 from data.measure import measure_image, measure_nuclei, write_table
 from data.pictures import outline_nuclei
+from data.run_lengths import decode_runs
 from data.sources import Sample, find_samples
 from data.tables import save_row
-from data.truth import decode_runs
 
 OLD = 1_000_000_000  # seconds since 1970, in the year 2001
 PROVENANCE = {
@@ -148,7 +148,7 @@ def images(tmp_path):
     for name in "abc":
         image, labels = draw_nuclei()
         Image.fromarray(image).save(tmp_path / f"images/{name}.png")
-        provenance = outputs.add_image(PROVENANCE, tmp_path / f"images/{name}.png")
+        provenance = PROVENANCE | {"image": describe_file(tmp_path / f"images/{name}.png")}
         write(tmp_path / "out", name, labels, provenance)
     return tmp_path / "images"
 
@@ -217,9 +217,9 @@ def test_labels_of_other_weights_or_settings_are_refused(images, other):
 @pytest.mark.parametrize("spacing", [{"indent": 2}, {"separators": (" ,", " : ")}, {"separators": (",", ":")}])
 def test_provenance_in_another_order_and_spacing_is_the_same(images, spacing):
     settings = dict(reversed(PROVENANCE["settings"].items()))
-    image = outputs.add_image({}, images / "b.png")
+    image = {"image": describe_file(images / "b.png")}
     text = json.dumps({**image, "settings": settings, "weights_sha256": "5f2b"}, **spacing)
-    assert text != json.dumps(outputs.add_image(PROVENANCE, images / "b.png"))
+    assert text != json.dumps(PROVENANCE | image)
     write_description(images.parent / "out/labels/b.tif", text)
     assert find_unfinished(images) == []
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import label
 
-from data import pictures
+from data import outputs, pictures
+from data.files import UserError
 from data.images import read_image
 from data.matching import count_errors, overlap_table
 
@@ -150,7 +151,7 @@ def test_the_comparison_begins_with_every_kind_and_goes_on_from_worst_to_best():
     assert [row["id"] for row in pictures.choose_rows(rows[:1])] == ["0"]
 
 
-# Sheets and windows.
+# Sheets.
 
 
 @pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
@@ -171,6 +172,50 @@ def test_pictures_lie_in_rows_of_the_columns_asked_for(tmp_path):
     wide = read_image(tmp_path / "wide.png")
     high = read_image(tmp_path / "high.png")
     assert wide.shape[1] == 4 * high.shape[1] and high.shape[0] == 4 * wide.shape[0]
+
+
+# What was written is shown.
+
+
+def write_prediction(out, name, labels):
+    outputs.make_folders(out)
+    overlay = np.zeros((*labels.shape, 3), np.uint8)
+    outputs.write_prediction(outputs.prediction_files(out, name), labels, overlay, {})
+
+
+def test_show_predictions_reads_only_the_files(tmp_path):
+    write_prediction(tmp_path, "a", np.pad(np.ones((10, 10), np.int32), 10))
+    before = read_image(pictures.show_predictions(tmp_path))
+    write_prediction(tmp_path, "a", np.pad(np.ones((12, 12), np.int32), 9))
+    after = read_image(pictures.show_predictions(tmp_path))
+    assert (before != after).any()
+
+
+def test_the_picture_shows_some_of_many_predictions(tmp_path, monkeypatch):
+    shown = []
+
+    def keep(drawn, titles, out):
+        shown.extend(titles)
+        out.touch()
+
+    monkeypatch.setattr(pictures, "save_contact_sheet", keep)
+    monkeypatch.setattr(pictures, "show_pictures", shown.append)
+    for number in range(20):
+        labels = np.zeros((4, 30), np.int32)
+        labels[0, :number] = np.arange(number) + 1
+        write_prediction(tmp_path, f"image_{number:02}", labels)
+    file = pictures.show_predictions(tmp_path)
+    assert shown[::2][:-1] == [f"image_{number:02}" for number in (0, 2, 5, 8, 10, 13, 16, 19)]
+    assert shown[1::2] == [f"{number} nuclei" for number in (0, 2, 5, 8, 10, 13, 16, 19)]
+    assert shown[-1] == file == tmp_path / "predictions.png"
+
+
+def test_show_predictions_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="Predict_masks.py"):
+        pictures.show_predictions(tmp_path)
+
+
+# Windows.
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def test_nothing_there_gives_no_nucleus():
         (scales, "HALVING_DIAMETERS", (33, 81)),
         (intensity, "LOW_PERCENTILE", 1.0),
         (artifacts, "JUMP", 0.1),
-        (Predict_masks, "BRIGHT_MEDIAN", 0.5),
+        (Preprocessed_data, "BRIGHT_MEDIAN", 0.5),
     ],
 )
 def test_provenance_tells_of_every_setting_that_changes_labels(tiny_weights, monkeypatch, module, setting, value):
@@ -259,7 +259,6 @@ def test_a_fault_of_our_own_is_not_skipped(tmp_path, monkeypatch, capsys, fault,
 def large_images(monkeypatch):
     """Images of more than 1000 pixels are large, and have several strips and tiles."""
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
-    monkeypatch.setattr(Predict_masks, "STRIP", 32)
     monkeypatch.setattr(slides, "STRIP", 32)
     monkeypatch.setattr(slides, "TILE", 64)
     monkeypatch.setattr(slides, "CONTEXT_ROWS", 16)
@@ -322,47 +321,6 @@ def test_what_cannot_be_written_of_a_large_image_is_named_once(tmp_path, large_i
     assert error.value.filename == str(tmp_path / "out/masks/a.tif")
     assert error.value.strerror.count("make room there") == 1
     assert not list(tmp_path.glob("out/labels/*"))
-
-
-# What was written is shown.
-
-
-def write_prediction(out, name, labels):
-    data.outputs.make_folders(out)
-    overlay = np.zeros((*labels.shape, 3), np.uint8)
-    data.outputs.write_prediction(data.outputs.prediction_files(out, name), labels, overlay, {})
-
-
-def test_show_predictions_reads_only_the_files(tmp_path):
-    write_prediction(tmp_path, "a", np.pad(np.ones((10, 10), np.int32), 10))
-    before = read_image(Predict_masks.show_predictions(tmp_path))
-    write_prediction(tmp_path, "a", np.pad(np.ones((12, 12), np.int32), 9))
-    after = read_image(Predict_masks.show_predictions(tmp_path))
-    assert (before != after).any()
-
-
-def test_the_picture_shows_some_of_many_predictions(tmp_path, monkeypatch):
-    shown = []
-
-    def keep(pictures, titles, out):
-        shown.extend(titles)
-        out.touch()
-
-    monkeypatch.setattr(Predict_masks, "save_contact_sheet", keep)
-    monkeypatch.setattr(Predict_masks, "show_pictures", shown.append)
-    for number in range(20):
-        labels = np.zeros((4, 30), np.int32)
-        labels[0, :number] = np.arange(number) + 1
-        write_prediction(tmp_path, f"image_{number:02}", labels)
-    file = Predict_masks.show_predictions(tmp_path)
-    assert shown[::2][:-1] == [f"image_{number:02}" for number in (0, 2, 5, 8, 10, 13, 16, 19)]
-    assert shown[1::2] == [f"{number} nuclei" for number in (0, 2, 5, 8, 10, 13, 16, 19)]
-    assert shown[-1] == file == tmp_path / "predictions.png"
-
-
-def test_show_predictions_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="Predict_masks.py"):
-        Predict_masks.show_predictions(tmp_path)
 
 
 # The command line.

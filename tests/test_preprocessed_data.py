@@ -1,13 +1,11 @@
-"""Gray, kinds, tiles and the split, on images whose pixels are known."""
+"""Gray, kinds and the split, on images whose pixels are known."""
 
-import json
 import re
 import shutil
 
 import numpy as np
 import pytest
-from conftest import draw_nuclei, draw_source, write_source
-from scipy.ndimage import gaussian_filter
+from conftest import cut_tiles, draw_nuclei, draw_source, draw_texture, draw_tiled, write_source
 
 import Preprocessed_data
 from data import files
@@ -23,7 +21,6 @@ from Preprocessed_data import (
     TRAINING_DATA,
     find_training_data,
     format_summary,
-    group_tiles,
     hold_out_kind,
     image_kind,
     measure_normalization,
@@ -31,7 +28,6 @@ from Preprocessed_data import (
     percentile_range,
     percentiles,
     read_readable,
-    read_training_record,
     save_overview,
     select_channel,
     split_data,
@@ -209,49 +205,7 @@ def test_the_common_diameter_is_that_of_half_the_area():
     assert common_diameter(np.zeros((5, 5), np.int32)) == 0
 
 
-# Tiles and the split.
-
-
-def draw_texture(seed, side=128):
-    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), 3)
-    return (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
-
-
-def cut_tiles(picture):
-    rows, columns = (side // 2 for side in picture.shape[:2])
-    corners = [(row, column) for row in (0, rows) for column in (0, columns)]
-    return [picture[r : r + rows, c : c + columns] for r, c in corners]
-
-
-def draw_tiled(pictures=3, singles=12):
-    """Ids and images: four tiles of each picture, and pictures that are not cut."""
-    images = {f"single_{seed:02}": draw_texture(seed, 64) for seed in range(singles)}
-    for seed in range(pictures):
-        for number, tile in enumerate(cut_tiles(draw_texture(100 + seed))):
-            images[f"{number}_of_{seed}"] = tile
-    ids = sorted(images)
-    return ids, [images[i] for i in ids]
-
-
-def test_tiles_of_one_picture_are_found_among_others():
-    ids, images = draw_tiled()
-    pictures = dict(zip(ids, group_tiles(images), strict=True))
-    for seed in range(3):
-        assert len({pictures[f"{number}_of_{seed}"] for number in range(4)}) == 1
-    assert len(set(pictures.values())) == 3 + 12
-
-
-def test_a_picture_that_is_there_twice_is_on_one_side():
-    images = [np.random.default_rng(i).integers(0, 99, (20, 20), np.uint8) for i in (1, 2, 3, 1)]
-    pictures = group_tiles(images)
-    assert pictures[0] == pictures[3] and len(set(pictures)) == 3
-
-
-def test_tiles_in_colour_are_found():
-    picture = np.dstack([draw_texture(1), draw_texture(2), draw_texture(3)])
-    others = [np.dstack([draw_texture(seed, 64)] * 3) for seed in range(4, 8)]
-    pictures = group_tiles(cut_tiles(picture) + others)
-    assert len(set(pictures[:4])) == 1 and len(set(pictures)) == 5
+# The split.
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -378,23 +332,7 @@ def test_a_kind_is_held_out_whole():
         hold_out_kind(["g"], images[:1], "fluorescence")
 
 
-# The record of a training.
-
-
-def test_a_record_with_ids_on_both_sides_is_refused(tmp_path):
-    file = tmp_path / "training.json"
-    file.write_text(json.dumps({"training_ids": ["a", "b"], "validation_ids": ["c"]}))
-    assert read_training_record(file)["validation_ids"] == ["c"]
-    file.write_text(json.dumps({"training_ids": ["a", "b"], "validation_ids": ["b", "c"]}))
-    with pytest.raises(UserError, match=r"training\.json: 1 ids .* first b"):
-        read_training_record(file)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"training_ids": 3}', "no json"])
-def test_what_is_no_record_is_named(tmp_path, content):
-    (tmp_path / "training.json").write_text(content)
-    with pytest.raises(UserError, match=r"training\.json: expected"):
-        read_training_record(tmp_path / "training.json")
+# The training data.
 
 
 def test_the_training_data_are_found_as_a_folder_or_an_archive(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ import Predict_masks
 from data import nuclei, outputs, pictures, slides
 from data.images import read_image
 from data.options import DATA
+from data.run_lengths import decode_runs, encode_runs
 from data.sources import find_samples
-from data.truth import decode_runs, encode_runs
 from Preprocessed_data import KINDS, image_kind, to_display, to_grayscale
 
 ROOT = Path(__file__).resolve().parent.parent

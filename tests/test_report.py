@@ -101,12 +101,6 @@ def test_of_very_many_images_only_the_first_are_shown(tmp_path, monkeypatch):
     assert "6 nuclei in 3 images" in page and "the first 2 of 3 are shown" in page
 
 
-def test_histograms_count_every_nucleus():
-    bars = re.findall(r"M(\d+) 40v-(\d+)", report.draw_histogram(np.array([1, 1, 1, 1, 25]), "area"))
-    assert bars == [("0", "40"), ("23", "10")]
-    assert "median 7, from 7 to 7" in report.draw_histogram(np.array([7.0]), "area")
-
-
 def test_predictions_without_tables_are_named(tmp_path):
     write(tmp_path, "a", draw_squares(1)).nuclei.unlink()
     with pytest.raises(UserError, match="tables of a, which Predict_masks.py writes"):

@@ -10,6 +10,7 @@ from conftest import Recorder, Threshold, draw_disks
 from PIL import Image
 from skimage.draw import disk
 
+import Evaluate_model
 import Predict_masks
 from data import nuclei
 from data.scales import average_scales, first_scale, predict_scales
@@ -58,6 +59,38 @@ def test_where_nuclei_merge_at_a_smaller_size_the_larger_one_is_kept():
     assert scales == (0,)
     np.testing.assert_array_equal(labels, nuclei.separate_nuclei(gray, 0 * gray))
     assert labels.max() == 2
+
+
+class Dotted(Threshold):
+    """Sees narrow nuclei in images of some heights, whatever these show."""
+
+    def __init__(self, heights, count):
+        self.heights = heights
+        self.centres = [(number // 6 + 0.5, number % 6 + 0.5) for number in range(count)]  # in sixths of the side
+
+    def predict_on_batch(self, batch):
+        _, height, width, _ = batch.shape
+        if height in self.heights:
+            centres = [(row * height // 6, column * width // 6) for row, column in self.centres]
+            dots = draw_disks((height, width), centres, height // 32)
+            batch = np.broadcast_to(dots[None, ..., None], batch.shape)
+        return super().predict_on_batch(batch)
+
+
+@pytest.mark.parametrize(("heights", "first", "count"), [((256,), 1, 1), ((256, 128), 0, 18)])
+def test_narrow_nuclei_contradict_wide_ones_if_they_are_there_at_half_size_too(heights, first, count):
+    gray = draw_disks((256, 256), [(128, 128)], 60)
+    labels, scales = Predict_masks.find_nuclei(Dotted(heights, 18), gray)
+    assert scales[0] == first
+    assert labels.max() == count
+
+
+def test_a_wide_nucleus_that_thumbnails_show_has_not_merged_from_pieces():
+    gray = draw_disks((256, 256), [(128, 128)], 60)
+    labels, scales = Predict_masks.find_nuclei(Dotted((128,), 6), gray)
+    assert scales == (1, 2)
+    assert labels.max() == 1
+    assert Evaluate_model.dice_score(labels > 0, gray > 0) > 0.9
 
 
 def test_an_image_without_nuclei_has_none():

@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def small_strips(monkeypatch):
     """Strips, tiles and context of an eighth of their size, so that small images have several."""
     monkeypatch.setattr(slides, "STRIP", 64)
-    monkeypatch.setattr(Predict_masks, "STRIP", 64)
     monkeypatch.setattr(slides, "TILE", 128)
     monkeypatch.setattr(slides, "CONTEXT_ROWS", 32)
     monkeypatch.setattr(data.outputs, "TIFF_TILE", 16)

@@ -1,4 +1,4 @@
-"""Layouts and pixels of stacks, the ids of their planes, projections, and the choice of channels."""
+"""Layouts and pixels of stacks, the ids of their planes, and projections."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,12 @@ import tifffile
 from conftest import only, save_image, write_archive, write_source
 
 import data.stacks
+from data.channels import Channels
 from data.files import UserError
 from data.images import read_image
 from data.layouts import Plane
 from data.sources import Sample, find_samples
-from data.stacks import Channels, Layout, expand_planes, narrow_channels, pick_channels, read_layout, read_sample_image
+from data.stacks import Layout, expand_planes, read_layout, read_sample_image
 
 NAMES = ("DAPI", "GFP")
 
@@ -364,40 +365,3 @@ def test_a_stack_without_z_is_as_it_is_with_a_projection(tmp_path):
     pixels = make_pixels(2, 5, 7)
     planes = read_planes(write_imagej(tmp_path / "a.tif", pixels, "TYX"), "sum")
     np.testing.assert_array_equal(planes["a_t1"], pixels[1], strict=True)
-
-
-# The choice of channels.
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted", "indices"),
-    [
-        (("GFP", "DAPI"), "DAPI", [1]),
-        (("GFP", "DAPI"), "dapi", [1]),
-        (("GFP", "DAPI"), "2", [1]),
-        (("2", "1"), "2", [0]),  # a name goes before a number
-        (("GFP", "Hoechst 33342"), None, [1]),
-        (("H2B-mCherry", "GFP", "DRAQ5"), None, [0, 2]),
-        (("GFP", "RFP"), None, [0, 1]),
-        (("channel 1", "channel 2"), None, [0, 1]),
-    ],
-)
-def test_a_channel_is_picked_by_name_or_number(names, wanted, indices):
-    assert pick_channels(names, wanted) == indices
-
-
-@pytest.mark.parametrize("wanted", ["0", "3", "-1", "DAP", "²", ""])
-def test_a_channel_that_is_not_there_is_named_with_those_that_are(wanted):
-    with pytest.raises(UserError, match=rf"no channel '{wanted}'; its channels are 1 \(GFP\), 2 \(DAPI\)"):
-        pick_channels(("GFP", "DAPI"), wanted)
-
-
-def test_channels_are_narrowed_to_those_that_may_be_meant():
-    channels = Channels(("GFP", "DAPI", "Hoechst"), make_pixels(3, 2, 2))
-    narrowed = narrow_channels(channels, None)
-    assert narrowed.names == ("DAPI", "Hoechst") and narrowed.shape == (2, 2)
-    np.testing.assert_array_equal(narrowed.planes, channels.planes[1:])
-    np.testing.assert_array_equal(narrow_channels(channels, "gfp"), channels.planes[0])
-    np.testing.assert_array_equal(narrow_channels(channels, "max"), channels.planes.max(0))
-    image = make_pixels(2, 2)
-    assert narrow_channels(image, "gfp") is image

@@ -18,14 +18,14 @@ import types
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, draw_nuclei, draw_source, save_image, write_source
+from conftest import ROOT, SMALL, TINY, draw_nuclei, draw_pair, draw_source, make_crops, save_image, write_source
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
 import Predict_masks
 import Train
 from data import options
-from data.augment import draw_empty_crop, whole_image
+from data.crops import whole_image
 from data.files import UserError, hash_file
 from data.images import read_image
 from data.intensity import optical_density
@@ -34,17 +34,6 @@ from data.truth import read_labels
 from Evaluate_model import dice_score
 from Preprocessed_data import FLUORESCENCE, STAINED_TISSUE, to_grayscale
 
-TINY = Train.TrainingOptions(
-    epochs=3,
-    crops=16,
-    batch_size=4,
-    crop_size=32,
-    learning_rate=0.01,
-    base_filters=4,
-    depth=1,
-    precision="float32",
-    seed=3,
-)
 RUN_ID = "interrupted"
 IDS = [f"image_{number:02}" for number in range(8)]
 
@@ -85,11 +74,6 @@ def read_record(out):
 
 def read_files(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def draw_pair(shape=(64, 80), seed=0):
-    image, labels = draw_nuclei(shape, seed)
-    return Train.Pair(to_grayscale(image), labels)
 
 
 # Options.
@@ -236,11 +220,6 @@ def test_training_json_says_what_was_trained_on(trained):
     assert record["kept"] == history[-1]  # of the last fifth of three epochs
 
 
-def test_the_record_is_found_beside_the_weights(trained, tmp_path):
-    assert Train.find_record(trained / "unet.keras") == read_record(trained)
-    assert Train.find_record(tmp_path / "unet.keras") == {}
-
-
 def test_the_weights_are_those_of_the_best_epoch(trained, drawn):
     model = Model.load_unet(trained / "unet.keras")
     record = read_record(trained)
@@ -375,36 +354,6 @@ def test_a_kind_held_out_is_validated_on(drawn):
     assert record["options"]["hold_out"] == STAINED_TISSUE
 
 
-def test_the_fingerprint_of_the_data_is_of_ids_images_and_labels():
-    ids = ["a", "b"]
-    images = [np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8)]
-    labels = [np.zeros((2, 2), np.int32), np.ones((2, 2), np.int32)]
-
-    def fingerprint(ids=ids, images=images, labels=labels):
-        return Train.describe_run(TINY, ids, images, labels, (ids, []))["data_sha256"]
-
-    assert fingerprint() == fingerprint()
-    others = [fingerprint(ids=["a", "c"]), fingerprint(images=images[::-1]), fingerprint(labels=labels[::-1])]
-    assert len({fingerprint(), *others}) == 4
-
-
-def test_rare_kinds_are_drawn_more_often():
-    images = [draw_nuclei(seed=seed)[0] for seed in range(9)]
-    images += [draw_nuclei(stained=True)[0], *[draw_nuclei((30, 36))[0]] * 4]
-    probabilities = Train.draw_probabilities(images, ["a"] * 14)
-    assert probabilities.shape == (14,)
-    assert probabilities.sum() == pytest.approx(1)
-    assert probabilities[9] > probabilities[10] > probabilities[0] > 0
-    # A kind of 13 is drawn sqrt(13) times as often as one of 1; its sizes of 9 and 4 as 3 to 2.
-    common, rare = probabilities[:9].sum(), probabilities[10:].sum()
-    assert common + rare == pytest.approx(13**0.5 * probabilities[9])
-    assert common / rare == pytest.approx(3 / 2)
-    # In two sources a kind of 9 and the same kind of 4 are drawn as 3 to 2, whatever their sizes.
-    apart = Train.draw_probabilities(images, ["a"] * 8 + ["b"] + ["a"] * 2 + ["b"] * 3)
-    in_a, in_b = apart[[*range(8), 10]].sum(), apart[[8, 11, 12, 13]].sum()
-    assert in_a / in_b == pytest.approx(3 / 2)
-
-
 def test_the_density_is_kept_of_stained_tissue_that_is_trained_on(drawn):
     pairs, _, record = Train.load_data(find_samples(drawn), TINY)
     with_density = [name for name in IDS if pairs[name].density is not None]
@@ -437,129 +386,11 @@ def test_a_training_on_two_sources_learns_from_both_and_keeps_a_finished_one(tra
     assert record["images"] == 12
 
 
-# The batches.
-
-SMALL = dataclasses.replace(TINY, epochs=3, crops=6, batch_size=2, seed=1)  # nine batches
-
-
-def make_crops(options=SMALL, **more):
-    pairs = [draw_pair((40, 40), seed) for seed in range(3)]
-    return Train.Crops(pairs, np.full(3, 1 / 3), options, **more)
-
-
-def test_batches_follow_from_seed_and_batch_id():
-    whole = make_crops()
-    later = make_crops(epochs_done=1)
-    other = make_crops(dataclasses.replace(SMALL, seed=2))
-    assert (len(whole), len(later)) == (9, 6)
-    gray, target = whole[0]
-    assert gray.shape == (2, 32, 32, 1)
-    assert target.shape == (2, 32, 32, 3)
-    np.testing.assert_array_equal(whole[4][0], later[1][0])
-    np.testing.assert_array_equal(whole[4][1], later[1][1])
-    assert not np.array_equal(gray, whole[1][0])
-    assert not np.array_equal(gray, other[0][0])
-
-
-def test_a_batch_shows_the_images_that_were_drawn_for_it(monkeypatch):
-    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
-    monkeypatch.setattr(Train, "draw_crop", lambda gray, labels, *_, **__: (gray, labels))
-    crops = make_crops()
-    for index in range(len(crops)):
-        images, _ = crops.draw_images(index)
-        np.testing.assert_array_equal(crops[index][0][..., 0], [crops.pairs[image][0] for image in images])
-
-
-def test_a_small_share_of_the_crops_has_no_nuclei(monkeypatch):
-    monkeypatch.setattr(Train, "draw_crop", lambda gray, labels, *_, **__: (gray[:32, :32], np.ones((32, 32), int)))
-    crops = make_crops(dataclasses.replace(SMALL, crops=1000, batch_size=20))
-    empty = [not target[..., 0].any() for index in range(100) for target in crops[index][1]]
-    assert len(empty) == 2000
-    assert np.mean(empty) == pytest.approx(Train.EMPTY_SHARE, abs=0.015)  # three standard deviations
-
-
-@pytest.mark.parametrize("fixed_edges", [False, True])
-def test_crops_without_nuclei_follow_from_the_generator_and_have_fixed_edges_too(monkeypatch, fixed_edges):
-    monkeypatch.setattr(Train, "EMPTY_SHARE", 1)
-    gray, labels = make_crops().draw(0, np.random.default_rng(3), fixed_edges)
-    rng = np.random.default_rng(3)
-    rng.random()
-    expected, no_labels = draw_empty_crop(32, rng, fixed_edges)
-    np.testing.assert_array_equal(gray, expected)
-    np.testing.assert_array_equal(labels, no_labels)
-
-
-def test_half_of_the_tissue_crops_are_in_other_stains_each_time(monkeypatch):
-    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
-    monkeypatch.setattr(Train, "draw_crop", lambda gray, labels, *_, **__: (gray, labels))
-    image, labels = draw_nuclei(stained=True)
-    pair = Train.Pair(to_grayscale(image), labels, optical_density(image))
-    crops = Train.Crops([pair, pair._replace(density=None)], [0.5, 0.5], SMALL)
-
-    def draw(image_index, seed):
-        return crops.draw(image_index, np.random.default_rng(seed), False)[0]
-
-    np.testing.assert_array_equal(draw(0, 1), draw(0, 1))
-    drawn = [draw(0, seed) for seed in range(100)]
-    varied = [gray for gray in drawn if not np.array_equal(gray, pair.gray)]
-    assert 35 < len(varied) < 65
-    assert all(abs(gray - pair.gray).mean() > 0.0001 for gray in varied)
-    assert abs(varied[0] - varied[1]).mean() > 0.001
-    assert all(np.array_equal(draw(1, seed), pair.gray) for seed in range(20))
-
-
-def test_images_are_drawn_by_their_probabilities():
-    pairs = [draw_pair((40, 40), seed) for seed in range(3)]
-    crops = Train.Crops(pairs, [0.25, 0, 0.75], dataclasses.replace(SMALL, crops=200))
-    drawn = np.concatenate([crops.draw_images(index)[0] for index in range(len(crops))])
-    counts = np.bincount(drawn, minlength=3)
-    assert counts[1] == 0
-    assert 0.2 < counts[0] / len(drawn) < 0.3
-
-
-def test_several_processes_draw_every_batch_once():
-    processes = [make_crops(process=process, processes=2) for process in range(2)]
-    assert list(processes[0].batch_ids) == list(range(0, 18, 2))
-    assert list(processes[1].batch_ids) == list(range(1, 18, 2))
-    assert processes[1][0][0].shape == (1, 32, 32, 1)  # both make a batch of two
-    later = make_crops(epochs_done=2, process=1, processes=2)
-    assert list(later.batch_ids) == [13, 15, 17]
-
-
-def test_the_last_batches_have_fixed_edges(monkeypatch):
-    def draw_whether_fixed(gray, labels, size, rng, *, has_wide_nuclei, fixed_edges):
-        return np.full((size, size), fixed_edges), labels
-
-    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
-    monkeypatch.setattr(Train, "draw_crop", draw_whether_fixed)
-    options = dataclasses.replace(SMALL, epochs=2, crops=5, batch_size=1)  # ten batches
-    whole = make_crops(options)
-    assert [bool(whole[index][0].any()) for index in range(10)] == [False] * 8 + [True] * 2
-    resumed = make_crops(options, epochs_done=1)
-    assert [bool(resumed[index][0].any()) for index in range(5)] == [False] * 3 + [True] * 2
-
-
-def test_images_of_wide_nuclei_are_drawn_as_such(monkeypatch):
-    def draw_whether_wide(gray, labels, size, rng, *, has_wide_nuclei, fixed_edges):
-        return np.full((size, size), has_wide_nuclei), labels
-
-    monkeypatch.setattr(Train, "EMPTY_SHARE", 0)
-    monkeypatch.setattr(Train, "draw_crop", draw_whether_wide)
-    wide = np.zeros((64, 64), np.int32)
-    wide[10:50, 10:50] = 1  # a disk of its area is 45 pixels wide
-    pairs = [draw_pair((64, 64)), Train.Pair(wide.astype(np.float32), wide)]
-    crops = Train.Crops(pairs, [0.5, 0.5], SMALL)
-    assert crops.has_wide_nuclei == [False, True]
-    for index in range(len(crops)):
-        images, _ = crops.draw_images(index)
-        np.testing.assert_array_equal(crops[index][0][:, 0, 0, 0], images == 1)
-
-
 # What every epoch checks and writes.
 
 
-def make_keeper(out, model, record, batches=None, validation=()):
-    keeper = Train.KeepEpochs(out, record, [], batches, validation)
+def make_keeper(out, model, record, crops=None, validation=()):
+    keeper = Train.KeepEpochs(out, record, [], crops, validation)
     keeper.set_model(model)
     keeper.on_epoch_begin(0)
     return keeper
@@ -622,10 +453,10 @@ def test_a_nan_loss_ends_the_training_with_an_error(source, tmp_path, monkeypatc
 
 
 def test_a_nan_loss_names_the_images_of_its_batch_and_of_the_one_before(tmp_path):
-    batches = make_crops(dataclasses.replace(SMALL, batch_size=1))
+    crops = make_crops(dataclasses.replace(SMALL, batch_size=1))
     ids = ["first", "second", "third"]
-    keeper = make_keeper(tmp_path, None, {"training_ids": ids}, batches)
-    drawn = [ids[batches.draw_images(index)[0][0]] for index in range(len(batches))]
+    keeper = make_keeper(tmp_path, None, {"training_ids": ids}, crops)
+    drawn = [ids[crops.draw_images(index)[0][0]] for index in range(len(crops))]
     for index in range(4):
         keeper.on_train_batch_end(index, {"loss": 0.5})
     with pytest.raises(UserError, match="smaller --learning-rate") as caught:
@@ -758,15 +589,6 @@ def test_resume_with_other_options_or_data(drawn, stopped, tmp_path):
     with pytest.raises(UserError, match="other data"):
         Train.train([str(tmp_path / "other")], str(stopped), TINY, RUN_ID, resume=True)
     assert read_files(stopped) == before
-
-
-def test_a_folder_can_be_resumed_by_its_own_run_until_the_end(stopped, trained, tmp_path):
-    assert Train.can_resume(stopped, RUN_ID)
-    assert not Train.can_resume(stopped, "another")
-    assert not Train.can_resume(trained, read_record(trained)["run_id"])
-    assert not Train.can_resume(tmp_path, RUN_ID)
-    (stopped / "training.json").unlink()
-    assert not Train.can_resume(stopped, RUN_ID)
 
 
 # The command line.

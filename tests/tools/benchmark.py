@@ -1,19 +1,19 @@
 """Scores and times the project beside what is usually done. Not collected by pytest.
 
-Without --speed: scores of two baselines beside the shipped weights, on the same images.
+Without --speed: a table of scores of two baselines and of the shipped weights, on the validation images of one source
+or several, with 95 % intervals over images. It is Markdown, as in the README. The weights compute in float32.
 
-Otsu + watershed: Otsu's threshold on the same gray image, then a watershed on the distance to the
-background; it needs no training. Plain recipe (--plain; trains 30 epochs, minutes): what this kind
-of project usually does: luminance and masks resized to 128×128, no augmentation, Adam, binary
-cross-entropy, a U-Net of 16 to 256 filters, masks resized back.
+Otsu + watershed: Otsu's threshold on the same gray image, then a watershed on the distance to the background; it needs
+no training. Plain recipe (--plain; trains 30 epochs, minutes): what this kind of project usually does: luminance and
+masks resized to 128×128, no augmentation, Adam, binary cross-entropy, a U-Net of 16 to 256 filters, masks resized back.
 
-    python tests/tools/benchmark.py --data data/stage1_train.zip
+    python tests/tools/benchmark.py --data data/stage1_train.zip data/tnbc.zip
     python tests/tools/benchmark.py --data data/stage1_train.zip --plain
 
-With --speed: a table of reading, training, prediction and large images, beside the plain recipe
-(every mask by skimage.io.imread, resized to 128×128, their maximum; predict at 128×128). Every
-piece runs in a process of its own, which tells its peak memory; what is compared runs in turns,
-and the medians over the turns are printed, of the ratio too.
+With --speed: a table of reading, training, prediction and large images, beside the plain recipe (every mask by
+skimage.io.imread, resized to 128×128, their maximum; predict at 128×128). Every piece runs in a process of its own,
+which tells its peak memory; what is compared runs in turns, and the medians over the turns are printed, of the ratio
+too.
 
     python tests/tools/benchmark.py --speed --data data/stage1_train.zip --images data/stage1_test.zip
 """
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from skimage.io import imread
 from skimage.segmentation import watershed
 from skimage.transform import resize
 from skimage.util import img_as_float
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere
 
@@ -56,11 +58,10 @@ import Train
 from data import nuclei
 from data.files import File, UserError, run_script
 from data.images import read_image
-from data.options import DATA, WEIGHTS
-from data.outputs import make_folders, prediction_files, save_tiles, write_prediction
-from data.pictures import outline_nuclei
-from data.sources import Sample, find_samples
-from data.truth import load_samples
+from data.options import DATA, PRECISIONS, WEIGHTS
+from data.outputs import save_tiles
+from data.sources import Sample, find_samples, source_name
+from data.truth import load_samples, read_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN_SIZE = 128  # pixels
@@ -68,6 +69,7 @@ PEAK_DISTANCE = 7  # pixels; half the width of a common nucleus, so that each ha
 TURNS = 3  # runs of each of two things compared
 READ_BY_BOTH = 40  # images; the plain recipe needs minutes for all
 STEPS, EPOCHS = 16, 5  # of training, timed
+TABLE_SCORES = ("dice", "ap", "ap50", "precision", "recall")
 LARGE = 5_000, 10_000, 20_000  # pixels, sides of the drawn images
 
 
@@ -109,7 +111,7 @@ def train_plain(samples: list[Sample]) -> keras.Model:
     keras.utils.set_random_seed(Preprocessed_data.SEED)
     images, labels = load_samples(samples)
     gray = np.stack([shrink(image) for image in images])
-    size = PLAIN_SIZE, PLAIN_SIZE
+    size = (PLAIN_SIZE, PLAIN_SIZE)
     masks = np.stack([resize((x > 0).astype(np.float32), size) > 0.5 for x in labels])
     model = build_plain_unet()
     model.compile("adam", "binary_crossentropy")
@@ -128,6 +130,52 @@ def segment_plainly(model: keras.Model, image: np.ndarray) -> np.ndarray:
     answer = model.predict_on_batch(shrink(image)[None, ..., None])[0, ..., 0]
     probability = resize(answer, image.shape[:2])
     return ndimage.label(probability > 0.5)[0].astype(np.int32)
+
+
+def build_methods(sources: Sequence[str], samples: Sequence[Sample], weights: str, with_plain: bool) -> dict:
+    """Name -> function from an image, as read, to labels (H, W); the plain recipe learns from all but the samples."""
+    methods = {"Otsu + watershed": segment_classically}
+    if with_plain:
+        scored = {sample.id for sample in samples}
+        rest = [sample for source in sources for sample in find_samples(source) if sample.id not in scored]
+        if not rest:
+            raise UserError(f"{', '.join(sources)}: no image is left to train the plain recipe on")
+        plain = train_plain(rest)
+        methods["plain recipe"] = lambda image: segment_plainly(plain, image)
+    unet = Model.load_unet(weights)
+    methods["this U-Net"] = lambda image: Predict_masks.segment_image(unet, image)[0]
+    return methods
+
+
+def score_methods(samples: Sequence[Sample], methods: dict[str, Callable]) -> dict[str, list[dict]]:
+    """Name of a method -> a row of scores for each image, as `Evaluate_model.evaluate` returns them."""
+    rows = {name: [] for name in methods}
+    for sample in tqdm(samples, "scoring", unit="image", disable=None):
+        image, truth = read_sample(sample)
+        kind = Preprocessed_data.image_kind(image)
+        for name, segment in methods.items():
+            labels = segment(image)
+            scores = Evaluate_model.score_image(truth, labels > 0, labels)
+            rows[name].append({"id": sample.id, "kind": kind, **scores})
+    return rows
+
+
+def compare_methods(sources: Sequence[str], weights: str, with_plain: bool) -> None:
+    """Prints the table of scores: a line for each source, kind of image and method."""
+    samples = {source: Main.choose_samples(source, weights) for source in sources}
+    methods = build_methods(sources, [sample for chosen in samples.values() for sample in chosen], weights, with_plain)
+    row = ("| {:<33} | {:<16} |" + " {:<20} |" * len(TABLE_SCORES) + " {:>6} |").format
+    titles = dict(zip(Evaluate_model.SCORES, Evaluate_model.TITLES, strict=True))
+    lines = [row("images", "method", *(titles[score] for score in TABLE_SCORES), "false"), "|---" * 8 + "|"]
+    for source, chosen in samples.items():
+        groups = {name: Evaluate_model.group_by_kind(rows) for name, rows in score_methods(chosen, methods).items()}
+        for kind in groups["this U-Net"]:
+            for name, kinds in groups.items():
+                summary = Evaluate_model.summarise(kinds[kind])
+                cells = [Evaluate_model.format_interval(*summary[score]) for score in TABLE_SCORES]
+                false = sum(scores["false"] for scores in kinds[kind])
+                lines.append(row(f"{source_name(source)}, {kind} ({len(kinds[kind])})", name, *cells, false))
+    print("\n".join(lines))
 
 
 def measure(work, *arguments) -> tuple:
@@ -152,9 +200,10 @@ def time_in_turns(*works) -> np.ndarray:
     return seconds[:, 1:]
 
 
-def read_plainly(sample: Preprocessed_data.Sample) -> tuple[np.ndarray, np.ndarray]:
+def read_plainly(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Image and mask at 128×128, every mask resized before the maximum is taken."""
-    size, mask = (PLAIN_SIZE, PLAIN_SIZE), 0
+    size = (PLAIN_SIZE, PLAIN_SIZE)
+    mask = 0
     for file in sample.masks:
         with file.open("rb") as stream:
             mask = np.maximum(mask, resize(imread(stream), size, preserve_range=True))
@@ -168,9 +217,9 @@ def decode_only(file: File) -> None:
         picture.load()
 
 
-def time_reading(data: str) -> np.ndarray:
+def time_reading(data: Sequence[str]) -> np.ndarray:
     """Seconds for some images: plain recipe, this project, decoding alone in as many threads."""
-    samples = find_samples(data)
+    samples = find_samples(*data)
     rng = np.random.default_rng(Preprocessed_data.SEED)
     some = [samples[i] for i in rng.permutation(len(samples))[:READ_BY_BOTH]]
     files = [file for sample in some for file in (sample.image, *sample.masks)]
@@ -182,22 +231,23 @@ def time_reading(data: str) -> np.ndarray:
     return time_in_turns(lambda: [read_plainly(sample) for sample in some], lambda: load_samples(some), decode)
 
 
-def read_all(data: str) -> float:
+def read_all(data: Sequence[str]) -> float:
     """Seconds until the whole training set is in memory."""
     started = time.perf_counter()
-    load_samples(find_samples(data))
+    load_samples(find_samples(*data))
     return time.perf_counter() - started
 
 
-def time_training(data: str, precision: str) -> np.ndarray:
+def time_training(data: Sequence[str], precision: str) -> np.ndarray:
     """Milliseconds a crop: of epochs, and of epochs of one batch over and over, in turns."""
     keras.config.set_dtype_policy(precision)
     options = Train.TrainingOptions(epochs=1, seed=0)
     options = dataclasses.replace(options, crops=STEPS * options.batch_size)
-    pairs, probabilities, record = Train.load_data(find_samples(data), options)
-    batches = Train.Crops([pairs[name] for name in record["training_ids"]], probabilities, options)
+    pairs, probabilities, record = Train.load_data(find_samples(*data), options)
+    batches = Train.Batches(Train.Crops([pairs[name] for name in record["training_ids"]], probabilities, options))
     model = Model.compile_unet(options.depth, options.base_filters, options.learning_rate, STEPS)
-    same, clock = Same(batches[0], STEPS), Clock()
+    same = Same(batches[0], STEPS)
+    clock = Clock()
     for _ in range(EPOCHS + 1):  # the first does not count
         for source in batches, same:
             model.fit(source, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
@@ -209,7 +259,8 @@ class Same(keras.utils.PyDataset):
 
     def __init__(self, batch, count):
         super().__init__()
-        self.batch, self.count = batch, count
+        self.batch = batch
+        self.count = count
 
     def __len__(self):
         return self.count
@@ -234,9 +285,11 @@ class Clock(keras.callbacks.Callback):
 
 def time_prediction(images: str, weights: str) -> np.ndarray:
     """Seconds for a folder of images, files to files: this project; its network alone; plainly."""
-    samples, model = find_samples(images), Model.load_unet(weights)
-    seen, predict = [], model.predict_on_batch
+    samples = find_samples(images)
+    model = Model.load_unet(weights, Model.fastest_precision())
     plain = build_plain_unet()
+    predict = model.predict_on_batch
+    seen = []  # batches
     with tempfile.TemporaryDirectory() as out:
         model.predict_on_batch = lambda batch: seen.append(batch) or predict(batch)
         Predict_masks.predict_samples(samples, model, out, {})
@@ -258,8 +311,9 @@ def time_prediction(images: str, weights: str) -> np.ndarray:
 
 def time_batch(weights: str) -> np.ndarray:
     """Milliseconds of the network for an image of 256×256, in batches of 8."""
-    model, batch = Model.load_unet(weights), np.random.default_rng(0).random((8, 256, 256, 1))
-    (seconds,) = time_in_turns(lambda: model.predict_on_batch(batch.astype(np.float32)))
+    model = Model.load_unet(weights, Model.fastest_precision())
+    batch = np.random.default_rng(0).random((8, 256, 256, 1)).astype(np.float32)
+    (seconds,) = time_in_turns(lambda: model.predict_on_batch(batch))
     return 1000 * seconds / 8
 
 
@@ -298,7 +352,7 @@ def time_start(script: str, options: list[str], begun) -> float:
     return seconds
 
 
-def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> None:
+def compare_speeds(data: Sequence[str], images: str, weights: str, sides: list[int]) -> None:
     """Prints the table of speeds, a row at a time."""
     row = "| {:<52} | {:>12} | {:>12} | {:>8} | {:>11} |".format
     print(row("", "this project", "beside it", "ratio", "peak memory"))
@@ -311,18 +365,17 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
         peak = f"{memory:.1f} GB" if memory else ""
         print(row(what, *texts, ratio, peak), flush=True)
 
-    if data:
-        (plain, ours, decoding), memory = measure(time_reading, data)
-        show(f"read {READ_BY_BOTH} images; plain recipe", ours, plain)
-        show(f"read {READ_BY_BOTH} images; decoding alone", ours, decoding)
-        seconds, memory = measure(read_all, data)
-        show("read all images", seconds, memory=memory)
-        for precision in Train.PRECISIONS:
-            (epoch, step), memory = measure(time_training, data, precision)
-            show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
-        begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
-        seconds = time_start("Train.py", ["--data", data], begun)
-        show("python Train.py, until the first epoch", seconds)
+    (plain, ours, decoding), _ = measure(time_reading, data)
+    show(f"read {READ_BY_BOTH} images; plain recipe", ours, plain)
+    show(f"read {READ_BY_BOTH} images; decoding alone", ours, decoding)
+    seconds, memory = measure(read_all, data)
+    show("read all images", seconds, memory=memory)
+    for precision in PRECISIONS:
+        (epoch, step), memory = measure(time_training, data, precision)
+        show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
+    begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
+    seconds = time_start("Train.py", ["--data", *data], begun)
+    show("python Train.py, until the first epoch", seconds)
     if images:
         begun = lambda out: any(out.glob("labels/*.tif"))  # noqa: E731
         options = ["--data", images, "--weights", weights]
@@ -341,7 +394,7 @@ def compare_speeds(data: str, images: str, weights: str, sides: list[int]) -> No
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=DATA, help="default %(default)s")
+    parser.add_argument("--data", nargs="+", default=[DATA], help="images with truth (default %(default)s)")
     parser.add_argument("--weights", default=WEIGHTS, help="default %(default)s")
     parser.add_argument("--plain", action="store_true", help="train and score the plain recipe too")
     parser.add_argument("--speed", action="store_true", help="time instead of scoring")
@@ -351,31 +404,7 @@ def main() -> int:
     if args.speed:
         compare_speeds(args.data, args.images, args.weights, args.large)
         return 0
-    everything = find_samples(args.data)
-    samples = Main.choose_samples(args.data, args.weights)
-    methods = {"Otsu + watershed": segment_classically}
-    if args.plain:
-        scored = {sample.id for sample in samples}
-        rest = [sample for sample in everything if sample.id not in scored]
-        if not rest:
-            raise UserError(f"{args.data}: no image is left to train the plain recipe on")
-        plain = train_plain(rest)
-        methods["plain recipe"] = lambda image: segment_plainly(plain, image)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, segment in methods.items():
-            make_folders(Path(folder, name))
-            for sample in samples:
-                image = read_image(sample.image)
-                files = prediction_files(Path(folder, name), sample.id)
-                labels = segment(image)
-                overlay = outline_nuclei(Preprocessed_data.to_display(image), labels)
-                write_prediction(files, labels, overlay, {})
-        unet = Model.load_unet(args.weights)
-        Predict_masks.predict_samples(samples, unet, Path(folder, "U-Net"), {})
-        for name in (*methods, "U-Net"):
-            ids = [sample.id for sample in samples]
-            rows, _ = Evaluate_model.evaluate(args.data, Path(folder, name), ids)
-            print(f"\n{name}\n{Evaluate_model.format_table(rows)}")
+    compare_methods(args.data, args.weights, args.plain)
     return 0
 
 

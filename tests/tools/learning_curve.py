@@ -35,18 +35,19 @@ import Train
 from data.files import UserError, run_script, write_whole
 from data.images import read_image
 from data.options import KINDS
+from data.records import KEPT_WEIGHTS, find_record
 from data.sources import Sample, find_samples
 from data.truth import load_samples
-from Preprocessed_data import find_record, group_tiles, image_kind
+from Preprocessed_data import group_tiles, image_kind
 
 OUT = Path(__file__).resolve().parents[2] / "weights"
 SEED = 2018
 COUNTS = (1, 2, 4, 8, 16)  # images to train on
 TEST_IMAGES = 30  # at most
 CROPS = 160  # of a training from trained weights, all epochs together
-EPOCHS = 4  # so few that the last one is kept, see `Train.FIXED_EDGES_SHARE`
+EPOCHS = 4  # so few that the last one is kept, see FIXED_EDGES_SHARE
 TRAINED, NOTHING = STARTS = ("trained weights", "nothing")
-CROPS_FACTOR = {TRAINED: 1, NOTHING: 4}  # from nothing there is more to learn
+CROPS_FACTOR = {TRAINED: 1, NOTHING: 4}  # times --crops; from nothing there is more to learn
 COLOURS = {TRAINED: "#0072B2", NOTHING: "#D55E00"}
 POINT = ("kind", "start", "images", "seed")
 SCORES = {"Dice": "dice", "AP": "ap", "AP50": "ap50"}  # column -> of `Evaluate_model.score_image`
@@ -93,7 +94,7 @@ def train_on(samples: list[Sample], seed: int, crops: int, more: list[str], fold
     with contextlib.redirect_stdout(io.StringIO()):
         Train.main([str(word) for word in command] + more)
     Model.keras.utils.clear_session()
-    return out / Train.WEIGHTS
+    return out / KEPT_WEIGHTS
 
 
 def score(weights: str | Path, images: list[np.ndarray], truths: list[np.ndarray]) -> dict[str, str]:
@@ -145,8 +146,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, required=True, help="kind of image to learn")
     parser.add_argument("--from", dest="weights", required=True, metavar="FILE", help="weights that never saw the kind")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each point (default %(default)s)")
-    crops = f"of each training from weights; {CROPS_FACTOR[NOTHING]} times as many from nothing (default %(default)s)"
-    parser.add_argument("--crops", type=int, default=CROPS, help=crops)
+    parser.add_argument("--crops", type=int, default=CROPS, help="of a training from weights (default %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder (default %(default)s)")
     args = parser.parse_args()
     pairs = find_kind(args.data, args.kind, args.weights)

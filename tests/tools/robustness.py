@@ -21,6 +21,7 @@ import Model
 import Predict_masks
 import Preprocessed_data
 from data.files import run_script
+from data.nuclei import MIN_AREA, filter_by_area
 from data.options import DATA, WEIGHTS
 from data.truth import read_sample
 from Main import choose_samples
@@ -82,8 +83,11 @@ def merge_cytoplasm(gray: np.ndarray, labels: np.ndarray, rng: np.random.Generat
     return np.dstack([np.zeros_like(gray), green, gray]), None
 
 
-def enlarge(gray: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part of an image with most nuclei, a sixth of its sides, enlarged; and its labels."""
+def enlarge(gray: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The part of an image with most nuclei, a third of its sides, enlarged; its labels, and where they count.
+
+    Where the cut leaves less than MIN_AREA pixels of a nucleus, neither finding nor missing it counts.
+    """
     height, width = (max(side // 3, 40) for side in gray.shape)
     best = max(
         (
@@ -95,7 +99,9 @@ def enlarge(gray: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     )
     part = np.s_[best[0] : best[0] + height, best[1] : best[1] + width]
     gray = ndimage.zoom(gray[part].astype(np.float32), ENLARGED, order=1).clip(0, 255).astype(np.uint8)
-    return gray, ndimage.zoom(labels[part], ENLARGED, order=0)
+    labels = labels[part]
+    is_picture = (labels == 0) | (filter_by_area(labels, MIN_AREA) > 0)
+    return gray, ndimage.zoom(labels, ENLARGED, order=0), ndimage.zoom(is_picture, ENLARGED, order=0)
 
 
 def disturb(gray: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Disturbed]:
@@ -132,8 +138,8 @@ def measure(segment: Callable[[np.ndarray], np.ndarray], images: list[tuple[np.n
         expected = segment(gray)
         for name, (disturbed, is_picture) in disturb(gray, truth, seed).items():
             add_row(rows, name, expected, segment(disturbed), is_picture)
-        part, labels = enlarge(gray, expected)
-        add_row(rows, "a part enlarged six times", labels, segment(part), None)
+        part, labels, is_picture = enlarge(gray, expected)
+        add_row(rows, "a part enlarged six times", labels, segment(part), is_picture)
     return rows
 
 

@@ -1,0 +1,77 @@
+"""Images of several channels that are no colours, and which of them may show the nuclei.
+
+In:  channels with their names, and which one the user wants.
+Out: one channel (H, W), or those that may be meant.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data.files import UserError
+
+# Names of nuclear stains and markers; case does not count.
+NUCLEAR_NAMES = re.compile(
+    r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE
+)
+
+
+class Channels(NamedTuple):
+    """An image of several channels that are no colours."""
+
+    names: tuple[str, ...]  # as in the file, or "channel 1", "channel 2" …
+    planes: np.ndarray  # (C, H, W), any real dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.planes.shape[1:]
+
+
+def narrow_channels(image: np.ndarray | Channels, wanted: str | None) -> np.ndarray | Channels:
+    """Leaves those of several channels that may show the nuclei; other images stay as they are.
+
+    Args:
+        image: of `data.stacks.read_sample_image`.
+        wanted: "max" for the brightest at each pixel, or as for `pick_channels`.
+
+    Returns:
+        (H, W) of the channel that is wanted, or the channels that may be meant.
+    """
+    if not isinstance(image, Channels):
+        return image
+    if wanted == "max":
+        return image.planes.max(axis=0)
+    picked = pick_channels(image.names, wanted)
+    if wanted is not None:
+        return image.planes[picked[0]]
+    return Channels(tuple(image.names[index] for index in picked), image.planes[picked])
+
+
+def pick_channels(names: Sequence[str], wanted: str | None) -> list[int]:
+    """Indices of the channels that may show the nuclei.
+
+    Args:
+        names: of the channels.
+        wanted: a name (case does not count), a number from 1, or None: the channels with the name of a nuclear stain,
+            or all where none has one.
+
+    Raises:
+        UserError: there is no such channel.
+    """
+    if wanted is None:
+        return [index for index, name in enumerate(names) if NUCLEAR_NAMES.search(name)] or list(range(len(names)))
+    matches = [index for index, name in enumerate(names) if name.lower() == wanted.lower()]
+    if not matches and wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+        matches = [int(wanted) - 1]
+    if not matches:
+        known = ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
+        raise UserError(f"no channel {wanted!r}; its channels are {known}")
+    return matches[:1]
+
+
+def take_channel(image: np.ndarray | Channels, index: int | None) -> np.ndarray:
+    """That one of several channels, (H, W); other images stay as they are."""
+    return image.planes[index] if isinstance(image, Channels) else image

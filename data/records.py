@@ -1,0 +1,172 @@
+"""The folder that a training writes to: the names of its files, its history, and its record, training.json.
+
+In:  the folder, or the weights in it; history, one dict an epoch; the record, a dict of JSON types.
+Out: training.json and history.csv, and what they say of a training that is done, interrupted or started from.
+"""
+
+import csv
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from data.files import UserError, hash_file, write_whole
+from data.options import TrainingOptions
+
+TRAINING_RECORD = "training.json"
+KEPT_WEIGHTS = "unet.keras"
+HISTORY = "history.csv"
+CHECKPOINT = "last.weights.h5"  # of the last epoch, with the optimizer; only an interrupted training has it
+
+
+def find_record(weights: str | Path) -> dict:
+    """What training.json beside a weights file says of its training; {} if it is not there."""
+    file = Path(weights).parent / TRAINING_RECORD
+    return read_training_record(file) if file.is_file() else {}
+
+
+def read_training_record(file: str | Path) -> dict:
+    """Reads training.json, which Train.py writes beside the weights.
+
+    Raises:
+        UserError: the file is no training record, or an id is on both sides of the split.
+    """
+    try:
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        shared = set(record["training_ids"]) & set(record["validation_ids"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: expected a training.json of Train.py, with the ids") from error
+    if shared:
+        raise UserError(f"{file}: {len(shared)} ids are trained on and validated on, first {min(shared)}")
+    return record
+
+
+def save_record(out: Path, record: dict) -> None:
+    """Writes training.json."""
+    with write_whole(out / TRAINING_RECORD) as file:
+        file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def describe_run(
+    options: TrainingOptions,
+    backend: str,
+    kinds: dict[str, str],
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    split: tuple[list[str], list[str]],
+) -> dict:
+    """What training.json says before the first epoch.
+
+    Args:
+        options: of the training.
+        backend: of Keras.
+        kinds: id -> kind of N images.
+        images: the N images.
+        labels: of each image.
+        split: ids to train on, and to validate on.
+    """
+    record = {
+        "options": asdict(options),
+        "images": len(images),
+        "data_sha256": hash_data(kinds, images, labels),
+        "versions": {
+            "python": platform.python_version(),
+            "keras": version("keras"),
+            "backend": backend,
+            "numpy": np.__version__,
+        },
+        "training_ids": split[0],
+        "validation_ids": split[1],
+        "validation_kinds": [kinds[name] for name in split[1]],
+    }
+    if options.from_weights:
+        record["from_weights_sha256"] = hash_file(options.from_weights)
+    return record
+
+
+def hash_data(ids: Iterable[str], images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> str:
+    """SHA-256 of ids, images and labels, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, image, image_labels in zip(ids, images, labels, strict=True):
+        digest.update(name.encode() + image.tobytes() + image_labels.tobytes())
+    return digest.hexdigest()
+
+
+def check_validation_is_unseen(weights: str, validation_ids: Sequence[str]) -> None:
+    """Raises UserError where the weights that a training starts from know images that are to validate it."""
+    seen = sorted(set(find_record(weights).get("training_ids", [])) & set(validation_ids))
+    if seen:
+        raise UserError(
+            f"{weights}: it was trained on {len(seen)} of the images to validate on, first {seen[0]}; "
+            "give the --seed and --data of its training"
+        )
+
+
+def keep_former(out: Path, overwrite: bool) -> None:
+    """Copies the files of a finished training in the folder to *.before.
+
+    Raises:
+        UserError: there is one, and nobody said that it may be replaced.
+    """
+    is_finished = (out / TRAINING_RECORD).is_file() and not (out / CHECKPOINT).is_file()
+    if not is_finished:
+        return
+    if not overwrite:
+        raise UserError(
+            f"{out} holds a finished training; name another --out, or give --overwrite, which keeps it as *.before"
+        )
+    for name in (KEPT_WEIGHTS, HISTORY, TRAINING_RECORD):
+        if (out / name).is_file():
+            shutil.copy2(out / name, out / f"{name}.before")
+
+
+def can_resume(out: Path, run_id: str) -> bool:
+    """Whether the folder holds at least one epoch of this training, and not its end."""
+    if not ((out / CHECKPOINT).is_file() and (out / TRAINING_RECORD).is_file()):
+        return False
+    return read_training_record(out / TRAINING_RECORD).get("run_id") == run_id
+
+
+def read_interrupted(out: Path, record: dict) -> dict:
+    """Reads the record of an interrupted training, which is to continue as the training of `record`.
+
+    Raises:
+        UserError: no interrupted training in the folder, or its options or data were others.
+    """
+    if not (out / CHECKPOINT).is_file():
+        raise UserError(f"{out}: no interrupted training here; leave out --resume")
+    before = read_training_record(out / TRAINING_RECORD)
+    other_data = UserError(f"{out}: that training had other data; name the same --data, with the same files in it")
+    if before.get("data_sha256") != record["data_sha256"]:
+        raise other_data
+    if before.get("options") != record["options"]:
+        raise UserError(f"{out}: that training had other options: {before.get('options')}; give the same")
+    if before.get("from_weights_sha256") != record.get("from_weights_sha256"):
+        raise UserError(f"{out}: that training started from other weights; name the same file in --from")
+    if before.get("validation_ids") != record["validation_ids"]:
+        raise other_data
+    return before
+
+
+def save_history(history: list[dict], file: Path) -> None:
+    """Writes one row per epoch, as `read_history` reads them."""
+    with write_whole(file) as part, open(part, "w", newline="") as stream:
+        table = csv.DictWriter(stream, history[0])
+        table.writeheader()
+        table.writerows(history)
+
+
+def read_history(file: Path) -> list[dict]:
+    """The rows that `save_history` wrote, as numbers."""
+    history = []
+    with open(file, newline="") as stream:
+        for row in csv.DictReader(stream):
+            numbers = {name: float(value) for name, value in row.items()}
+            history.append(numbers | {"epoch": int(row["epoch"])})
+    return history

@@ -1,0 +1,203 @@
+"""Draws one image of report.html: its pictures, how it was seen, its scores, and histograms of its nuclei.
+
+In:  the files of a prediction, its row of images.csv, and with a truth its row of scores.csv.
+Out: HTML that needs no other file.
+"""
+
+import base64
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from string import Template
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from data.images import open_rows, read_image, subsample
+from data.outputs import PredictionFiles
+from data.pictures import LABEL_PIXELS, OUTCOME_COLOURS, draw_difference, draw_thumbnails
+
+THUMBNAIL = 320  # pixels, longer side
+WEBP_QUALITY = 72
+BINS = 24  # of a histogram
+BAR_HEIGHT = 40  # of the fullest bin
+ERRORS = tuple(name for name in OUTCOME_COLOURS if name != "found")
+SCORES = ("dice", "ap")
+CARD = Template("""\
+<article tabindex="-1" data-id="$id" data-kind="$kind" data-marks="$marks" data-count="$count" data-rank="$rank"$scores>
+<div class="name"><h2>$id</h2><span class="chip">$kind</span>$warnings</div>
+<div class="pictures">$pictures</div>
+<div><p class="count">$nuclei$truth</p>$outcome<p class="seen">$seen</p>
+<div class="histograms">$histograms</div></div>
+</article>
+""")
+
+Truths = Callable[[str], np.ndarray]  # id of an image -> its true labels (H, W)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image on the page."""
+
+    name: str
+    files: PredictionFiles
+    row: dict  # of images.csv
+    score: dict[str, str]  # of scores.csv; {} without a truth
+
+    def kind(self) -> str:
+        """The kind of image where the scores know it, else the background."""
+        kind = self.score.get("kind", "unknown")
+        return f"{self.row['background']} background" if kind == "unknown" else kind
+
+    def warnings(self) -> list[str]:
+        """What is doubtful about it."""
+        return self.row["warnings"].split("; ") if self.row["warnings"] else []
+
+    def errors(self) -> dict[str, int]:
+        """How many nuclei are missed, false, split or merged; {} without a truth."""
+        return {name: int(self.score[name]) for name in ERRORS} if self.score else {}
+
+    def error_names(self) -> list[str]:
+        """The kinds of errors that it has."""
+        return [name for name, count in self.errors().items() if count]
+
+
+def draw_card(rank: int, entry: Entry, read_truth: Truths | None) -> str:
+    """The HTML of one image."""
+    row = entry.row
+    scores = {name: entry.score[name] for name in SCORES} if entry.score else {}
+    if scores:
+        scores["errors"] = str(sum(entry.errors().values()))
+    return CARD.substitute(
+        id=escape(entry.name),
+        kind=escape(entry.kind()),
+        marks=escape("; ".join([*entry.warnings(), *entry.error_names()])),
+        count=row["count"],
+        nuclei=count_nuclei(row["count"]),
+        rank=rank,
+        scores="".join(f' data-{name}="{escape(value)}"' for name, value in scores.items()),
+        warnings="".join(f'<span class="chip warning">{escape(warning)}</span>' for warning in entry.warnings()),
+        pictures=draw_pictures(entry, read_truth),
+        truth=f" <span>of {escape(entry.score['nuclei_true'])} true</span>" if entry.score else "",
+        outcome=describe_outcome(entry),
+        seen=escape(describe_seen(row)),
+        histograms=draw_histograms(entry),
+    )
+
+
+def draw_pictures(entry: Entry, read_truth: Truths | None) -> str:
+    """Overlay, coloured labels and, with a truth, the difference to it."""
+    overlay = read_image(entry.files.overlay)
+    with open_rows(entry.files.labels) as rows:
+        labels = subsample(rows, LABEL_PIXELS)
+        outlined, coloured = draw_thumbnails(overlay, labels, THUMBNAIL)
+        link = f'<a href="overlays/{quote(entry.files.overlay.name)}">full size</a>'
+        figures = [embed(outlined, f"overlay, {link}", "overlay")]
+        figures.append(embed(coloured, "labels", "coloured labels", is_flat=True))
+        if entry.score:
+            difference = draw_difference(outlined, read_truth(entry.name), rows[:])
+            figures.append(embed(difference, "difference", "difference to the truth"))
+    return "".join(figures)
+
+
+def embed(picture: np.ndarray, caption: str, text: str, is_flat: bool = False) -> str:
+    """A figure that holds its picture.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        caption: HTML.
+        text: what stands for the picture where it cannot be seen.
+        is_flat: it has few colours; then it is smaller without loss.
+    """
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "webp", quality=WEBP_QUALITY, lossless=is_flat)
+    content = base64.b64encode(stream.getvalue()).decode()
+    height, width = picture.shape[:2]
+    size = f'width="{width}" height="{height}"'
+    image = f'<img src="data:image/webp;base64,{content}" {size} alt="{text}" loading="lazy" decoding="async">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def describe_outcome(entry: Entry) -> str:
+    """Scores and errors of an image; "" without a truth."""
+    if not entry.score:
+        return ""
+    dice, ap = (f"{float(entry.score[name]):.3f}" for name in SCORES)
+    errors = [f"<span>{swatch(name)}{count} {name}</span>" for name, count in entry.errors().items() if count]
+    errors = "".join(errors) or '<span class="none">none missed, false, split or merged</span>'
+    return f'<p class="scores">Dice <b>{dice}</b>, AP <b>{ap}</b></p><p class="errors">{errors}</p>'
+
+
+def swatch(name: str) -> str:
+    """A small square in the colour of an outcome; "" for other names."""
+    if name not in OUTCOME_COLOURS:
+        return ""
+    return f'<i class="swatch" style="background:rgb{OUTCOME_COLOURS[name]}"></i>'
+
+
+def describe_seen(row: dict) -> str:
+    """How an image was seen, its size, and how much of it nuclei cover."""
+    parts = [f"{row['background']} background", f"scale {row['scale'].replace('.0', '')}"]
+    if row["channel"]:
+        parts.insert(0, row["channel"])
+    parts.append(f"{row['width_px']} × {row['height_px']} px")
+    if row["pixel_size_um"] is not None:
+        parts.append(f"{row['pixel_size_um']:.3g} µm a pixel")
+    parts.append(f"{row['covered_fraction']:.0%} covered")
+    if row.get("mean_confidence") is not None:
+        parts.append(f"confidence {row['mean_confidence']:.2f}")
+    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+
+
+def draw_histograms(entry: Entry) -> str:
+    """Histograms of area and mean intensity of the nuclei; "" without nuclei."""
+    with open(entry.files.nuclei, newline="", encoding="utf-8") as stream:
+        table = csv.reader(stream)
+        names = next(table)
+        rows = list(table)
+    if not rows:
+        return ""
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    unit = "um2" if "area_um2" in columns else "px"
+    area = np.array(columns[f"area_{unit}"], float)
+    means = [name for name in names if name.startswith("intensity_mean_")]
+    seen = f"intensity_mean_{entry.row['channel']}"
+    chosen = [seen] if seen in means else means
+    intensity = np.mean([np.array(columns[name], float) for name in chosen], axis=0)
+    return draw_histogram(area, f"area, {unit.replace('um2', 'µm²')}") + draw_histogram(intensity, "mean intensity")
+
+
+def draw_histogram(values: np.ndarray, title: str) -> str:
+    """A histogram as inline SVG, with the smallest and the largest of the values (K,) below."""
+    low = values.min()
+    high = values.max()
+    counts, _ = np.histogram(values, BINS, (low, high) if high > low else (low - 0.5, high + 0.5))
+    heights = np.ceil(BAR_HEIGHT * counts / counts.max()).astype(int)
+    bars = "".join(f"M{x} {BAR_HEIGHT}v{-bar}h.85v{bar}z" for x, bar in enumerate(heights.tolist()) if bar)
+    low, middle, high = (format_number(value) for value in (low, np.median(values), high))
+    label = escape(f"{title}: median {middle}, from {low} to {high}")
+    view = f'viewBox="0 0 {BINS} {BAR_HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{label}"'
+    ends = f'<div class="ends"><span>{low}</span><span>{high}</span></div>'
+    svg = f'<svg {view}><title>{label}</title><path d="{bars}"/></svg>'
+    return f"<figure>{svg}{ends}<figcaption>{escape(title)}<br>median {middle}</figcaption></figure>"
+
+
+def format_number(value: float) -> str:
+    """Three digits, or all of a large number.
+
+    >>> format_number(12345.6), format_number(0.12345)
+    ('12,346', '0.123')
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def count_nuclei(count: int) -> str:
+    """A number of nuclei in words.
+
+    >>> count_nuclei(1), count_nuclei(1200)
+    ('1 nucleus', '1,200 nuclei')
+    """
+    return f"{count:,} {'nucleus' if count == 1 else 'nuclei'}"

@@ -1,0 +1,107 @@
+"""Writes the files of predicted images: of one at once, of a large one strip by strip, and what was asked for of all.
+
+In:  an image on its way, the job that found its nuclei, and its labels.
+Out: files of `data.outputs.prediction_files`, and files of all images in the same folder.
+"""
+
+import argparse
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.confidence import NucleusSums, choose_kept
+from data.files import write_whole
+from data.images import open_rows, subsample
+from data.nuclei import keep_labels
+from data.omezarr import save_zarr
+from data.outputs import (
+    FAST_COMPRESSION,
+    Provenance,
+    mask_of,
+    prediction_files,
+    save_png,
+    save_submission,
+    save_tiles,
+    write_prediction,
+)
+from data.pictures import outline_nuclei
+from data.report import write_report
+from data.runs import ImageWork, Run
+from data.scales import PredictionJob, describe_job
+from data.slides import iterate_strips
+from data.tables import report_tables, save_measurements, save_outlines
+
+OVERLAY_PIXELS = 2048 * 2048  # of the overlay of a large image
+
+
+def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarray, picture: np.ndarray) -> None:
+    """Writes the files of an image.
+
+    Args:
+        run: what all images share.
+        work: the image.
+        job: the way it was seen, and the confidence of its nuclei.
+        labels: (H, W) int32.
+        picture: (H, W, 3) uint8, the image as people look at it.
+    """
+    files = prediction_files(run.out, work.sample.id)
+    save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job)
+    overlay = outline_nuclei(picture, labels)
+    write_prediction(files, labels, overlay, add_image(run.provenance, work, job), work.pixel_size)
+
+
+def write_slide(
+    run: Run, work: ImageWork, job: PredictionJob, strips: Iterable[tuple[np.ndarray, np.ndarray]], picture: np.ndarray
+) -> None:
+    """Writes the files of a large image, without holding the whole.
+
+    Args:
+        run: what all images share.
+        work: the image, by its rows.
+        job: the way it is seen; gets the confidence of the nuclei that are kept.
+        strips: of `data.slides.label_strips`.
+        picture: (h, w, 3) uint8, the image as people look at it, of `subsample` with OVERLAY_PIXELS.
+    """
+    files = prediction_files(run.out, work.sample.id)
+    shape = work.image.shape[:2]
+    provenance = add_image(run.provenance, work, job)
+    save = functools.partial(save_tiles, shape=shape, provenance=provenance, pixel_size=work.pixel_size)
+    sums = NucleusSums(shape[0])
+    # Labels take their name last, for they say that the image is done.
+    with write_whole(files.labels) as part:
+        save(part, sums.watch(strips), dtype=np.uint32)
+        is_kept = choose_kept(job, sums, run.network.calibration, run.options)
+        if not is_kept[1:].all():
+            with open_rows(part) as labels, write_whole(part) as rest:
+                save(rest, (keep_labels(strip, is_kept) for strip in iterate_strips(labels)), dtype=np.uint32)
+        with open_rows(part) as labels:
+            with write_whole(files.tiled_mask) as mask:
+                save(mask, map(mask_of, iterate_strips(labels)), dtype=np.uint8)
+            small_labels = subsample(labels, OVERLAY_PIXELS)
+            save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job)
+        with write_whole(files.overlay) as overlay:
+            save_png(overlay, outline_nuclei(picture, small_labels), FAST_COMPRESSION)
+    files.mask.unlink(missing_ok=True)  # of a smaller image of this name
+
+
+def add_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Provenance:
+    """A provenance that also tells of the image: its size and checksum, and how it was seen."""
+    return provenance | {"image": work.checksum, "seen": describe_job(job)}
+
+
+def write_results(out: Path, ids: Sequence[str], args: argparse.Namespace) -> None:
+    """Writes the tables of all images, and what the options of Predict_masks.py ask for beside them; says where."""
+    print(f"saved masks, labels and overlays to {out}")
+    report_tables(out, ids)
+    if args.rois or args.geojson:
+        save_outlines(out, ids, args.rois, args.geojson)
+        print(f"saved the outlines of nuclei to {out}, in rois/ or geojson/")
+    if args.zarr:
+        save_zarr(out, ids)
+        print(f"saved the labels as OME-Zarr to {out / 'zarr'}")
+    if args.submission:
+        print(f"saved Kaggle's table to {save_submission(out, ids)}")
+    if args.report:
+        print(f"saved the report to {write_report(out, ids)}")

@@ -1,0 +1,112 @@
+"""A prediction of many images: what they share, each of them on its way, and what becomes of it.
+
+In:  the samples of `data.sources`, and functions that read and write one image.
+Out: lists of images, which threads read ahead of the network; the ids that are written, and those that are skipped.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.channels import Channels
+from data.files import UserError
+from data.images import SceneRows
+from data.options import PredictionOptions
+from data.outputs import Provenance
+from data.scales import Network, PredictionJob
+from data.sources import Sample
+from data.tiffs import TiffRows
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all images of a prediction share."""
+
+    network: Network
+    out: Path  # folder to write to
+    provenance: Provenance  # of weights and settings
+    options: PredictionOptions
+
+
+@dataclass
+class ImageWork:
+    """An image of a source on its way from its file to its files."""
+
+    sample: Sample
+    checksum: dict  # of the file, before it was read
+    image: np.ndarray | TiffRows | SceneRows | Channels  # as in the file
+    seen: np.ndarray | TiffRows | SceneRows | Channels  # the channels of it that may show the nuclei
+    pixel_size: float | None  # micrometres
+    jobs: list[PredictionJob] = field(default_factory=list)  # one for each way that the image can be seen
+
+
+class RunLog:
+    """Keeps which images are written and which are skipped, and says what is worth knowing of each."""
+
+    def __init__(self):
+        self.written: list[str] = []
+        self.skipped: dict[str, str] = {}  # id -> reason
+
+    def add(self, name: str, reading: str) -> None:
+        """Keeps that an image is written; `reading` is the channel or background that was chosen, "" for the usual."""
+        self.written.append(name)
+        if reading:
+            tqdm.write(f"{name}: {reading} was chosen; --channel or --background chooses another")
+
+    def skip(self, name: str, reason: object) -> None:
+        """Keeps why an image is skipped."""
+        tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
+        self.skipped[name] = str(reason)
+
+    def wait_for(self, name: str, writing: Future) -> None:
+        """Waits until the files of an image are written; an image that cannot be decided on is skipped."""
+        try:
+            reading = writing.result()
+        except UserError as error:
+            self.skip(name, error)
+        else:
+            self.add(name, reading)
+
+    def answer(self) -> tuple[list[str], dict[str, str]]:
+        """Ids written, sorted; and of those skipped id -> reason."""
+        return sorted(self.written), self.skipped
+
+
+def read_ahead(
+    samples: Sequence[Sample], read: Callable[[Sample], ImageWork | None], pool: Executor, count: int
+) -> Iterator[list[tuple[Sample, Future]]]:
+    """Yields lists of `count` samples with what `read` gives of each, while the pool reads the list after.
+
+    The first list is empty, because nothing has been read yet. The last one is empty too, so that the caller can finish
+    the list before it.
+    """
+    # The first list is short, so that the first files are soon there.
+    chunks = [samples[:1]]
+    chunks += [samples[start : start + count] for start in range(1, len(samples), count)]
+    ahead = []
+    for chunk in [*chunks, [], []]:
+        now = ahead
+        ahead = [(sample, pool.submit(read, sample)) for sample in chunk]
+        yield now
+
+
+def collect_work(chunk: Sequence[tuple[Sample, Future]], log: RunLog) -> tuple[list[ImageWork], list[Sample]]:
+    """Sorts a list of `read_ahead` into images, and large images that are not read yet; the rest is skipped."""
+    images = []
+    slides = []
+    for sample, reading in chunk:
+        try:
+            work = reading.result()
+        except (UserError, OSError) as error:
+            log.skip(sample.id, error)
+            continue
+        if work is None:
+            slides.append(sample)
+        else:
+            images.append(work)
+    return images, slides
