@@ -380,6 +380,8 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
 def validation_ids(record: str, source: str) -> list[str]:
     """The validation ids of a training.json that are in this one of its sources; all of them where none is."""
     ids = read_training_record(record)["validation_ids"]
+    if not ids:
+        raise UserError(f"{record}: that training had no validation images; score others, without --ids")
     truths = open_truth(source)
     here = [name for name in ids if name in truths]
     if 0 < len(here) < len(ids):

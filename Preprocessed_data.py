@@ -265,20 +265,14 @@ def split_data(
         seed: of the shuffling.
 
     Returns:
-        training ids and validation ids, both sorted.
-
-    Raises:
-        UserError: fewer than two groups, so that nothing is left for one side.
+        training ids and validation ids, both sorted; of images of one picture none is left to validate on.
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"validation fraction must be above 0 and at most 0.5, not {fraction}")
     groups = group_tiles(images)
     folds = min(round(1 / fraction), len(set(groups)))
     if folds < 2:
-        raise UserError(
-            f"{ids[0]}: expected images of two pictures, one to train on and one to validate on, "
-            f"not of one ({len(ids)} in all); add images"
-        )
+        return sorted(ids), []
     names = [f"{image_kind(image)} {image.shape[0]}x{image.shape[1]}" for image in images]
     strata = np.unique(names, return_inverse=True)[1]
     is_rare = np.isin(strata, np.flatnonzero(np.bincount(strata) < folds))
@@ -298,10 +292,10 @@ def split_sources(
     So the split of a source stays the same, whatever other sources are trained on. Sources of one image count as one.
 
     Returns:
-        training ids and validation ids, both sorted.
+        training ids and validation ids, both sorted; the latter are none where no source has two pictures.
 
     Raises:
-        UserError: nothing is left for one side of a source.
+        UserError: nothing is left for one side of a source that is split by patients.
     """
     counts = Counter(sample.source for sample in samples)
     groups = defaultdict(list)  # source -> indices of its samples
@@ -314,8 +308,6 @@ def split_sources(
         patients = VALIDATION_PATIENTS.get(Path(source).name.lower())
         if patients is not None:
             split = split_patients([samples[index] for index in chosen], patients)
-        elif len(chosen) == 1 and len(groups) > 1:
-            split = (ids, [])
         else:
             split = split_data(ids, [images[index] for index in chosen], seed=seed)
         training += split[0]

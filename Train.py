@@ -2,7 +2,7 @@
 
 In:  images with their truth (folders or .zip files, see data/layouts.py). Out, in --out (default weights/trained):
      unet.keras     of the last fifth of the epochs the best by mean validation Dice at native size (with
-                    --hold-out the last epoch); one file, all that prediction needs
+                    --hold-out, or images of one picture only, the last epoch); one file, all that prediction needs
      history.csv    one row per epoch; accuracy.png and loss.png draw it
      examples.png   what the last epoch predicts for validation images
      training.json  options, ids on both sides of the split, versions, data fingerprint, kept epoch, thresholds;
@@ -44,6 +44,7 @@ import Model
 from data.confidence import calibrate, score_jobs
 from data.crops import FIXED_EDGES_SHARE, Crops, Pair, draw_probabilities, whole_image
 from data.curves import (
+    EXAMPLE_COUNT,
     Example,
     choose_examples,
     compare_scores,
@@ -83,6 +84,11 @@ from Preprocessed_data import (
     split_sources,
     to_display,
     to_grayscale,
+)
+
+ONE_PICTURE = (
+    "all images are of one picture, so none is left to validate on; the scores are of the images that are trained on "
+    "and say nothing of others, the last epoch is kept, the thresholds are the usual ones; add an image of another"
 )
 
 
@@ -130,15 +136,17 @@ def train(
     options = options.with_crops(len(record["training_ids"]))
     record |= {"options": dataclasses.asdict(options), "run_id": run_id}
     training = [pairs[name] for name in record["training_ids"]]
-    validation = [pairs[name] for name in record["validation_ids"]]
-    print(f"{len(training)} images to train on, {len(validation)} to validate, {', '.join(map(str, data))}")
+    validation = [pairs[name] for name in record["validation_ids"]] or training
+    counts = f"{len(training)} images to train on, {len(record['validation_ids'])} to validate"
+    print(f"{counts}, {', '.join(map(str, data))}")
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
 
     # The network, and what the weights reach that it starts from.
     model, history = build_model(options, out, record, resume)
     with without_data_parallel():
         network = Model.plain_copy(model)  # predicts whole images
-        start = score_start(network, options.from_weights, validation) if options.from_weights else None
+        has_start = options.from_weights and record["validation_ids"]
+        start = score_start(network, options.from_weights, validation) if has_start else None
     if is_writer and not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)  # of another training
 
@@ -174,6 +182,8 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     else:
         split = split_sources(samples, images, options.seed)
     training_ids, validation_ids = split
+    if not validation_ids:
+        print(f"warning: {ONE_PICTURE}")
     if options.from_weights:
         check_validation_is_unseen(options.from_weights, validation_ids)
     # What the network sees of each image, and how often each is drawn.
@@ -191,10 +201,11 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
 
 
 def load_examples(samples: Sequence[Sample], pairs: dict[str, Pair], record: dict) -> list[Example]:
-    """The validation images that are predicted after every epoch, as people look at them."""
+    """The images that are predicted after every epoch, as people look at them: validation images, if there are any."""
     files = {sample.id: sample.image for sample in samples}
     examples = []
-    for name in choose_examples(record["validation_ids"], record["validation_kinds"]):
+    chosen = choose_examples(record["validation_ids"], record["validation_kinds"])
+    for name in chosen or record["training_ids"][:EXAMPLE_COUNT]:
         picture = to_display(read_image(files[name]))
         examples.append(crop_example(name, picture, pairs[name].gray, pairs[name].labels))
     return examples
@@ -294,8 +305,7 @@ class KeepEpochs(keras.callbacks.Callback):
         rivals = [earlier for earlier in self.history if (earlier["epoch"] > fixed_from) == (epoch + 1 > fixed_from)]
         best = max((earlier["val_dice"] for earlier in rivals), default=-1.0)
         self.history.append(row)
-        # A kind held out is there to be scored on, so it chooses no epoch: the last is kept.
-        is_kept = row["val_dice"] > best or bool(self.record["options"]["hold_out"])
+        is_kept = row["val_dice"] > best or not can_choose(self.record)
         if self.is_writer:
             with without_data_parallel():
                 self.write(row, is_kept)
@@ -379,6 +389,14 @@ def fit_epochs(model: keras.Model, options: TrainingOptions, shower: ShowEpochs,
             shower.draw(model)  # as it may have been stopped before these pictures
 
 
+def can_choose(record: dict) -> bool:
+    """Whether validation images choose epoch and thresholds: not a kind held out, there to be scored on, and not none.
+
+    Where they do not, the last epoch is kept.
+    """
+    return bool(record["validation_ids"]) and not record["options"]["hold_out"]
+
+
 class Start(NamedTuple):
     """What the weights that a training starts from reach on its validation images."""
 
@@ -398,10 +416,10 @@ def score_start(network: keras.Model, weights: str, validation: list[Pair]) -> S
 def finish_training(network: keras.Model, out: Path, record: dict, validation: list[Pair], start: Start | None) -> None:
     """Adds to training.json what the kept weights tell of the validation images.
 
-    That is the calibration; but a kind held out is there to be scored on, so it chooses none. And where the training
-    started from trained weights, it is the scores before and after, both with the thresholds of before.
+    That is the calibration, if they may choose it. And where the training started from trained weights, it is the
+    scores before and after, both with the thresholds of before.
     """
-    has_calibration = not record["options"]["hold_out"]
+    has_calibration = can_choose(record)
     if not has_calibration and start is None:
         return
     print("predicting the validation images with the kept weights")

@@ -139,7 +139,8 @@ def report_training(out: Path, data: Sequence[str]) -> None:
     """Says what a training has reached and how to use its weights, and shows its pictures."""
     record = read_training_record(out / TRAINING_RECORD)
     kept = record["kept"]
-    print(f"kept epoch {kept['epoch']}: validation Dice {kept['val_dice']:.4f}")
+    scored = "validation Dice" if record["validation_ids"] else "Dice on the images trained on"
+    print(f"kept epoch {kept['epoch']}: {scored} {kept['val_dice']:.4f}")
     for line in describe_change(record.get("fine_tuning", {}), record["options"]["from_weights"]):
         print(line)
     pictures = [out / name for name in (*CURVES, EXAMPLES)]

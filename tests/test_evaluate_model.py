@@ -580,3 +580,10 @@ def test_a_broken_image_is_exit_code_1_and_the_rest_is_scored(case, tmp_path, ru
     assert answer.stderr.startswith("skipped good: ") and answer.stderr.count("\n") == 1
     assert answer.stdout.splitlines()[1].split()[:2] == ["all", "2"]
     assert sorted(os.listdir(tmp_path / "out")) == ["scores.csv", "scores.png", "summary.csv"]
+
+
+def test_a_training_without_validation_images_cannot_be_scored_by_its_ids(case, tmp_path):
+    record = tmp_path / "training.json"
+    record.write_text(json.dumps({"training_ids": ["a"], "validation_ids": []}))
+    with pytest.raises(UserError, match="no validation images"):
+        Evaluate_model.main(["--truth", str(case[0]), "--predicted", str(case[1]), "--ids", str(record)])

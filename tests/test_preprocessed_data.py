@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import draw_nuclei, draw_source, draw_texture, draw_tiled, write_source
+from conftest import cut_tiles, draw_nuclei, draw_source, draw_texture, draw_tiled, write_source
 
 import Preprocessed_data
 from data import files
@@ -247,9 +247,13 @@ def test_split_of_rare_kinds_warns_of_nothing(recwarn):
     assert not recwarn.list
 
 
+def test_of_one_picture_no_image_is_left_to_validate_on():
+    assert split_data(["a"], [GRAY]) == (["a"], [])
+    tiles = cut_tiles(draw_texture(0))
+    assert split_data(list("abcd"), tiles) == (list("abcd"), [])
+
+
 def test_split_that_is_impossible():
-    with pytest.raises(UserError, match="add images"):
-        split_data(["a"], [GRAY])
     with pytest.raises(ValueError, match="0.9"):
         split_data(["a", "b"], [GRAY, GRAY], fraction=0.9)
 

@@ -295,10 +295,21 @@ def test_tensorboard_is_asked_for_before_the_data_are_read(mistake, monkeypatch)
     assert "pip install tensorboard" in message
 
 
-def test_one_image_cannot_be_trained_on(mistake, tmp_path):
-    source = write_source(tmp_path / "one", {"single": draw_nuclei()})
-    message = mistake("Train.py", "--data", source)
-    assert message.startswith("single: expected images of two pictures, one to train on and one to validate on")
+def test_one_image_is_trained_on_and_shows_nothing(trained, tmp_path, capsys):
+    source = write_source(tmp_path / "one", {"single": draw_nuclei((40, 40), 20)})
+    options = dataclasses.replace(TINY, epochs=1, crops=8)
+    out = tmp_path / "out"
+    Train.main(make_command(source, out, options, "--from", str(trained / "unet.keras")))
+
+    record = read_record(out)
+    assert (record["training_ids"], record["validation_ids"]) == (["single"], [])
+    assert "fine_tuning" not in record and "calibration" not in record
+    assert {"unet.keras", "examples.png", "accuracy.png"} <= {file.name for file in out.iterdir()}
+    printed = capsys.readouterr().out
+    assert "warning: all images are of one picture, so none is left to validate on" in printed
+    assert "1 images to train on, 0 to validate" in printed
+    assert f"kept epoch 1: Dice on the images trained on {record['kept']['val_dice']:.4f}" in printed
+    assert "better" not in printed
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -403,12 +414,15 @@ def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
         assert means["val_accuracy"] == pytest.approx(np.mean(accuracy), abs=1e-4)
 
 
-@pytest.mark.parametrize(("hold_out", "epochs", "kept"), [(None, 30, 2), (None, 3, 3), (STAINED_TISSUE, 30, 3)])
-def test_the_best_epoch_of_the_last_fifth_is_kept_or_the_last(tmp_path, monkeypatch, hold_out, epochs, kept):
+@pytest.mark.parametrize(
+    ("hold_out", "ids", "epochs", "kept"),
+    [(None, ["b"], 30, 2), (None, ["b"], 3, 3), (STAINED_TISSUE, ["b"], 30, 3), (None, [], 30, 3)],
+)
+def test_the_best_epoch_of_the_last_fifth_is_kept_or_the_last(tmp_path, monkeypatch, hold_out, ids, epochs, kept):
     dice = iter([0.5, 0.9, 0.7])
     monkeypatch.setattr(Train.KeepEpochs, "validate", lambda _: {"val_loss": 1.0, "val_dice": next(dice)})
     model = Model.compile_unet(1, 2, learning_rate=0.01, total_steps=3)
-    record = {"options": {"hold_out": hold_out, "epochs": epochs}, "training_ids": ["a"], "validation_ids": ["b"]}
+    record = {"options": {"hold_out": hold_out, "epochs": epochs}, "training_ids": ["a"], "validation_ids": ids}
     keeper = make_keeper(tmp_path, model, record)
     for epoch in range(3):
         model.get_layer("probability").bias.assign([epoch + 1, 0])
@@ -420,7 +434,8 @@ def test_the_best_epoch_of_the_last_fifth_is_kept_or_the_last(tmp_path, monkeypa
 
 def test_only_one_of_several_processes_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(Train.KeepEpochs, "validate", lambda _: {"val_loss": 1.0, "val_dice": 0.5})
-    keeper = make_keeper(tmp_path, Model.compile_unet(1, 2, 0.01, 1), {"options": {"hold_out": None, "epochs": 1}})
+    record = {"options": {"hold_out": None, "epochs": 1}, "validation_ids": ["b"]}
+    keeper = make_keeper(tmp_path, Model.compile_unet(1, 2, 0.01, 1), record)
     keeper.is_writer = False
     keeper.on_epoch_end(0, {"loss": 1.0})
     assert len(keeper.history) == 1
