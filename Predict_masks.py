@@ -67,6 +67,7 @@ from data.pixels import check_image
 from data.results import OVERLAY_PIXELS, write_image, write_results, write_slide
 from data.runs import ImageWork, Run, RunLog, collect_work, read_ahead
 from data.scales import (
+    MIN_CONFLUENT_SHARE,
     Network,
     PredictionJob,
     choose_job,
@@ -143,7 +144,9 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
     job = make_job(image, options)
     if options.background is None and job.has_bright_background and not is_stained(image):
         # A dark background that bright nuclei nearly cover looks like a bright one.
-        return [job, make_job(image, dataclasses.replace(options, background="dark"), "dark background")]
+        confluent = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
+        confluent.min_covered_share = MIN_CONFLUENT_SHARE
+        return [job, confluent]
     return [job]
 
 

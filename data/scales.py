@@ -22,6 +22,7 @@ MIN_CONTRAST = 5  # standard deviations that nuclei stand out by, in an image th
 MAX_CONTRAST = 10  # standard deviations; nuclei that stand out more are not better
 SURE_CHANNEL = 1.5  # times the score of the next channel, for a channel to be chosen
 SCORED_NUCLEI = 200  # of an image
+MIN_CONFLUENT_SHARE = 1 / 3  # of an image that nuclei cover, if its many bright pixels are nuclei
 # Scale.
 HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
 HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
@@ -63,6 +64,7 @@ class PredictionJob:
     reading: str = ""  # channel or background that was tried; "" for the usual one
     channel: int | None = None  # index of the one channel of the image that is seen
     background: str | None = None  # "dark" or "bright", where it was given or tried
+    min_covered_share: float = 0.0  # of the image that nuclei cover, if it is rightly seen so
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
     diameter: float | None = None  # pixels; of nuclei, where it was given
     wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
@@ -94,8 +96,13 @@ def describe_job(job: PredictionJob) -> dict:
 
 
 def score_nuclei(job: PredictionJob) -> float:
-    """How much the labels of a job look like nuclei: sure, round, and apart from what is around them; 0 for none."""
+    """How much the labels of a job look like nuclei: sure, round, and apart from what is around them; 0 for none.
+
+    Labels that cover less of the image than the job supposes contradict it, and score less than any others.
+    """
     labels = job.labels_future.result()
+    if (labels > 0).mean() < job.min_covered_share:
+        return -math.inf
     if not labels.any():
         return 0.0
     solidity = np.mean([region.solidity for region in regionprops(labels)[:SCORED_NUCLEI]])

@@ -2,6 +2,7 @@
 
 import functools
 from collections import Counter
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from skimage.draw import disk
 import Evaluate_model
 import Predict_masks
 from data import nuclei
-from data.scales import average_scales, first_scale, predict_scales
+from data.scales import MIN_CONFLUENT_SHARE, PredictionJob, average_scales, choose_job, first_scale, predict_scales
 from data.sources import find_samples
 
 
@@ -91,6 +92,20 @@ def test_a_wide_nucleus_that_thumbnails_show_has_not_merged_from_pieces():
     assert scales == (1, 2)
     assert labels.max() == 1
     assert Evaluate_model.dice_score(labels > 0, gray > 0) > 0.9
+
+
+@pytest.mark.parametrize(("radius", "chosen"), [(12, "usual"), (30, "confluent")])
+def test_nuclei_that_cover_little_contradict_a_confluent_layer(radius, chosen):
+    """The usual way shows nuclei that do not stand out; the other, sharp ones that may be few."""
+    jobs = []
+    for reading, brightness in (("usual", -0.1), ("confluent", 0.9)):
+        mask = draw_disks((80, 80), [(40, 40)], radius) > 0
+        job = PredictionJob(np.float32(0.1 + brightness * mask), (mask.astype(np.float32), 0 * mask), reading=reading)
+        job.labels_future = Future()
+        job.labels_future.set_result(mask.astype(np.int32))
+        jobs.append(job)
+    jobs[1].min_covered_share = MIN_CONFLUENT_SHARE
+    assert choose_job(jobs).reading == chosen
 
 
 def test_an_image_without_nuclei_has_none():
