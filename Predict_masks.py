@@ -67,7 +67,6 @@ from data.pixels import check_image
 from data.results import OVERLAY_PIXELS, write_image, write_results, write_slide
 from data.runs import ImageWork, Run, RunLog, collect_work, read_ahead
 from data.scales import (
-    MIN_CONFLUENT_SHARE,
     Network,
     PredictionJob,
     choose_job,
@@ -143,10 +142,10 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
         return [make_job(image[..., index], on_dark, COLOURS[index], index) for index in indices]
     job = make_job(image, options)
     if options.background is None and job.has_bright_background and not is_stained(image):
-        # A dark background that bright nuclei nearly cover looks like a bright one.
-        confluent = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
-        confluent.min_covered_share = MIN_CONFLUENT_SHARE
-        return [job, confluent]
+        # A dark background that bright nuclei nearly cover, or of which little stands out, looks like a bright one.
+        other = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
+        other.must_cover_more = True
+        return [job, other]
     return [job]
 
 

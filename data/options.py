@@ -30,7 +30,7 @@ TRAINED = "weights/trained"  # beside the weights that the scripts use, which st
 PRECISIONS = ("float32", "mixed_bfloat16")
 # The defaults with --from; the crops of an epoch follow from the number of training images.
 FINE_TUNING = {"epochs": 10, "crops": None, "learning_rate": 5e-4}
-CROPS_PER_IMAGE = 64
+CROPS_PER_IMAGE = 16
 MIN_CROPS = 256
 MAX_CROPS = 1024
 COMMAND = "    python "  # begins the lines of a docstring that become the examples of the help
