@@ -85,6 +85,14 @@ def test_a_threshold_that_separates_better_is_chosen():
     assert calibrate(ground, scales, truths).nucleus_threshold in (0.5, 0.55)
 
 
+def test_a_threshold_that_is_better_by_chance_is_not_chosen():
+    nucleus, scales, truths = answer_at(0.6)
+    bright_ground = np.where(truths[0] > 0, 0.6, 0.47), nucleus[0][1]
+    assert calibrate([bright_ground] * 6, scales, truths).nucleus_threshold > 0.45
+    # Better on one image of six, the same on the others: the interval of the difference begins at 0.
+    assert calibrate([bright_ground, *nucleus[1:]], scales, truths) == Calibration(nucleus_threshold=0.45)
+
+
 def test_weights_bring_their_calibration(tmp_path):
     weights = tmp_path / "unet.keras"
     shutil.copy(ROOT / "weights/unet.keras", weights)

@@ -1,9 +1,11 @@
 """What README, model card, changelog and citation say is kept true as far as a machine can."""
 
-import importlib
+import argparse
 import json
 import re
+import runpy
 import shlex
+import sys
 
 import pytest
 from cffconvert import Citation
@@ -14,7 +16,14 @@ from data.files import hash_file
 from data.options import VERSION
 
 DOCUMENTS = ("README.md", "weights/README.md", "weights/EXPERIMENTS.md", "tests/README.md", "CHANGELOG.md")
-SCRIPTS = ("Preprocessed_data", "Model", "Train", "Predict_masks", "Evaluate_model", "Main")
+PLACEHOLDERS = {"SEED": "1", "KIND": "brightfield", "PRECISION": "float32"}  # of commands, and what may stand there
+CARD_ROWS = {  # of the README's table of scores -> of the model card's
+    "all (93)": "stage1_train, all (93)",
+    "fluorescence (77)": "fluorescence (77)",
+    "stained tissue (14)": "stained tissue (14)",
+    "brightfield (2)": "brightfield (2)",
+    "TNBC tissue (17)": "TNBC, patients 4, 9, 11 (17)",
+}
 
 
 def read(name):
@@ -22,11 +31,49 @@ def read(name):
 
 
 def commands_of(text):
-    """The commands of fenced blocks that call Python, without comments."""
+    """The commands that call Python, in fenced blocks, without comments, and in backticks."""
     pieces = re.split(r"^```(.*)\n", text, flags=re.MULTILINE)  # text, language, block, "", text …
     lines = [line for block in pieces[2::4] for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in line.split(" && ")]
+    parts += [" ".join(inline.split()) for prose in pieces[::4] for inline in re.findall(r"`([^`]+)`", prose)]
     return [shlex.split(part, comments=True) for part in parts if re.match(r"(\w+=\S+ )*python ", part)]
+
+
+class ParsedError(BaseException):
+    """The options of a script were right; it is to do no work."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """parse(["Train.py", "--data", "a"]) parses the options of a script; SystemExit where one is wrong."""
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, *arguments):
+        original(parser, *arguments)
+        raise ParsedError
+
+    def parse(words):
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(ParsedError):
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    return parse
+
+
+def read_tables(text):
+    """Every row of the tables in Markdown: a dict of title -> cell."""
+    rows = []
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        titles, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        rows += [dict(zip(titles, line, strict=False)) for line in lines]
+    return rows
+
+
+def read_scores():
+    """The README's scores of this U-Net: images -> title -> cell."""
+    return {row["images"]: row for row in read_tables(read("README.md")) if row.get("method") == "this U-Net"}
 
 
 def slug(heading):
@@ -35,15 +82,20 @@ def slug(heading):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_commands_have_their_options(name):
+def test_commands_have_their_files_and_options(name, parse):
     for words in commands_of(read(name)):
-        words = words[words.index("python") + 1 :]
-        if words[0] == "-m":
-            continue
-        script = words[0].removesuffix(".py")
-        assert (ROOT / words[0]).is_file(), words
-        if script in SCRIPTS:
-            importlib.import_module(script).parse_args(words[1:])  # ends the process where an option is wrong
+        words = [PLACEHOLDERS.get(word, word) for word in words[words.index("python") + 1 :]]
+        assert all((ROOT / word).is_file() for word in words if word.endswith(".py")), words
+        if words[0] != "-m":
+            parse(words)
+
+
+def test_a_wrong_option_of_a_command_is_found(parse, capsys):
+    for words in (["Train.py", "--epoch", "few"], ["tests/tools/benchmark.py", "--sped"], ["data/download.py", "-z"]):
+        with pytest.raises(SystemExit):
+            parse(words)
+    (command,) = commands_of("It is `python\nTrain.py --data a`, not `Train.py`.")
+    assert command == ["python", "Train.py", "--data", "a"]
 
 
 def test_the_readme_shows_every_script():
@@ -93,13 +145,25 @@ def test_the_citation_follows_its_schema():
 
 def test_the_figures_of_the_first_table_are_those_of_scores():
     """The figures at the top of the README stand again in its table of scores, with their intervals."""
-    text = read("README.md")
-    table, scores = text.split("## Scores")
-    for kind, row in (("all kinds", "all (93)"), ("fluorescence", "fluorescence (77)"), ("patients", "TNBC tissue")):
-        top = next(line for line in table.splitlines() if kind in line and line.startswith("|"))
-        full = next(line for line in scores.splitlines() if line.startswith(f"| {row}") and "this U-Net" in line)
-        for figure in re.findall(r"0\.\d{3}", top):
-            assert figure in full
+    scores = read_scores()
+    top = [row for row in read_tables(read("README.md")) if "on images that nothing was trained on" in row]
+    for row, images in zip(top, ("all (93)", "fluorescence (77)", "TNBC tissue (17)"), strict=True):
+        assert images[images.index("(") :] in row["on images that nothing was trained on"]
+        for title in ("Dice", "AP", "AP50"):
+            assert row[title] == scores[images][title].split()[0], (images, title)
+
+
+def test_the_scores_of_the_model_card_are_those_of_the_readme():
+    card = {}
+    for row in read_tables(read("weights/README.md")):
+        card.setdefault(row.get("images"), {}).update(row)  # its scores stand in two tables
+    scores = read_scores()
+    assert scores.keys() == CARD_ROWS.keys()
+    for images, row in scores.items():
+        other = card[CARD_ROWS[images]]
+        assert row["Dice"] == other["mean Dice [95 % interval]"]
+        for title in ("AP", "AP50", "precision", "recall", "false"):
+            assert row[title] == other[title], (images, title)
 
 
 def test_the_record_of_the_shipped_weights_belongs_to_them():

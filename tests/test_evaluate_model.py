@@ -419,6 +419,40 @@ def test_a_shifted_nucleus_is_found_up_to_its_iou():
     assert scores["f1_70"] == pytest.approx(8 / 10)
 
 
+# Four true nuclei of 20, 25, 20 and 10 pixels in one row. Of the first three 18, 18 and 12 pixels are predicted: IoU
+# 0.9, 0.72 and 0.6. Two pieces of 5 pixels are false. The mask also covers the fourth, which has no label.
+HAND_TRUTH = np.repeat([[1, 0, 2, 0, 3, 0, 4, 0]], [20, 1, 25, 1, 20, 1, 10, 12], axis=1)
+HAND_LABELS = np.repeat([[1, 0, 2, 0, 3, 0, 4, 5]], [18, 3, 18, 8, 12, 21, 5, 5], axis=1)
+HAND_SCORES = {
+    "dice": 2 * 58 / (75 + 68),
+    "iou": 58 / 85,
+    "ap": (2 * 3 / 6 + 3 * 2 / 7 + 3 * 1 / 8) / 10,  # 0.6 is not found at 0.60, nor 0.9 at 0.90
+    "ap50": 3 / 6,
+    "f1_50": 6 / 9,
+    "f1_70": 4 / 9,
+    "ap75": 1 / 8,
+    "precision": 3 / 5,
+    "recall": 3 / 4,
+    "pq": 0.74 * 6 / 9,
+    "sq": (0.9 + 0.72 + 0.6) / 3,
+    "rq": 6 / 9,  # is F1 at 0.5, by definition
+    "aji": 48 / 85,
+    "count_error": 1,
+}
+
+
+def score_hand():
+    mask = (HAND_LABELS > 0) | (HAND_TRUTH == 4)
+    return Evaluate_model.score_image(HAND_TRUTH, mask, HAND_LABELS)
+
+
+def test_every_score_of_one_image_counted_by_hand():
+    scores = score_hand()
+    assert len({round(value, 3) for value in HAND_SCORES.values()}) == len(HAND_SCORES) - 1
+    assert {name: scores[name] for name in Evaluate_model.SCORES} == pytest.approx(HAND_SCORES)
+    assert [scores[name] for name in Evaluate_model.COUNTS] == [1, 2, 0, 0]
+
+
 def test_label_numbers_and_order_do_not_matter():
     truth = draw()
     predicted = without(draw((*CENTRES[:4], (65.5, 63.5))), 1)
@@ -509,6 +543,28 @@ def test_table_has_a_row_for_all_and_one_for_each_kind():
     assert [line.split()[0] for line in lines[1:]] == titles.split()
     assert lines[9].split() == ["PQ", *2 * ["0.600", "[0.600,", "0.600]"], "0.600", "[one", "image]"]
     assert lines[-1].split() == ["split", "8", "6", "2"]  # errors are sums
+
+
+def test_each_printed_score_stands_in_its_own_column():
+    perfect = score(HAND_TRUTH, HAND_TRUTH)
+    rows = [{"id": str(i), "kind": "unknown", **scores} for i, scores in enumerate([score_hand(), perfect, perfect])]
+    overview, nuclei = Evaluate_model.format_table(rows).split("\n\n")
+    titles, line = overview.splitlines()
+    means = {name: (value + 2) / 3 for name, value in HAND_SCORES.items()}
+    means["count_error"] = 1 / 3
+    pooled = 2 * (58 + 75 + 75) / (143 + 150 + 150)
+    columns = {"median Dice": 1, "pooled Dice": pooled, "mean IoU": means["iou"], " AP ": means["ap"]}
+    columns |= {"AP50": means["ap50"], "F1@0.5": means["f1_50"], "F1@0.7": means["f1_70"]}
+    for title, value in columns.items():
+        end = titles.index(title) + len(title.rstrip())
+        assert line[:end].split()[-1] == f"{value:.3f}", title
+    assert line.split()[2] == f"{means['dice']:.3f}"
+    printed = dict(line.split()[:2] for line in nuclei.splitlines()[1:-4])
+    assert printed == {
+        title: f"{means[name]:.{1 if name == 'count_error' else 3}f}"
+        for name, title in zip(HAND_SCORES, Evaluate_model.TITLES, strict=True)
+        if name != "dice"
+    }
 
 
 def test_scores_are_saved_with_the_worst_first(case, tmp_path, capsys):

@@ -91,6 +91,11 @@ def errors(missed=0, false=0, merged=0, split=0):
         ([1, 1, 2, 2], [1, 1, 1, 1], (0, 0, 0), 0.5, errors(merged=1)),
         # One true nucleus in two: 2 of 4 pixels, and the other two are of a nucleus that nobody took.
         ([1, 1, 1, 1], [1, 1, 2, 2], (0, 0, 0), 2 / 6, errors(split=1)),
+        # Exactly half is covered: neither missed nor false, and nothing is merged or split.
+        ([1, 1, 1, 1], [1, 1, 0, 0], (0, 0, 0), 2 / 4, errors()),
+        ([1, 1, 0, 0], [1, 1, 1, 1], (0, 0, 0), 2 / 4, errors()),
+        ([1, 1, 2, 2], [0, 3, 3, 0], (0, 0, 0), (1 + 1) / (3 + 3), errors()),
+        ([0, 3, 3, 0], [1, 1, 2, 2], (0, 0, 0), 1 / (3 + 2), errors()),
     ],
 )
 def test_cases_counted_by_hand(truth, predicted, quality, jaccard, counts):

@@ -1,20 +1,23 @@
 """What must hold for any image: tried on arrays that hypothesis makes up, and on turned ones."""
 
+import csv
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import save_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 from scipy import ndimage
+from skimage.draw import disk
 
 import Evaluate_model
 import Model
 import Predict_masks
-from data import nuclei, outputs, pictures, slides
+from data import nuclei, outputs, pictures, slides, tables
 from data.images import read_image
 from data.options import DATA
 from data.run_lengths import decode_runs, encode_runs
@@ -32,6 +35,11 @@ IMAGES = st.tuples(SHAPES, st.booleans(), DTYPES).flatmap(
     lambda x: arrays.arrays(x[2], (*x[0], 3) if x[1] else x[0], elements=FLOATS if "float" in x[2] else None)
 )
 PROBABILITIES = SHAPES.flatmap(lambda shape: arrays.arrays(np.float32, (2, *shape), elements=st.floats(0, 1, width=32)))
+CELLS = (3, 4)  # of the ground that disks are drawn on, one in a cell at most
+CELL = 24  # pixels
+RADII = st.lists(st.sampled_from([0, 5, 6, 7, 8, 9]), min_size=12, max_size=12).filter(
+    lambda radii: np.count_nonzero(radii) > 2
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +55,26 @@ def assert_well_numbered(labels, scale=0):
     for number in range(1, labels.max() + 1):
         assert ndimage.label(labels == number)[1] == 1
         assert (labels == number).sum() >= nuclei.MIN_AREA * 4.0**scale
+
+
+def draw_cells(radii):
+    """Labels (72, 96) int of a disk of each radius in pixels, in a cell of its own; 0 leaves the cell empty."""
+    labels = np.zeros((CELLS[0] * CELL, CELLS[1] * CELL), int)
+    for index, radius in enumerate(radii):
+        if radius:
+            centre = (np.array(divmod(index, CELLS[1])) + 0.5) * CELL
+            labels[disk(centre, radius)] = labels.max() + 1
+    return labels
+
+
+def read_agreeing_files(out, name, shape):
+    """The labels (H, W) of an image, whose files have this size; its mask is 255 where they are not 0."""
+    files = outputs.prediction_files(out, name)
+    labels = read_image(files.labels)
+    assert labels.shape == shape
+    assert np.asarray(Image.open(files.overlay)).shape == (*shape, 3)
+    np.testing.assert_array_equal(np.asarray(Image.open(files.mask)), np.where(labels > 0, 255, 0))
+    return labels
 
 
 @MANY
@@ -70,6 +98,19 @@ def test_nuclei_are_well_numbered_whatever_the_network_answers(answer):
 
 
 @MANY
+@given(RADII, st.integers(0, 99))
+def test_each_disk_of_an_answer_is_a_nucleus(radii, seed):
+    drawn = draw_cells(radii)
+    noise = np.random.default_rng(seed).uniform(0, 0.4, (2, *drawn.shape))
+    labels = nuclei.separate_nuclei(np.where(drawn > 0, 1 - noise[0] / 4, noise[0]), noise[1])
+    assert_well_numbered(labels)
+    assert labels.max() == drawn.max() == np.count_nonzero(radii)
+    pairs = np.stack([labels, drawn])[:, drawn > 0]
+    assert len(np.unique(pairs, axis=1).T) == drawn.max()  # a number of its own each
+    assert ((labels > 0) == (drawn > 0)).all()
+
+
+@MANY
 @given(st.lists(st.tuples(st.integers(0, 149), st.integers(0, 39), st.integers(3, 12)), max_size=9))
 def test_nuclei_lower_than_the_context_are_the_same_in_strips(disks):
     rows, columns = np.mgrid[:150, :40]
@@ -90,19 +131,32 @@ def test_nuclei_lower_than_the_context_are_the_same_in_strips(disks):
 
 @FEW
 @given(IMAGES)
-def test_files_have_the_size_of_the_image_and_agree(unet, tmp_path_factory, image):
+def test_files_have_the_size_of_the_image(unet, tmp_path_factory, image):
     out = tmp_path_factory.mktemp("out")
     outputs.make_folders(out)
     labels, scales = Predict_masks.find_nuclei(unet, to_grayscale(image))
     assert_well_numbered(labels, scales[0])
     overlay = pictures.outline_nuclei(to_display(image), labels)
     outputs.write_prediction(outputs.prediction_files(out, "a"), labels, overlay, {})
-    mask = np.asarray(Image.open(out / "masks/a.png"))
-    assert mask.shape == image.shape[:2]
-    assert np.asarray(Image.open(out / "overlays/a.png")).shape == (*image.shape[:2], 3)
-    written = read_image(out / "labels/a.tif")
-    np.testing.assert_array_equal(written, labels)
-    np.testing.assert_array_equal(mask, np.where(written > 0, 255, 0))
+    np.testing.assert_array_equal(read_agreeing_files(out, "a", image.shape[:2]), labels)
+
+
+@FEW
+@given(RADII, st.booleans(), st.integers(0, 99))
+def test_mask_labels_and_tables_agree_pixel_by_pixel(unet, tmp_path_factory, radii, is_bright_field, seed):
+    out = tmp_path_factory.mktemp("out")
+    drawn = draw_cells(radii)
+    gray = np.where(drawn > 0, 160, 20) + np.random.default_rng(seed).integers(-9, 10, drawn.shape)
+    save_image(out / "images/a.png", np.uint8(255 - gray if is_bright_field else gray))
+    Predict_masks.predict_samples(find_samples(out / "images"), unet, out, {"weights_sha256": "0"})
+    labels = read_agreeing_files(out, "a", drawn.shape).astype(np.int32)
+    assert_well_numbered(labels)
+    assert labels.max() == drawn.max()
+    assert tables.save_tables(out, ["a"]) == drawn.max()
+    with open(out / "nuclei.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    pixels = [(number, (labels == number).sum()) for number in range(1, drawn.max() + 1)]
+    assert [(int(row["label"]), int(row["area_px"])) for row in rows] == pixels
 
 
 @MANY

@@ -25,3 +25,17 @@ def test_tiles_in_colour_are_found():
     others = [np.dstack([draw_texture(seed, 64)] * 3) for seed in range(4, 8)]
     pictures = group_tiles(cut_tiles(picture) + others)
     assert len(set(pictures[:4])) == 1 and len(set(pictures)) == 5
+
+
+def test_of_two_that_fit_an_edge_only_the_better_one_is_its_neighbour():
+    left, right = np.split(draw_texture(1), 2, axis=1)
+    similar = np.hstack([draw_texture(2)[:, :63], left[:, -1:]])
+    similar[:64, -1] -= 12
+    assert len(set(group_tiles([similar, right]))) == 1
+    pictures = group_tiles([left, right, similar])
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_black_edges_prove_nothing():
+    framed = [np.pad(draw_texture(seed, 64), 3) for seed in range(4)]
+    assert len(set(group_tiles(framed))) == 4
