@@ -7,8 +7,8 @@ Out, in --out (default data/<source name>_predicted, without data/ where the wor
      masks/ID.png     8-bit, 255 nucleus, 0 background
      labels/ID.tif    one number per nucleus, 0 background; uint16, or uint32 for many nuclei
      overlays/ID.png  the image with each nucleus outlined
-     nuclei.csv       a row for each nucleus: place, size, shape, intensity of every channel
-     images.csv       a row for each image: count, density, how it was seen, warnings
+     nuclei.csv       a row for each nucleus of all images in --out: place, size, shape, intensity of every channel
+     images.csv       a row for each image in --out: count, density, how it was seen, warnings
      tables/          the same for each image, from which these two are made
      predictions.png  with --show: overlays and coloured labels of some of them
      rois/ID.zip      with --rois: outlines for Fiji's ROI manager
@@ -479,7 +479,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unfinished:
         print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
-    write_results(out, ids, args)
+    write_results(out, ids, skipped, args)
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")
     if not args.report:

@@ -559,6 +559,26 @@ def test_a_table_that_is_missing_is_made_again(tmp_path, predict, capsys):
     assert (work / "out/nuclei.csv").read_text() == before
 
 
+def test_tables_hold_the_images_of_earlier_runs_in_the_folder_too(tmp_path, predict, capsys):
+    source = save_fields(tmp_path / "images", ["a.png", "b.png", "c.png"], 6)
+    work = predict("--data", source, "--out", "out")
+    capsys.readouterr()
+    save_fields(source, ["b.png"], 12)
+    predict("--data", source / "b.png", "--out", "out", "--submission", "--report")
+    assert "24 nuclei in 3 images, 12 of them in the 1 of this run;" in capsys.readouterr().out
+    counts = {row["image"]: row["count"] for row in read_table(work / "out/images.csv")}
+    assert counts == {"a": "6", "b": "12", "c": "6"}
+    assert [row["image"] for row in read_table(work / "out/nuclei.csv")] == ["a"] * 6 + ["b"] * 12 + ["c"] * 6
+    assert {row["ImageId"] for row in read_table(work / "out/submission.csv")} == set("abc")
+    assert "24 nuclei in 3 images" in (work / "out/report.html").read_text(encoding="utf-8")
+    # What is skipped now, or lacks its table, is not in the tables.
+    (source / "b.png").write_bytes(b"no image")
+    (work / "out/tables/c.csv").unlink()
+    arguments = ["--data", str(source / "a.png"), str(source / "b.png"), "--out", "out"]
+    assert Predict_masks.main(arguments) == 1
+    assert [row["image"] for row in read_table(work / "out/images.csv")] == ["a"]
+
+
 def test_a_large_image_has_the_table_of_its_labels(tmp_path, large_images, predict):
     file = save_stain_pair(tmp_path / "images/a.ome.tif")
     work = predict("--data", file, "--out", "out")
