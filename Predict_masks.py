@@ -28,7 +28,7 @@ Exit code 1: some images could not be read; they were named and skipped.
     python Predict_masks.py --data my_images --out my_nuclei --scheduler tcp://10.0.0.1:8786
 """
 
-from data.options import WEIGHTS, PredictionOptions, predict_masks_parser
+from data.options import WEIGHTS, PredictionOptions, predict_masks_parser, repeat_command
 
 if __name__ == "__main__":
     predict_masks_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -39,7 +39,6 @@ import functools
 import json
 import math
 import os
-import shlex
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -483,7 +482,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")
     if not args.report:
-        command = shlex.join(["python", "Predict_masks.py", "--data", *args.data, "--out", str(out), "--report"])
+        command = repeat_command("Predict_masks.py", argv, "--report", without=["--overwrite"])
         print(f"look at {out / 'overlays'}, or at all on one page: {command}")
     return 1 if skipped else 0
 

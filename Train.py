@@ -17,7 +17,7 @@ first, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, which
     python Train.py --from weights/unet.keras --data my_images --out my_weights
 """
 
-from data.options import TrainingOptions, choose_options, train_parser
+from data.options import TrainingOptions, choose_options, repeat_command, train_parser
 
 if __name__ == "__main__":
     train_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -28,8 +28,6 @@ import dataclasses
 import functools
 import math
 import os
-import shlex
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -499,9 +497,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         if not can_resume(out, run_id):
             raise
-        words = sys.argv[1:] if argv is None else argv
-        resume = [] if args.resume else ["--resume"]
-        command = shlex.join(["python", "Train.py", *words, *resume])
+        command = repeat_command("Train.py", argv, "--resume", without=["--resume", "--overwrite"])
         raise KeyboardInterrupt(f"{out} keeps the epochs that are done; continue with: {command}") from None
     if process_number() == 0:
         report_training(out, data)

@@ -5,7 +5,7 @@ Out: accuracy.png, loss.png and examples.png in one folder; differences with int
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data.files import write_whole
+from data.files import UserError, write_whole
 from data.matching import dice_score, overlap_table, paired_difference
 from data.pictures import TITLE_LENGTH, outline_nuclei, save_contact_sheet, show_pictures
 from data.records import KEPT_WEIGHTS, TRAINING_RECORD, read_training_record
+from data.sources import find_samples
 
 CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
 SCORE_NAMES = {"dice": "Dice", "ap": "AP"}
@@ -135,6 +136,18 @@ def describe_change(compared: dict[str, dict], weights: str) -> list[str]:
     return lines
 
 
+def find_scorable(data: Sequence[str], validation_ids: Container[str]) -> str | None:
+    """The first source with a validation image and its truth, which Main.py can score; None where they lie apart."""
+    for source in data:
+        try:
+            samples = find_samples(source, with_truth=True)
+        except UserError:  # such as a folder of truth alone
+            continue
+        if any(sample.has_truth and sample.id in validation_ids for sample in samples):
+            return source
+    return None
+
+
 def report_training(out: Path, data: Sequence[str]) -> None:
     """Says what a training has reached and how to use its weights, and shows its pictures."""
     record = read_training_record(out / TRAINING_RECORD)
@@ -147,7 +160,9 @@ def report_training(out: Path, data: Sequence[str]) -> None:
     print(f"saved the weights to {out / KEPT_WEIGHTS}, pictures to {', '.join(map(str, pictures))}")
     weights = shlex.quote(str(out / KEPT_WEIGHTS))
     print(f"use them:     python Predict_masks.py --data IMAGES --weights {weights}")
-    print(f"score them:   python Main.py --data {shlex.quote(data[0])} --weights {weights}")
+    scorable = find_scorable(data, record["validation_ids"])
+    if scorable is not None:
+        print(f"score them:   python Main.py --data {shlex.quote(scorable)} --weights {weights}")
     comparison = "python Evaluate_model.py --truth IMAGES --predicted PREDICTED --compare OTHERS_PREDICTED"
     print(f"compare them, on images that did not choose the epoch: {comparison}")
     print(

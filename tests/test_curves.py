@@ -3,7 +3,8 @@
 import matplotlib.figure
 import numpy as np
 import pytest
-from conftest import draw_nuclei
+from conftest import draw_nuclei, write_source
+from PIL import Image
 
 from data import curves
 from data.pictures import outline_nuclei
@@ -78,3 +79,17 @@ def test_better_is_said_where_the_interval_of_the_paired_difference_lies_above_0
     images = "1 validation image" if len(gains) == 1 else f"{len(gains)} validation images"
     assert line.startswith(f"Dice on {images}: {before.mean():.4f} before, {(before + gains).mean():.4f} after, ")
     assert words in line
+
+
+def test_the_source_to_score_holds_validation_images_and_their_truth(tmp_path):
+    image, labels = draw_nuclei()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "nuclei/labels").mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "images/a.png")
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "nuclei/labels/a.tif")
+    (tmp_path / "nuclei/source.json").write_text("{}")
+    apart = [str(tmp_path / "images"), str(tmp_path / "nuclei")]
+    assert curves.find_scorable(apart, ["a"]) is None
+    other = str(write_source(tmp_path / "other", {"b": (image, labels)}))
+    assert curves.find_scorable([*apart, other], ["b"]) == other
+    assert curves.find_scorable([*apart, other], ["a"]) is None

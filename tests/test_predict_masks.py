@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 from pathlib import Path
 
 import keras
@@ -361,6 +362,17 @@ def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, 
     assert "are done" not in capsys.readouterr().out
     settings = data.outputs.read_provenance(out / "labels/a.tif")["settings"]
     assert settings["min_area"] == 21
+
+
+def test_the_command_that_is_advised_repeats_the_options_and_works(tmp_path, tiny_weights, capsys):
+    save_images(tmp_path / "my images", "a")
+    out = tmp_path / "out"
+    arguments = ["--data", tmp_path / "my images", "--weights", tiny_weights, "--out", out, "--diameter", 12]
+    assert Predict_masks.main([*map(str, arguments), "--overwrite"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
+    assert command == ["python", "Predict_masks.py", *map(str, arguments), "--report"]
+    assert Predict_masks.main(command[2:]) == 0
+    assert "all 1 images are done already" in capsys.readouterr().out and (out / "report.html").is_file()
 
 
 def draw_field(seed, count):

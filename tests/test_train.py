@@ -196,6 +196,7 @@ def test_a_training_shows_how_it_goes_and_what_comes_next(trained, noted):
     assert sum("kept epoch 3" in line for line in lines) == 1
     commands = [line for line in lines if "python " in line]
     assert len(commands) <= 4
+    assert any("Main.py --data" in line for line in commands)  # the source has its truth
     for words in ("Predict_masks.py --data IMAGES", "Evaluate_model.py --truth", "Model.py --export"):
         assert sum(f"python {words}" in line for line in commands) == 1
     assert f"--weights {trained / 'unet.keras'}" in commands[0]
@@ -308,6 +309,7 @@ def test_one_image_is_trained_on_and_shows_nothing(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "warning: all images are of one picture, so none is left to validate on" in printed
     assert "1 images to train on, 0 to validate" in printed
+    assert "Main.py" not in printed  # it scores no image that was trained on
     assert f"kept epoch 1: Dice on the images trained on {record['kept']['val_dice']:.4f}" in printed
     assert "better" not in printed
 
