@@ -64,7 +64,7 @@ from data.outputs import Provenance, claim_out, default_out, find_unfinished, ma
 from data.pictures import show_predictions
 from data.pixels import check_image
 from data.results import OVERLAY_PIXELS, write_image, write_results, write_slide
-from data.runs import ImageWork, Run, RunLog, collect_work, read_ahead
+from data.runs import ImageWork, Run, RunLog, collect_work, describe_skipped, read_ahead
 from data.scales import (
     MIN_CONFLUENT_SHARE,
     Network,
@@ -475,7 +475,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.perf_counter() - started
     if len(skipped) == len(samples):
         raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be predicted")
-    if unfinished:
+    if written:
         print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
     write_results(out, ids, skipped, args)
@@ -484,6 +484,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.report:
         command = repeat_command("Predict_masks.py", argv, "--report", without=["--overwrite"])
         print(f"look at {out / 'overlays'}, or at all on one page: {command}")
+    if skipped:
+        print(describe_skipped(sorted(skipped)))
     return 1 if skipped else 0
 
 

@@ -14,6 +14,7 @@ import tifffile
 from conftest import Recorder, Threshold, draw_disks
 from PIL import Image
 from scipy import ndimage
+from skimage.draw import disk
 
 import data.outputs
 import Model
@@ -139,6 +140,16 @@ def test_a_large_nucleus_among_few_small_ones_stays():
     nucleus += draw_disks((100, 100), [(60, 50)], 30)
     labels = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     np.testing.assert_array_equal(labels > 0, nucleus > 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_contrast_of_nuclei_leaves_out_a_number_without_pixels_or_without_a_ring():
+    labels = np.zeros((60, 90), np.int32)
+    labels[disk((20, 20), 6)] = 2  # there is no 1
+    labels[disk((20, 21), 2)] = 4  # inside of it, so it has no ring
+    labels[disk((40, 65), 6)] = 7
+    gray = np.where(labels > 0, 0.7, np.indices(labels.shape).sum(axis=0) % 2 * 0.2)  # around them 0.1 ± 0.1
+    assert nuclei.local_contrast(gray, labels) == pytest.approx(6, rel=0.02)
 
 
 def test_each_number_is_one_connected_piece():
@@ -334,11 +345,16 @@ def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, c
     arguments = ["--data", tmp_path / "images", "--weights", tiny_weights, "--out", out]
     arguments += ["--show", "--submission", "--report"]
     assert Predict_masks.main([str(argument) for argument in arguments]) == 1
-    assert "broken.png" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "broken.png" in printed.err and "1 images in " in printed.out
+    assert printed.out.splitlines()[-1] == "1 image skipped: broken (see above)"
     assert [file.name for file in (out / "masks").iterdir()] == ["good.png"]
     assert (out / "predictions.png").is_file() and (out / "report.html").is_file()
     assert "good" in (out / "submission.csv").read_text()
     assert "broken" not in (out / "submission.csv").read_text()
+    assert Predict_masks.main([str(argument) for argument in arguments]) == 1
+    again = capsys.readouterr().out
+    assert "1 image skipped: broken" in again and "a second" not in again  # nothing was predicted
 
 
 def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, tiny_weights, capsys, monkeypatch):
