@@ -30,7 +30,7 @@ from Main import choose_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = 10  # of the images
-EDGES = np.linspace(0, 1, 11)  # of the bins of confidence
+EDGES = np.array([0, 20, 40, 60, 70, 80, 90, 100])  # of the bins of confidence, in hundredths; few nuclei are unsure
 
 
 def measure_nuclei(model, samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,8 +61,9 @@ def draw_reliability(shares: np.ndarray, counts: np.ndarray, file: Path) -> None
     """Draws the share of right nuclei of each bin of confidence, and how many nuclei there are."""
     figure = Figure(figsize=(5, 4.5), layout="constrained")
     axes = figure.subplots()
-    middles = (EDGES[1:] + EDGES[:-1]) / 2
-    axes.bar(middles, counts / counts.sum(), 0.09, color="#CCCCCC", label="share of all nuclei")
+    middles = (EDGES[1:] + EDGES[:-1]) / 200
+    widths = np.diff(EDGES) / 100 - 0.01
+    axes.bar(middles, counts / counts.sum(), widths, color="#CCCCCC", label="share of all nuclei")
     axes.plot([0, 1], [0, 1], "--", color="#333333", lw=1, label="perfect")
     axes.plot(middles, shares, "o-", color="#0072B2", label="share that is right")
     axes.set(xlabel="confidence", ylabel="share", xlim=(0, 1), ylim=(0, 1))
@@ -80,11 +81,12 @@ def main() -> None:
     samples = [sample for source in args.data for sample in choose_samples(source, weights)]
     means, is_right, images = measure_nuclei(Model.load_unet(weights), samples)
     confidence = cross_validate(means, is_right, images)
-    bins = np.clip(np.digitize(confidence, EDGES) - 1, 0, len(EDGES) - 2)
+    # Confidence has two digits; as whole numbers they fall on the right side of an edge.
+    bins = np.clip(np.digitize(np.rint(100 * confidence).astype(int), EDGES) - 1, 0, len(EDGES) - 2)
     counts = np.bincount(bins, minlength=len(EDGES) - 1)
     shares = np.bincount(bins, is_right, len(EDGES) - 1) / np.maximum(counts, 1)
     for low, high, count, share in zip(EDGES[:-1], EDGES[1:], counts, shares, strict=True):
-        print(f"| {low:.1f}–{high:.1f} | {count:,} | {share:.2f} |")
+        print(f"| {low / 100:.1f}–{high / 100:.1f} | {count:,} | {share:.2f} |")
     draw_reliability(shares, counts, args.out)
     print(f"saved the diagram to {args.out}")
 
