@@ -94,6 +94,9 @@ def evaluate(
     truths = open_truth(truth_source)
     predictions = find_predicted(predicted_source)
     ids = check_ids(ids, truths, predictions, str(truth_source), str(predicted_source))
+    ignored = predictions.keys() - truths.keys()
+    if ignored:
+        print(f"ignored {len(ignored)} predictions in {predicted_source} without truth in {truth_source}")
     check_provenance([file for name in ids for file in predictions[name].files()[-1:]], weights)
     rows = []
     skipped = []
@@ -152,9 +155,6 @@ def check_ids(ids: Iterable | None, truths: dict, predictions: dict, truth: str,
             f"first {missing[0]}; run: python Predict_masks.py --data {images} --out "
             f"{predicted} (an image that it cannot read must leave the truth too)"
         )
-    ignored = predictions.keys() - set(truths)
-    if ignored:
-        print(f"ignored {len(ignored)} predictions in {predicted} without truth in {truth}")
     return ids
 
 
@@ -400,6 +400,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ids:
         ids = validation_ids(args.ids, args.truth)
         weights = Path(args.ids).with_name("unet.keras")  # what these ids were held out from
+    if args.compare:  # says now that it is wrong, not after the tables
+        check_ids(ids, open_truth(args.truth), find_predicted(args.compare), args.truth, args.compare)
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(rows))
     if args.compare:

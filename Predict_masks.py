@@ -7,8 +7,8 @@ Out, in --out (default data/<source name>_predicted, without data/ where the wor
      masks/ID.png     8-bit, 255 nucleus, 0 background
      labels/ID.tif    one number per nucleus, 0 background; uint16, or uint32 for many nuclei
      overlays/ID.png  the image with each nucleus outlined
-     nuclei.csv       a row for each nucleus: place, size, shape, intensity of every channel
-     images.csv       a row for each image: count, density, how it was seen, warnings
+     nuclei.csv       a row for each nucleus of all images in --out: place, size, shape, intensity of every channel
+     images.csv       a row for each image in --out: count, density, how it was seen, warnings
      tables/          the same for each image, from which these two are made
      predictions.png  with --show: overlays and coloured labels of some of them
      rois/ID.zip      with --rois: outlines for Fiji's ROI manager
@@ -28,7 +28,7 @@ Exit code 1: some images could not be read; they were named and skipped.
     python Predict_masks.py --data my_images --out my_nuclei --scheduler tcp://10.0.0.1:8786
 """
 
-from data.options import WEIGHTS, PredictionOptions, predict_masks_parser
+from data.options import WEIGHTS, PredictionOptions, predict_masks_parser, repeat_command
 
 if __name__ == "__main__":
     predict_masks_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -39,7 +39,6 @@ import functools
 import json
 import math
 import os
-import shlex
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -65,9 +64,8 @@ from data.outputs import Provenance, claim_out, default_out, find_unfinished, ma
 from data.pictures import show_predictions
 from data.pixels import check_image
 from data.results import OVERLAY_PIXELS, write_image, write_results, write_slide
-from data.runs import ImageWork, Run, RunLog, collect_work, read_ahead
+from data.runs import ImageWork, Run, RunLog, collect_work, describe_skipped, read_ahead
 from data.scales import (
-    MIN_CONFLUENT_SHARE,
     Network,
     PredictionJob,
     choose_job,
@@ -143,10 +141,10 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
         return [make_job(image[..., index], on_dark, COLOURS[index], index) for index in indices]
     job = make_job(image, options)
     if options.background is None and job.has_bright_background and not is_stained(image):
-        # A dark background that bright nuclei nearly cover looks like a bright one.
-        confluent = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
-        confluent.min_covered_share = MIN_CONFLUENT_SHARE
-        return [job, confluent]
+        # A dark background that bright nuclei nearly cover, or of which little stands out, looks like a bright one.
+        other = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
+        other.must_cover_more = True
+        return [job, other]
     return [job]
 
 
@@ -476,15 +474,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.perf_counter() - started
     if len(skipped) == len(samples):
         raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be predicted")
-    if unfinished:
+    if written:
         print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
-    write_results(out, ids, args)
+    write_results(out, ids, skipped, args)
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")
     if not args.report:
-        command = shlex.join(["python", "Predict_masks.py", "--data", *args.data, "--out", str(out), "--report"])
+        command = repeat_command("Predict_masks.py", argv, "--report", without=["--overwrite"])
         print(f"look at {out / 'overlays'}, or at all on one page: {command}")
+    if skipped:
+        print(describe_skipped(sorted(skipped)))
     return 1 if skipped else 0
 
 

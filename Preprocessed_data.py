@@ -364,18 +364,27 @@ def find_training_data(default: str | None = None) -> list[str]:
 
 def format_summary(kinds: Sequence[str], labels: Sequence[np.ndarray]) -> str:
     """A table by kind of image: images, nuclei, sizes and median nucleus area in pixels."""
-    lines = [f"{'kind':<16}{'images':>8}{'nuclei':>8}{'smallest':>12}{'largest':>12}  median area"]
+    lines = [f"{'kind':<16}{'images':>8}{'nuclei':>8}{'smallest':>15}{'largest':>15}  median area"]
     for kind in sorted(set(kinds)):
         chosen = [x for x, k in zip(labels, kinds, strict=True) if k == kind]
         shapes = sorted((x.shape for x in chosen), key=np.prod)
-        smallest = f"{shapes[0][0]}x{shapes[0][1]}"
-        largest = f"{shapes[-1][0]}x{shapes[-1][1]}"
+        smallest = format_size(shapes[0])
+        largest = format_size(shapes[-1])
         areas = np.concatenate([np.bincount(x.ravel())[1:] for x in chosen])
         areas = areas[areas > 0]
         median = f"{np.median(areas):.0f} pixels" if areas.size else "-"
-        line = f"{kind:<16}{len(chosen):>8}{areas.size:>8}{smallest:>12}{largest:>12}  {median}"
+        line = f"{kind:<16}{len(chosen):>8}{areas.size:>8}{smallest:>15}{largest:>15}  {median}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def format_size(shape: tuple[int, ...]) -> str:
+    """Width and height of an image (H, W) or (H, W, 3), as the report writes them.
+
+    >>> format_size((256, 320))
+    '320 × 256'
+    """
+    return f"{shape[1]} × {shape[0]}"
 
 
 def read_readable(samples: Iterable[Sample]) -> tuple[list[np.ndarray], list[np.ndarray], int]:
@@ -405,7 +414,7 @@ def save_overview(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], ki
     chosen = np.unique(np.linspace(0, len(images) - 1, SHOWN_IMAGES).round().astype(int))
     chosen = sorted(chosen, key=lambda i: (kinds[i], images[i].shape))
     pictures = [draw_thumbnails(to_display(images[i]), labels[i])[0] for i in chosen]
-    titles = [f"{kinds[i]}, {images[i].shape[0]}x{images[i].shape[1]}" for i in chosen]
+    titles = [f"{kinds[i]}, {format_size(images[i].shape)}" for i in chosen]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     save_contact_sheet(pictures, titles, out)
 

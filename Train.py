@@ -17,7 +17,7 @@ first, KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID, which
     python Train.py --from weights/unet.keras --data my_images --out my_weights
 """
 
-from data.options import TrainingOptions, choose_options, train_parser
+from data.options import TrainingOptions, choose_options, repeat_command, train_parser
 
 if __name__ == "__main__":
     train_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -28,8 +28,6 @@ import dataclasses
 import functools
 import math
 import os
-import shlex
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -42,7 +40,7 @@ from tqdm import tqdm
 
 import Model
 from data.confidence import calibrate, score_jobs
-from data.crops import FIXED_EDGES_SHARE, Crops, Pair, draw_probabilities, whole_image
+from data.crops import Crops, Pair, draw_probabilities, whole_image
 from data.curves import (
     EXAMPLE_COUNT,
     Example,
@@ -50,6 +48,7 @@ from data.curves import (
     compare_scores,
     crop_example,
     describe_epoch,
+    find_rivals,
     report_training,
     save_curves,
     save_examples,
@@ -62,6 +61,8 @@ from data.records import (
     CHECKPOINT,
     HISTORY,
     KEPT_WEIGHTS,
+    ONE_PICTURE,
+    can_choose,
     can_resume,
     check_validation_is_unseen,
     describe_run,
@@ -84,11 +85,6 @@ from Preprocessed_data import (
     split_sources,
     to_display,
     to_grayscale,
-)
-
-ONE_PICTURE = (
-    "all images are of one picture, so none is left to validate on; the scores are of the images that are trained on "
-    "and say nothing of others, the last epoch is kept, the thresholds are the usual ones; add an image of another"
 )
 
 
@@ -300,9 +296,7 @@ class KeepEpochs(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, "seconds": round(time.perf_counter() - self.started, 1)}
         row |= {name: round(float(value), 6) for name, value in sorted(logs.items())}
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
-        # Outlines become those that people draw only in the last epochs, so these compete among themselves.
-        fixed_from = (1 - FIXED_EDGES_SHARE) * self.record["options"]["epochs"]
-        rivals = [earlier for earlier in self.history if (earlier["epoch"] > fixed_from) == (epoch + 1 > fixed_from)]
+        rivals = find_rivals(self.history, epoch + 1, self.record["options"]["epochs"])
         best = max((earlier["val_dice"] for earlier in rivals), default=-1.0)
         self.history.append(row)
         is_kept = row["val_dice"] > best or not can_choose(self.record)
@@ -357,8 +351,7 @@ class ShowEpochs(keras.callbacks.Callback):
         if not self.keeper.is_writer:
             return
         with self.bar.external_write_mode():
-            kept_epoch = self.keeper.record["kept"]["epoch"]
-            print(describe_epoch(self.keeper.history, kept_epoch, self.params["epochs"]), flush=True)
+            print(describe_epoch(self.keeper.history, self.keeper.record), flush=True)
         self.draw(self.model)
 
     def draw(self, model: keras.Model) -> None:
@@ -389,14 +382,6 @@ def fit_epochs(model: keras.Model, options: TrainingOptions, shower: ShowEpochs,
             shower.draw(model)  # as it may have been stopped before these pictures
 
 
-def can_choose(record: dict) -> bool:
-    """Whether validation images choose epoch and thresholds: not a kind held out, there to be scored on, and not none.
-
-    Where they do not, the last epoch is kept.
-    """
-    return bool(record["validation_ids"]) and not record["options"]["hold_out"]
-
-
 class Start(NamedTuple):
     """What the weights that a training starts from reach on its validation images."""
 
@@ -409,7 +394,8 @@ def score_start(network: keras.Model, weights: str, validation: list[Pair]) -> S
     trained = Model.load_unet(weights)
     jobs = predict_grays(network, trained.get_weights(), [pair.gray for pair in validation])
     scores = score_jobs(jobs, [pair.labels for pair in validation], trained.calibration)
-    print(f"{weights}: Dice {scores['dice'].mean():.4f}, AP {scores['ap'].mean():.4f} on the validation images")
+    means = f"Dice {scores['dice'].mean():.4f}, AP {scores['ap'].mean():.4f}"
+    print(f"{weights}: {means} of whole predictions of the validation images")
     return Start(scores, trained.calibration)
 
 
@@ -499,9 +485,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         if not can_resume(out, run_id):
             raise
-        words = sys.argv[1:] if argv is None else argv
-        resume = [] if args.resume else ["--resume"]
-        command = shlex.join(["python", "Train.py", *words, *resume])
+        command = repeat_command("Train.py", argv, "--resume", without=["--resume", "--overwrite"])
         raise KeyboardInterrupt(f"{out} keeps the epochs that are done; continue with: {command}") from None
     if process_number() == 0:
         report_training(out, data)

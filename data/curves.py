@@ -5,7 +5,7 @@ Out: accuracy.png, loss.png and examples.png in one folder; differences with int
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data.files import write_whole
+from data.crops import FIXED_EDGES_SHARE
+from data.files import UserError, write_whole
 from data.matching import dice_score, overlap_table, paired_difference
 from data.pictures import TITLE_LENGTH, outline_nuclei, save_contact_sheet, show_pictures
-from data.records import KEPT_WEIGHTS, TRAINING_RECORD, read_training_record
+from data.records import KEPT_WEIGHTS, TRAINING_RECORD, can_choose, read_training_record
+from data.sources import find_samples
 
 CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
 SCORE_NAMES = {"dice": "Dice", "ap": "AP"}
@@ -58,10 +60,35 @@ def save_curves(history: list[dict], kept_epoch: int, out: Path) -> None:
             figure.savefig(file, dpi=CURVE_DPI)
 
 
-def describe_epoch(history: list[dict], kept_epoch: int, epochs: int) -> str:
-    """A line on the last epoch of the history, of so many in all."""
+def find_rivals(history: list[dict], epoch: int, epochs: int) -> list[dict]:
+    """The rows of the history before an epoch, of so many in all, that it must surpass to be kept.
+
+    Outlines become those that people draw only in the last fifth, so these epochs compete among themselves.
+    """
+    fixed_from = (1 - FIXED_EDGES_SHARE) * epochs
+    before = [row for row in history if row["epoch"] < epoch]
+    return [row for row in before if (row["epoch"] > fixed_from) == (epoch > fixed_from)]
+
+
+def describe_epoch(history: list[dict], record: dict) -> str:
+    """A line on the last epoch of the history; it says why that is kept where an earlier one had a higher Dice.
+
+    Args:
+        history: one dict an epoch.
+        record: what training.json says at this epoch.
+    """
     row = history[-1]
-    kept = "kept" if kept_epoch == row["epoch"] else f"epoch {kept_epoch} stays kept"
+    kept_epoch = record["kept"]["epoch"]
+    epochs = record["options"]["epochs"]
+    rivals = find_rivals(history, row["epoch"], epochs)
+    if kept_epoch != row["epoch"]:
+        kept = f"epoch {kept_epoch} stays kept"
+    elif not can_choose(record):
+        kept = "kept (the last until now)"
+    elif row["val_dice"] > max((earlier["val_dice"] for earlier in history[:-1]), default=-1.0):
+        kept = "kept"
+    else:
+        kept = "kept (the best of the last fifth)" if rivals else "kept (the first of the last fifth)"
     scores = f"loss {row['loss']:.4f}, Dice {row['dice']:.4f}, val_dice {row['val_dice']:.4f}"
     return f"epoch {row['epoch']}/{epochs}: {row['seconds']} s, {scores}, {kept}"
 
@@ -135,19 +162,36 @@ def describe_change(compared: dict[str, dict], weights: str) -> list[str]:
     return lines
 
 
+def find_scorable(data: Sequence[str], validation_ids: Container[str]) -> str | None:
+    """The first source with a validation image and its truth, which Main.py can score; None where they lie apart."""
+    for source in data:
+        try:
+            samples = find_samples(source, with_truth=True)
+        except UserError:  # such as a folder of truth alone
+            continue
+        if any(sample.has_truth and sample.id in validation_ids for sample in samples):
+            return source
+    return None
+
+
 def report_training(out: Path, data: Sequence[str]) -> None:
     """Says what a training has reached and how to use its weights, and shows its pictures."""
     record = read_training_record(out / TRAINING_RECORD)
     kept = record["kept"]
     scored = "validation Dice" if record["validation_ids"] else "Dice on the images trained on"
-    print(f"kept epoch {kept['epoch']}: {scored} {kept['val_dice']:.4f}")
-    for line in describe_change(record.get("fine_tuning", {}), record["options"]["from_weights"]):
+    print(f"kept epoch {kept['epoch']}: {scored} {kept['val_dice']:.4f}, of the pixels above 0.5 at full size")
+    changes = describe_change(record.get("fine_tuning", {}), record["options"]["from_weights"])
+    if changes:
+        print("of whole predictions, as Main.py scores them, with the thresholds of before:")
+    for line in changes:
         print(line)
     pictures = [out / name for name in (*CURVES, EXAMPLES)]
     print(f"saved the weights to {out / KEPT_WEIGHTS}, pictures to {', '.join(map(str, pictures))}")
     weights = shlex.quote(str(out / KEPT_WEIGHTS))
     print(f"use them:     python Predict_masks.py --data IMAGES --weights {weights}")
-    print(f"score them:   python Main.py --data {shlex.quote(data[0])} --weights {weights}")
+    scorable = find_scorable(data, record["validation_ids"])
+    if scorable is not None:
+        print(f"score them:   python Main.py --data {shlex.quote(scorable)} --weights {weights}")
     comparison = "python Evaluate_model.py --truth IMAGES --predicted PREDICTED --compare OTHERS_PREDICTED"
     print(f"compare them, on images that did not choose the epoch: {comparison}")
     print(

@@ -28,7 +28,7 @@ MIN_DEVIATION = 1e-3  # of gray
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is fitted to one network on its validation images; by default to the network that is shipped."""
+    """What is fitted to one network on its validation images; by default to an earlier one."""
 
     nucleus_threshold: float = NUCLEUS_THRESHOLD
     seed_threshold: float = SEED_THRESHOLD
@@ -128,11 +128,13 @@ def local_contrast(gray: np.ndarray, labels: np.ndarray) -> float:
     width = max(common_diameter(labels) / 2, MIN_RING)
     rings = expand_labels(labels, RING_GAP + width)
     rings[expand_labels(labels, RING_GAP) > 0] = 0
-    numbers = np.flatnonzero(np.bincount(rings.ravel())[1:] >= MIN_AREA) + 1  # nuclei that have a ring
+    has_ring = np.bincount(rings.ravel()) >= MIN_AREA
+    numbers = np.flatnonzero(has_ring[1:]) + 1
     if not len(numbers):
         return 0.0
     signal = ndimage.mean(gray, labels, numbers) - ndimage.mean(gray, rings, numbers)
-    deviation = ndimage.standard_deviation(gray, rings, numbers)
+    # SciPy divides by the pixels of every number up to the largest, so none may be missing.
+    deviation = ndimage.standard_deviation(gray, keep_labels(rings, has_ring), np.arange(1, len(numbers) + 1))
     return float(np.median(signal / np.maximum(deviation, MIN_DEVIATION)))
 
 

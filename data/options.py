@@ -6,6 +6,7 @@ Out: the values of its options; those that a result depends on are `TrainingOpti
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,7 +31,7 @@ TRAINED = "weights/trained"  # beside the weights that the scripts use, which st
 PRECISIONS = ("float32", "mixed_bfloat16")
 # The defaults with --from; the crops of an epoch follow from the number of training images.
 FINE_TUNING = {"epochs": 10, "crops": None, "learning_rate": 5e-4}
-CROPS_PER_IMAGE = 64
+CROPS_PER_IMAGE = 16
 MIN_CROPS = 256
 MAX_CROPS = 1024
 COMMAND = "    python "  # begins the lines of a docstring that become the examples of the help
@@ -155,6 +156,16 @@ class OptionParser(argparse.ArgumentParser):
         """Ends the process with exit code 2."""
         print(f"error: {message}; --help lists the options", file=sys.stderr)
         sys.exit(2)
+
+
+def repeat_command(script: str, argv: Sequence[str] | None, more: str, without: Sequence[str] = ()) -> str:
+    """The command that a script was called with, to be copied, with one word more and without some.
+
+    >>> repeat_command("Train.py", ["--out", "my weights", "--overwrite"], "--resume", without=["--overwrite"])
+    "python Train.py --out 'my weights' --resume"
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", script, *(word for word in words if word not in without), more])
 
 
 def preprocessed_data_parser(doc: str) -> OptionParser:

@@ -137,7 +137,7 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
     """The samples that lack a file, or whose labels are of another image, by its size and checksum.
 
     Raises:
-        UserError: other weights or settings made the labels that are there.
+        UserError: other weights or settings made the labels that are there, or another program changed them.
     """
     unfinished = []
     for sample in samples:
@@ -146,6 +146,11 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
             unfinished.append(sample)
             continue
         known = read_provenance(files.labels)
+        if not known:
+            raise UserError(
+                f"{files.labels} was changed by another program; --overwrite would replace it: "
+                "move it, or name another --out"
+            )
         if provenance_of_run(known) != provenance:
             raise UserError(
                 f"{files.labels} was predicted with other weights or settings; "

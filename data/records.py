@@ -23,6 +23,10 @@ TRAINING_RECORD = "training.json"
 KEPT_WEIGHTS = "unet.keras"
 HISTORY = "history.csv"
 CHECKPOINT = "last.weights.h5"  # of the last epoch, with the optimizer; only an interrupted training has it
+ONE_PICTURE = (
+    "all images are of one picture, so none is left to validate on; the scores are of the images that are trained on "
+    "and say nothing of others, the last epoch is kept, the thresholds are the usual ones; add an image of another"
+)
 
 
 def find_record(weights: str | Path) -> dict:
@@ -96,6 +100,14 @@ def hash_data(ids: Iterable[str], images: Sequence[np.ndarray], labels: Sequence
     for name, image, image_labels in zip(ids, images, labels, strict=True):
         digest.update(name.encode() + image.tobytes() + image_labels.tobytes())
     return digest.hexdigest()
+
+
+def can_choose(record: dict) -> bool:
+    """Whether validation images choose epoch and thresholds: not a kind held out, there to be scored on, and not none.
+
+    Where they do not, the last epoch is kept.
+    """
+    return bool(record["validation_ids"]) and not record["options"]["hold_out"]
 
 
 def check_validation_is_unseen(weights: str, validation_ids: Sequence[str]) -> None:

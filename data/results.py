@@ -6,7 +6,7 @@ Out: files of `data.outputs.prediction_files`, and files of all images in the sa
 
 import argparse
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from data.omezarr import save_zarr
 from data.outputs import (
     FAST_COMPRESSION,
     Provenance,
+    find_predictions,
     mask_of,
     prediction_files,
     save_png,
@@ -91,10 +92,21 @@ def add_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Pr
     return provenance | {"image": work.checksum, "seen": describe_job(job)}
 
 
-def write_results(out: Path, ids: Sequence[str], args: argparse.Namespace) -> None:
-    """Writes the tables of all images, and what the options of Predict_masks.py ask for beside them; says where."""
+def write_results(out: Path, ids: Sequence[str], skipped: Container[str], args: argparse.Namespace) -> None:
+    """Writes the tables of all images, and what the options of Predict_masks.py ask for beside them; says where.
+
+    Tables, report and Kaggle's table hold the images of earlier runs too, for their labels lie in the same folder.
+
+    Args:
+        out: folder of the predictions.
+        ids: of the images of this run that are predicted.
+        skipped: ids of the others; what an earlier run predicted for them is no answer to this one.
+        args: the options.
+    """
     print(f"saved masks, labels and overlays to {out}")
-    report_tables(out, ids)
+    present = [name for name in find_predictions(out) if name not in skipped]
+    all_ids = [name for name in present if prediction_files(out, name).are_complete()]
+    report_tables(out, all_ids, ids)
     if args.rois or args.geojson:
         save_outlines(out, ids, args.rois, args.geojson)
         print(f"saved the outlines of nuclei to {out}, in rois/ or geojson/")
@@ -102,6 +114,6 @@ def write_results(out: Path, ids: Sequence[str], args: argparse.Namespace) -> No
         save_zarr(out, ids)
         print(f"saved the labels as OME-Zarr to {out / 'zarr'}")
     if args.submission:
-        print(f"saved Kaggle's table to {save_submission(out, ids)}")
+        print(f"saved Kaggle's table to {save_submission(out, all_ids)}")
     if args.report:
-        print(f"saved the report to {write_report(out, ids)}")
+        print(f"saved the report to {write_report(out, all_ids)}")

@@ -22,6 +22,8 @@ from data.scales import Network, PredictionJob
 from data.sources import Sample
 from data.tiffs import TiffRows
 
+SHOWN_NAMES = 5  # of skipped images, at the end of a run
+
 
 @dataclass(frozen=True)
 class Run:
@@ -75,6 +77,17 @@ class RunLog:
     def answer(self) -> tuple[list[str], dict[str, str]]:
         """Ids written, sorted; and of those skipped id -> reason."""
         return sorted(self.written), self.skipped
+
+
+def describe_skipped(names: Sequence[str]) -> str:
+    """A line on the images that were skipped, for the end of a run.
+
+    >>> describe_skipped(["a"]), describe_skipped("abcdefg")
+    ('1 image skipped: a (see above)', '7 images skipped: a, b, c, d, e and 2 more (see above)')
+    """
+    count = "1 image" if len(names) == 1 else f"{len(names)} images"
+    rest = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return f"{count} skipped: {', '.join(names[:SHOWN_NAMES])}{rest} (see above)"
 
 
 def read_ahead(

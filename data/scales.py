@@ -19,10 +19,10 @@ from data.nuclei import Calibration, certainty, common_diameter, drop_covered, l
 
 # What looks like nuclei.
 MIN_CONTRAST = 5  # standard deviations that nuclei stand out by, in an image that looks like noise
+MIN_CONTRAST_OF_MANY = 4  # the same, of at least MANY_NUCLEI nuclei
 MAX_CONTRAST = 10  # standard deviations; nuclei that stand out more are not better
 SURE_CHANNEL = 1.5  # times the score of the next channel, for a channel to be chosen
 SCORED_NUCLEI = 200  # of an image
-MIN_CONFLUENT_SHARE = 1 / 3  # of an image that nuclei cover, if its many bright pixels are nuclei
 # Scale.
 HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
 HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
@@ -34,7 +34,7 @@ MIN_THUMBNAIL = 24  # pixels, the shorter side
 MIN_THUMBNAIL_DIAMETER = 12  # pixels, in the thumbnail; narrower nuclei are looked for in the next one
 MIN_CERTAINTY = 0.7  # mean distance of the probability from 0.5, doubled, inside of nuclei
 MAX_COVERED_SHARE = 0.9  # of a thumbnail that nuclei cover
-MANY_NUCLEI = 10  # so many sure, narrow nuclei at full size contradict wide ones in thumbnails
+MANY_NUCLEI = 10  # so many sure, narrow nuclei at full size contradict wide ones in thumbnails; noise seldom has them
 MIN_HALF_SIZE_SHARE = 0.6  # of the area of such nuclei that is nucleus at half size too; of grain it is less
 # Work.
 BATCH_PIXELS = 8 * 256 * 256  # in one batch; more is no faster
@@ -64,7 +64,7 @@ class PredictionJob:
     reading: str = ""  # channel or background that was tried; "" for the usual one
     channel: int | None = None  # index of the one channel of the image that is seen
     background: str | None = None  # "dark" or "bright", where it was given or tried
-    min_covered_share: float = 0.0  # of the image that nuclei cover, if it is rightly seen so
+    must_cover_more: bool = False  # to be believed, its nuclei must cover at least as much as those of the first job
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
     diameter: float | None = None  # pixels; of nuclei, where it was given
     wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
@@ -78,6 +78,9 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     Raises:
         UserError: several channels do.
     """
+    if len(jobs) > 1:
+        covered = [np.count_nonzero(job.labels_future.result()) for job in jobs]  # pixels
+        jobs = [job for job, area in zip(jobs, covered, strict=True) if not job.must_cover_more or area >= covered[0]]
     if len(jobs) == 1:
         return jobs[0]
     ranked = sorted(jobs, key=score_nuclei, reverse=True)
@@ -96,13 +99,8 @@ def describe_job(job: PredictionJob) -> dict:
 
 
 def score_nuclei(job: PredictionJob) -> float:
-    """How much the labels of a job look like nuclei: sure, round, and apart from what is around them; 0 for none.
-
-    Labels that cover less of the image than the job supposes contradict it, and score less than any others.
-    """
+    """How much the labels of a job look like nuclei: sure, round, and apart from what is around them; 0 for none."""
     labels = job.labels_future.result()
-    if (labels > 0).mean() < job.min_covered_share:
-        return -math.inf
     if not labels.any():
         return 0.0
     solidity = np.mean([region.solidity for region in regionprops(labels)[:SCORED_NUCLEI]])
@@ -122,7 +120,8 @@ def finish_labels(job: PredictionJob) -> np.ndarray:
     labels = job.labels_future.result()
     if not labels.any():
         return labels
-    if not job.has_signal and local_contrast(job.gray, labels) < MIN_CONTRAST:
+    min_contrast = MIN_CONTRAST if labels.max() < MANY_NUCLEI else MIN_CONTRAST_OF_MANY
+    if not job.has_signal and local_contrast(job.gray, labels) < min_contrast:
         return np.zeros_like(labels)
     if job.debris is not None:
         return drop_covered(labels, job.debris)
@@ -300,12 +299,13 @@ def predict_jobs(network: Network, jobs: Iterable[PredictionJob], pool: Executor
 def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int, separate: Callable) -> np.ndarray:
     """Labels of a job's new probabilities, or the earlier labels if its nuclei have merged.
 
-    Very wide nuclei that are as wide as thumbnails show have not merged: the earlier labels were pieces of them.
+    Nuclei that are as wide as was given, or very wide ones as wide as thumbnails show, have not merged: the earlier
+    labels were pieces of them.
     Nothing changes the probabilities before these labels are there.
     """
     labels = separate(*job.probabilities, area_scale=4.0 ** job.scales[0])
     before = earlier.result()
-    known = job.wide_diameter if start_scale(job) > 0 else 0.0
+    known = job.diameter or (job.wide_diameter if start_scale(job) > 0 else 0.0)
     if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * max(common_diameter(before), known):
         return before
     job.scales += (halvings,)

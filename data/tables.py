@@ -76,7 +76,7 @@ def save_row(file: Path, row: dict[str, object]) -> None:
         part.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
 
 
-def save_tables(out: str | Path, ids: Sequence[str]) -> int:
+def save_tables(out: str | Path, ids: Sequence[str]) -> dict[str, int]:
     """Puts the tables of images together as nuclei.csv and images.csv.
 
     Args:
@@ -84,12 +84,13 @@ def save_tables(out: str | Path, ids: Sequence[str]) -> int:
         ids: of the images.
 
     Returns:
-        Nuclei in all.
+        id -> number of nuclei.
     """
     files = [prediction_files(out, name) for name in ids]
     rows = [json.loads(file.row.read_text(encoding="utf-8")) for file in files]
     with write_whole(Path(out, IMAGES_TABLE)) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(rows[0]))
+        names = dict.fromkeys(name for row in rows for name in row)  # an older version may have written fewer
+        table = csv.DictWriter(stream, list(names), restval="")
         table.writeheader()
         table.writerows(rows)
     headers = {}
@@ -102,13 +103,16 @@ def save_tables(out: str | Path, ids: Sequence[str]) -> int:
         for file in files:
             with open(file.nuclei, newline="", encoding="utf-8") as nuclei:
                 table.writerows(csv.DictReader(nuclei))
-    return sum(row["count"] for row in rows)
+    return {name: row["count"] for name, row in zip(ids, rows, strict=True)}
 
 
-def report_tables(out: str | Path, ids: Sequence[str]) -> None:
-    """Puts the tables of these images together, and says how many nuclei they hold."""
-    count = save_tables(out, ids)
-    print(f"{count} nuclei in {len(ids)} images; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
+def report_tables(out: str | Path, ids: Sequence[str], run_ids: Sequence[str] | None = None) -> None:
+    """Puts the tables of these images together, and says how many nuclei they hold, and those of this run if fewer."""
+    counts = save_tables(out, ids)
+    found = f"{sum(counts.values())} nuclei in {len(ids)} images"
+    if run_ids is not None and len(run_ids) < len(ids):
+        found += f", {sum(counts[name] for name in run_ids)} of them in the {len(run_ids)} of this run"
+    print(f"{found}; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
 
 
 def save_outlines(out: str | Path, ids: Sequence[str], with_rois: bool, with_geojson: bool) -> None:

@@ -3,7 +3,8 @@
 import matplotlib.figure
 import numpy as np
 import pytest
-from conftest import draw_nuclei
+from conftest import draw_nuclei, write_source
+from PIL import Image
 
 from data import curves
 from data.pictures import outline_nuclei
@@ -34,11 +35,29 @@ def test_the_curves_mark_the_kept_epoch_and_are_of_one_size(tmp_path, monkeypatc
     assert all("crops to train on are augmented" in figure.get_supxlabel() for figure in figures)
 
 
+def make_record(kept_epoch, epochs, ids=("a",)):
+    return {"kept": {"epoch": kept_epoch}, "options": {"epochs": epochs, "hold_out": None}, "validation_ids": ids}
+
+
 def test_the_line_of_an_epoch_says_which_epoch_is_kept():
     history = [row | {"seconds": 2.5} for row in HISTORY]
     scores = "2.5 s, loss 0.3333, Dice 0.3333, val_dice 0.3333"
-    assert curves.describe_epoch(history, 3, epochs=9) == f"epoch 3/9: {scores}, kept"
-    assert curves.describe_epoch(history, 2, epochs=9) == f"epoch 3/9: {scores}, epoch 2 stays kept"
+    assert curves.describe_epoch(history, make_record(3, 9)) == f"epoch 3/9: {scores}, kept"
+    assert curves.describe_epoch(history, make_record(2, 9)) == f"epoch 3/9: {scores}, epoch 2 stays kept"
+    assert curves.describe_epoch(history, make_record(3, 9, ids=())).endswith(", kept (the last until now)")
+
+
+@pytest.mark.parametrize(
+    ("dice", "kept"),
+    [
+        ([0.9, 0.8, 0.7, 0.6, 0.5], "kept (the first of the last fifth)"),
+        ([0.9, 0.8, 0.7, 0.6, 0.95], "kept"),
+        ([0.9] * 8 + [0.5, 0.6], "kept (the best of the last fifth)"),
+    ],
+)
+def test_the_line_of_an_epoch_says_why_one_of_a_lower_dice_is_kept(dice, kept):
+    history = [HISTORY[0] | {"seconds": 1, "epoch": k, "val_dice": value} for k, value in enumerate(dice, start=1)]
+    assert curves.describe_epoch(history, make_record(len(dice), len(dice))).endswith(f", {kept}")
 
 
 def test_an_example_is_the_middle_of_an_image_with_truth_and_prediction(tmp_path, monkeypatch):
@@ -78,3 +97,17 @@ def test_better_is_said_where_the_interval_of_the_paired_difference_lies_above_0
     images = "1 validation image" if len(gains) == 1 else f"{len(gains)} validation images"
     assert line.startswith(f"Dice on {images}: {before.mean():.4f} before, {(before + gains).mean():.4f} after, ")
     assert words in line
+
+
+def test_the_source_to_score_holds_validation_images_and_their_truth(tmp_path):
+    image, labels = draw_nuclei()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "nuclei/labels").mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "images/a.png")
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "nuclei/labels/a.tif")
+    (tmp_path / "nuclei/source.json").write_text("{}")
+    apart = [str(tmp_path / "images"), str(tmp_path / "nuclei")]
+    assert curves.find_scorable(apart, ["a"]) is None
+    other = str(write_source(tmp_path / "other", {"b": (image, labels)}))
+    assert curves.find_scorable([*apart, other], ["b"]) == other
+    assert curves.find_scorable([*apart, other], ["a"]) is None

@@ -360,6 +360,16 @@ def test_the_difference_of_two_predictions_is_paired(case, tmp_path, capsys):
     assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("other", ["nowhere", "incomplete"])
+def test_another_prediction_that_is_wrong_is_named_before_the_work(case, tmp_path, capsys, other):
+    truth, predicted = case
+    write_predictions(tmp_path / "incomplete", {"good": draw()})
+    arguments = ["--truth", str(truth), "--predicted", str(predicted), "--compare", str(tmp_path / other)]
+    with pytest.raises(UserError, match=rf"{other}: no such folder|2 of 3 images have no mask and labels in .*{other}"):
+        Evaluate_model.main(arguments)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_difference_that_all_images_share_is_told(tmp_path, capsys):
     truths = {name: draw() for name in "abcd"}
     truth = write_truths(tmp_path / "truth", truths)

@@ -226,8 +226,10 @@ def test_provenance_in_another_order_and_spacing_is_the_same(images, spacing):
 
 def test_labels_of_another_program_are_not_taken_for_our_own(images):
     write_description(images.parent / "out/labels/b.tif", "ImageJ=1.54f")
-    with pytest.raises(UserError, match=r"labels/b\.tif was predicted with other"):
+    with pytest.raises(UserError, match=r"labels/b\.tif was changed by another program.*--overwrite would.*--out"):
         find_unfinished(images)
+    (images.parent / "out/labels/b.tif").unlink()
+    assert find_unfinished(images) == ["b"]
 
 
 def test_labels_that_cannot_be_read_are_named(images):

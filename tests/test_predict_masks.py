@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 from pathlib import Path
 
 import keras
@@ -13,6 +14,7 @@ import tifffile
 from conftest import Recorder, Threshold, draw_disks
 from PIL import Image
 from scipy import ndimage
+from skimage.draw import disk
 
 import data.outputs
 import Model
@@ -138,6 +140,16 @@ def test_a_large_nucleus_among_few_small_ones_stays():
     nucleus += draw_disks((100, 100), [(60, 50)], 30)
     labels = nuclei.separate_nuclei(nucleus, np.zeros_like(nucleus))
     np.testing.assert_array_equal(labels > 0, nucleus > 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_contrast_of_nuclei_leaves_out_a_number_without_pixels_or_without_a_ring():
+    labels = np.zeros((60, 90), np.int32)
+    labels[disk((20, 20), 6)] = 2  # there is no 1
+    labels[disk((20, 21), 2)] = 4  # inside of it, so it has no ring
+    labels[disk((40, 65), 6)] = 7
+    gray = np.where(labels > 0, 0.7, np.indices(labels.shape).sum(axis=0) % 2 * 0.2)  # around them 0.1 ± 0.1
+    assert nuclei.local_contrast(gray, labels) == pytest.approx(6, rel=0.02)
 
 
 def test_each_number_is_one_connected_piece():
@@ -333,11 +345,16 @@ def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, c
     arguments = ["--data", tmp_path / "images", "--weights", tiny_weights, "--out", out]
     arguments += ["--show", "--submission", "--report"]
     assert Predict_masks.main([str(argument) for argument in arguments]) == 1
-    assert "broken.png" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "broken.png" in printed.err and "1 images in " in printed.out
+    assert printed.out.splitlines()[-1] == "1 image skipped: broken (see above)"
     assert [file.name for file in (out / "masks").iterdir()] == ["good.png"]
     assert (out / "predictions.png").is_file() and (out / "report.html").is_file()
     assert "good" in (out / "submission.csv").read_text()
     assert "broken" not in (out / "submission.csv").read_text()
+    assert Predict_masks.main([str(argument) for argument in arguments]) == 1
+    again = capsys.readouterr().out
+    assert "1 image skipped: broken" in again and "a second" not in again  # nothing was predicted
 
 
 def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, tiny_weights, capsys, monkeypatch):
@@ -361,6 +378,17 @@ def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, 
     assert "are done" not in capsys.readouterr().out
     settings = data.outputs.read_provenance(out / "labels/a.tif")["settings"]
     assert settings["min_area"] == 21
+
+
+def test_the_command_that_is_advised_repeats_the_options_and_works(tmp_path, tiny_weights, capsys):
+    save_images(tmp_path / "my images", "a")
+    out = tmp_path / "out"
+    arguments = ["--data", tmp_path / "my images", "--weights", tiny_weights, "--out", out, "--diameter", 12]
+    assert Predict_masks.main([*map(str, arguments), "--overwrite"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
+    assert command == ["python", "Predict_masks.py", *map(str, arguments), "--report"]
+    assert Predict_masks.main(command[2:]) == 0
+    assert "all 1 images are done already" in capsys.readouterr().out and (out / "report.html").is_file()
 
 
 def draw_field(seed, count):
@@ -557,6 +585,26 @@ def test_a_table_that_is_missing_is_made_again(tmp_path, predict, capsys):
     predict("--data", source, "--out", "out")
     assert "1 of 2 images are done" in capsys.readouterr().out
     assert (work / "out/nuclei.csv").read_text() == before
+
+
+def test_tables_hold_the_images_of_earlier_runs_in_the_folder_too(tmp_path, predict, capsys):
+    source = save_fields(tmp_path / "images", ["a.png", "b.png", "c.png"], 6)
+    work = predict("--data", source, "--out", "out")
+    capsys.readouterr()
+    save_fields(source, ["b.png"], 12)
+    predict("--data", source / "b.png", "--out", "out", "--submission", "--report")
+    assert "24 nuclei in 3 images, 12 of them in the 1 of this run;" in capsys.readouterr().out
+    counts = {row["image"]: row["count"] for row in read_table(work / "out/images.csv")}
+    assert counts == {"a": "6", "b": "12", "c": "6"}
+    assert [row["image"] for row in read_table(work / "out/nuclei.csv")] == ["a"] * 6 + ["b"] * 12 + ["c"] * 6
+    assert {row["ImageId"] for row in read_table(work / "out/submission.csv")} == set("abc")
+    assert "24 nuclei in 3 images" in (work / "out/report.html").read_text(encoding="utf-8")
+    # What is skipped now, or lacks its table, is not in the tables.
+    (source / "b.png").write_bytes(b"no image")
+    (work / "out/tables/c.csv").unlink()
+    arguments = ["--data", str(source / "a.png"), str(source / "b.png"), "--out", "out"]
+    assert Predict_masks.main(arguments) == 1
+    assert [row["image"] for row in read_table(work / "out/images.csv")] == ["a"]
 
 
 def test_a_large_image_has_the_table_of_its_labels(tmp_path, large_images, predict):

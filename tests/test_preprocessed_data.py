@@ -364,9 +364,9 @@ def test_the_training_data_are_found_as_a_folder_or_an_archive(tmp_path, monkeyp
 def test_the_summary_counts_by_kind():
     labels = [np.array([[0, 1, 1], [2, 2, 2]]), np.zeros((4, 5), int), np.array([[0, 3]])]  # 1 and 2 are covered
     table = format_summary(["fluorescence", "brightfield", "fluorescence"], labels).splitlines()
-    assert [row.split() for row in table[1:]] == [
-        ["brightfield", "1", "0", "4x5", "4x5", "-"],
-        ["fluorescence", "2", "3", "1x2", "2x3", "2", "pixels"],
+    assert [re.split("  +", row) for row in table[1:]] == [
+        ["brightfield", "1", "0", "5 × 4", "5 × 4", "-"],
+        ["fluorescence", "2", "3", "2 × 1", "3 × 2", "2 pixels"],
     ]
 
 
@@ -385,18 +385,18 @@ def test_the_overview_shows_images_evenly_chosen(tmp_path, monkeypatch):
     labels = [np.zeros(image.shape, np.int32) for image in images]
     save_overview(images, labels, ["fluorescence"] * 40, str(tmp_path / "new" / "sheet.png"))
     pictures, titles, out = drawn["sheet"]
-    widths = [int(title.split("x")[1]) for title in titles]
+    widths = [int(title.split()[1]) for title in titles]
     assert all(max(picture.shape) == CELL for picture in pictures)
     assert len(widths) == Preprocessed_data.SHOWN_IMAGES and (widths[0], widths[-1]) == (1, 40)
     assert set(np.diff(widths)) <= {2, 3}
-    assert titles[0] == "fluorescence, 4x1"
+    assert titles[0] == "fluorescence, 1 × 4"
     assert out == str(tmp_path / "new" / "sheet.png") and (tmp_path / "new").is_dir()
 
 
 def test_command_writes_a_table_and_a_contact_sheet(tmp_path, run, source):
     answer = run("Preprocessed_data.py", "--data", source, "--out", "new/sheet.png")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert re.search(r"fluorescence +6 +24 +32x32 +30x36", answer.stdout)
+    assert re.search(r"fluorescence +6 +24 +32 × 32 +36 × 30", answer.stdout)
     assert re.search(r"stained tissue +2 +8 ", answer.stdout)
     assert "saved the contact sheet to new/sheet.png" in answer.stdout
     assert read_image(tmp_path / "new" / "sheet.png").std() > 10

@@ -1,6 +1,7 @@
 """data.scales: the scales that images are predicted at, and the mean over them."""
 
 import functools
+import math
 from collections import Counter
 from concurrent.futures import Future
 
@@ -14,7 +15,7 @@ from skimage.draw import disk
 import Evaluate_model
 import Predict_masks
 from data import nuclei
-from data.scales import MIN_CONFLUENT_SHARE, PredictionJob, average_scales, choose_job, first_scale, predict_scales
+from data.scales import PredictionJob, average_scales, choose_job, finish_labels, first_scale, predict_scales
 from data.sources import find_samples
 
 
@@ -86,26 +87,40 @@ def test_narrow_nuclei_contradict_wide_ones_if_they_are_there_at_half_size_too(h
     assert labels.max() == count
 
 
-def test_a_wide_nucleus_that_thumbnails_show_has_not_merged_from_pieces():
+@pytest.mark.parametrize("diameter", [None, 120])
+def test_a_wide_nucleus_that_is_given_or_that_thumbnails_show_has_not_merged_from_pieces(diameter):
     gray = draw_disks((256, 256), [(128, 128)], 60)
-    labels, scales = Predict_masks.find_nuclei(Dotted((128,), 6), gray)
+    labels, scales = Predict_masks.find_nuclei(Dotted((128,), 6), gray, diameter)
     assert scales == (1, 2)
     assert labels.max() == 1
     assert Evaluate_model.dice_score(labels > 0, gray > 0) > 0.9
 
 
-@pytest.mark.parametrize(("radius", "chosen"), [(12, "usual"), (30, "confluent")])
-def test_nuclei_that_cover_little_contradict_a_confluent_layer(radius, chosen):
-    """The usual way shows nuclei that do not stand out; the other, sharp ones that may be few."""
+@pytest.mark.parametrize(("radii", "chosen"), [((12, 8), "usual"), ((12, 30), "other"), ((0, 8), "other")])
+def test_few_nuclei_of_another_background_do_not_outdo_many_of_the_usual_one(radii, chosen):
+    """In the usual way nuclei do not stand out, so that those of the other have the higher score."""
     jobs = []
-    for reading, brightness in (("usual", -0.1), ("confluent", 0.9)):
-        mask = draw_disks((80, 80), [(40, 40)], radius) > 0
+    for reading, brightness, radius in zip(("usual", "other"), (-0.1, 0.9), radii, strict=True):
+        mask = draw_disks((80, 80), [(40, 40)] if radius else [], radius) > 0
         job = PredictionJob(np.float32(0.1 + brightness * mask), (mask.astype(np.float32), 0 * mask), reading=reading)
         job.labels_future = Future()
         job.labels_future.set_result(mask.astype(np.int32))
         jobs.append(job)
-    jobs[1].min_covered_share = MIN_CONFLUENT_SHARE
+    jobs[1].must_cover_more = True
     assert choose_job(jobs).reading == chosen
+
+
+@pytest.mark.parametrize(("count", "signal", "kept"), [(4, 4.5, 0), (4, 6, 4), (16, 4.5, 16), (16, 3.5, 0)])
+def test_in_what_looks_like_noise_many_nuclei_need_not_stand_out_as_far_as_few(count, signal, kept):
+    side = math.isqrt(count)
+    centres = [(30 + 40 * row, 30 + 40 * column) for row in range(side) for column in range(side)]
+    shape = (40 * side + 20, 40 * side + 20)
+    labels = sum(number * draw_disks(shape, [centre], 8) for number, centre in enumerate(centres, 1)).astype(np.int32)
+    noise = np.random.default_rng(0).standard_normal(shape)
+    gray = np.float32(0.3 + 0.05 * (noise + signal * (labels > 0)))
+    job = PredictionJob(gray, has_signal=False, labels_future=Future())
+    job.labels_future.set_result(labels)
+    assert finish_labels(job).max() == kept
 
 
 def test_an_image_without_nuclei_has_none():

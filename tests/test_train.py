@@ -196,6 +196,7 @@ def test_a_training_shows_how_it_goes_and_what_comes_next(trained, noted):
     assert sum("kept epoch 3" in line for line in lines) == 1
     commands = [line for line in lines if "python " in line]
     assert len(commands) <= 4
+    assert any("Main.py --data" in line for line in commands)  # the source has its truth
     for words in ("Predict_masks.py --data IMAGES", "Evaluate_model.py --truth", "Model.py --export"):
         assert sum(f"python {words}" in line for line in commands) == 1
     assert f"--weights {trained / 'unet.keras'}" in commands[0]
@@ -282,6 +283,7 @@ def test_few_images_are_trained_on_from_trained_weights(trained, tmp_path, monke
     assert scores["difference"] == pytest.approx(scores["after"] - scores["before"])
     assert (scores["images"], scores["interval"]) == (1, None)
     printed = capsys.readouterr().out
+    assert printed.index("of the pixels above 0.5") < printed.index("of whole predictions, as Main.py scores them")
     assert "epochs: 1, crops an epoch: 8" in printed
     assert f"without an interval, for which it takes two images: not shown to be better than {start}" in printed
     folder, logs = calls
@@ -308,7 +310,9 @@ def test_one_image_is_trained_on_and_shows_nothing(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "warning: all images are of one picture, so none is left to validate on" in printed
     assert "1 images to train on, 0 to validate" in printed
-    assert f"kept epoch 1: Dice on the images trained on {record['kept']['val_dice']:.4f}" in printed
+    assert "Main.py" not in printed  # it scores no image that was trained on
+    kept = record["kept"]
+    assert f"kept epoch 1: Dice on the images trained on {kept['val_dice']:.4f}, of the pixels above 0.5" in printed
     assert "better" not in printed
 
 
