@@ -103,7 +103,7 @@ def test_a_batch_is_shared_out_evenly_to_the_processes():
         TINY.check(processes=3)
 
 
-@pytest.mark.parametrize(("images", "crops"), [(1, 256), (5, 320), (100, 1024)])
+@pytest.mark.parametrize(("images", "crops"), [(1, 256), (20, 320), (100, 1024)])
 def test_crops_that_are_not_given_suit_the_number_of_images(images, crops):
     assert dataclasses.replace(TINY, crops=None).with_crops(images).crops == crops
     assert TINY.with_crops(images) == TINY

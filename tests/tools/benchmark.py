@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import io
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -343,7 +344,8 @@ def time_start(script: str, options: list[str], begun) -> float:
         command = [sys.executable, str(ROOT / script), *options, "--out", out]
         started = time.perf_counter()
         with open(f"{out}/log", "w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # its lines come at once
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             while not begun(Path(out)) and process.poll() is None:
                 time.sleep(0.05)
         seconds = time.perf_counter() - started
@@ -373,9 +375,9 @@ def compare_speeds(data: Sequence[str], images: str, weights: str, sides: list[i
     for precision in PRECISIONS:
         (epoch, step), memory = measure(time_training, data, precision)
         show(f"train a crop, {precision}; the step alone", epoch, step, memory, "ms", 0)
-    begun = lambda out: "Epoch 1/" in (out / "log").read_text()  # noqa: E731
+    begun = lambda out: "crops an epoch" in (out / "log").read_text()  # noqa: E731
     seconds = time_start("Train.py", ["--data", *data], begun)
-    show("python Train.py, until the first epoch", seconds)
+    show("python Train.py, until the images are read", seconds)
     if images:
         begun = lambda out: any(out.glob("labels/*.tif"))  # noqa: E731
         options = ["--data", images, "--weights", weights]
