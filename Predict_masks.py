@@ -143,7 +143,7 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
     if options.background is None and job.has_bright_background and not is_stained(image):
         # A dark background that bright nuclei nearly cover, or of which little stands out, looks like a bright one.
         other = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
-        other.must_cover_more = True
+        other.must_cover = True
         return [job, other]
     return [job]
 

@@ -23,6 +23,7 @@ MIN_CONTRAST_OF_MANY = 4  # the same, of at least MANY_NUCLEI nuclei
 MAX_CONTRAST = 10  # standard deviations; nuclei that stand out more are not better
 SURE_CHANNEL = 1.5  # times the score of the next channel, for a channel to be chosen
 SCORED_NUCLEI = 200  # of an image
+MIN_CONFLUENT_SHARE = 1 / 3  # of an image that nuclei cover, if its many bright pixels are nuclei
 # Scale.
 HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
 HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
@@ -64,7 +65,7 @@ class PredictionJob:
     reading: str = ""  # channel or background that was tried; "" for the usual one
     channel: int | None = None  # index of the one channel of the image that is seen
     background: str | None = None  # "dark" or "bright", where it was given or tried
-    must_cover_more: bool = False  # to be believed, its nuclei must cover at least as much as those of the first job
+    must_cover: bool = False  # to be believed, its nuclei must cover much of the image, if the first job finds any
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
     diameter: float | None = None  # pixels; of nuclei, where it was given
     wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
@@ -79,8 +80,10 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
         UserError: several channels do.
     """
     if len(jobs) > 1:
-        covered = [np.count_nonzero(job.labels_future.result()) for job in jobs]  # pixels
-        jobs = [job for job, area in zip(jobs, covered, strict=True) if not job.must_cover_more or area >= covered[0]]
+        found = [job.labels_future.result() > 0 for job in jobs]
+        is_empty = not found[0].any()  # as the first job sees it
+        covers = [is_empty or mask.mean() >= MIN_CONFLUENT_SHARE for mask in found]
+        jobs = [job for job, is_right in zip(jobs, covers, strict=True) if is_right or not job.must_cover]
     if len(jobs) == 1:
         return jobs[0]
     ranked = sorted(jobs, key=score_nuclei, reverse=True)

@@ -96,7 +96,9 @@ def test_a_wide_nucleus_that_is_given_or_that_thumbnails_show_has_not_merged_fro
     assert Evaluate_model.dice_score(labels > 0, gray > 0) > 0.9
 
 
-@pytest.mark.parametrize(("radii", "chosen"), [((12, 8), "usual"), ((12, 30), "other"), ((0, 8), "other")])
+@pytest.mark.parametrize(
+    ("radii", "chosen"), [((12, 8), "usual"), ((12, 14), "usual"), ((12, 30), "other"), ((0, 8), "other")]
+)
 def test_few_nuclei_of_another_background_do_not_outdo_many_of_the_usual_one(radii, chosen):
     """In the usual way nuclei do not stand out, so that those of the other have the higher score."""
     jobs = []
@@ -106,7 +108,7 @@ def test_few_nuclei_of_another_background_do_not_outdo_many_of_the_usual_one(rad
         job.labels_future = Future()
         job.labels_future.set_result(mask.astype(np.int32))
         jobs.append(job)
-    jobs[1].must_cover_more = True
+    jobs[1].must_cover = True
     assert choose_job(jobs).reading == chosen
 
 
