@@ -208,3 +208,13 @@ def mistake(tmp_path):
         return lines[0].removeprefix("error: ")
 
     return mistake
+
+
+@pytest.fixture
+def keep_precision():
+    """Undoes what train() sets for the whole process."""
+    import keras  # here, for most tests need none
+
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)

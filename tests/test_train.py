@@ -38,12 +38,7 @@ RUN_ID = "interrupted"
 IDS = [f"image_{number:02}" for number in range(8)]
 
 
-@pytest.fixture(autouse=True)
-def keep_precision():
-    """Undoes what train() sets for the whole process."""
-    policy = keras.config.dtype_policy()
-    yield
-    keras.config.set_dtype_policy(policy)
+pytestmark = pytest.mark.usefixtures("keep_precision")
 
 
 def as_arguments(options):

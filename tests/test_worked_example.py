@@ -3,7 +3,6 @@
 import csv
 import re
 
-import keras
 import numpy as np
 import pytest
 from conftest import ROOT, save_image
@@ -19,12 +18,7 @@ SHAPE = (256, 256)
 SHIPPED = ROOT / "weights" / "unet.keras"
 
 
-@pytest.fixture(autouse=True)
-def keep_precision():
-    """Undoes what train() sets for the whole process."""
-    policy = keras.config.dtype_policy()
-    yield
-    keras.config.set_dtype_policy(policy)
+pytestmark = pytest.mark.usefixtures("keep_precision")
 
 
 def draw_pale_cells(seed):
