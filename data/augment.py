@@ -9,11 +9,13 @@ from scipy.ndimage import affine_transform, gaussian_filter, uniform_filter
 from skimage import transform
 from skimage.color import hed_from_rgb
 
+from data.crowding import paste_nuclei
 from data.images import halve
 from data.intensity import normalize, percentile_range
 
 # Geometry.
 NUCLEUS_SHARE = 0.5  # of the crops are centred on a nucleus: large images are mostly background
+CROWDED_SHARE = 0.4  # of the crops get more nuclei, which touch others
 CENTRE_TRIES = 10  # places tried for such a centre
 SCALES = (0.5, 2.0)  # of the magnification
 MAX_STRETCH = 0.15  # logarithm of the stretch of each axis
@@ -58,6 +60,8 @@ def draw_crop(
         gray (size, size) float32 in [0, 1] and labels (size, size) int32.
     """
     gray, labels = warp(gray, labels, size, rng, has_wide_nuclei)
+    if rng.random() < CROWDED_SHARE:
+        gray, labels = paste_nuclei(gray, labels, rng)
     return change_intensity(gray, labels, rng, fixed_edges), labels
 
 

@@ -44,13 +44,20 @@ def test_crops_follow_from_the_generator_and_nothing_else():
 
 @pytest.mark.parametrize("has_wide_nuclei", [False, True])
 @pytest.mark.parametrize("fixed_edges", [False, True])
-def test_a_crop_is_warped_and_then_changed_as_asked_for(monkeypatch, has_wide_nuclei, fixed_edges):
+@pytest.mark.parametrize("is_crowded", [False, True])
+def test_a_crop_is_warped_and_then_changed_as_asked_for(monkeypatch, has_wide_nuclei, fixed_edges, is_crowded):
     calls = []
     monkeypatch.setattr(augment, "warp", lambda *arguments: calls.append(arguments) or ("warped", "labels"))
     monkeypatch.setattr(augment, "change_intensity", lambda *arguments: calls.append(arguments) or "changed")
+    monkeypatch.setattr(augment, "paste_nuclei", lambda *arguments: calls.append(arguments) or ("pasted", "labels"))
+    monkeypatch.setattr(augment, "CROWDED_SHARE", 1 if is_crowded else 0)
     options = {"has_wide_nuclei": has_wide_nuclei, "fixed_edges": fixed_edges}
-    assert augment.draw_crop("gray", "labels", 32, "rng", **options) == ("changed", "labels")
-    assert calls == [("gray", "labels", 32, "rng", has_wide_nuclei), ("warped", "labels", "rng", fixed_edges)]
+    rng = np.random.default_rng(0)
+    assert augment.draw_crop("gray", "labels", 32, rng, **options) == ("changed", "labels")
+    expected = [("gray", "labels", 32, rng, has_wide_nuclei), ("warped", "labels", rng, fixed_edges)]
+    if is_crowded:
+        expected[1:] = [("warped", "labels", rng), ("pasted", "labels", rng, fixed_edges)]
+    assert calls == expected
 
 
 # Stains.

@@ -36,6 +36,7 @@ MODULES = (
     "artifacts",
     "intensity",
     "tiles",
+    "crowding",
     "augment",
     "empty_crops",
     "nuclei",
