@@ -26,6 +26,7 @@ BACKGROUNDS = ("dark", "bright")
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
 BASE_FILTERS = 16
 KINDS = ("fluorescence", "brightfield", "stained tissue")  # of images
+UNKNOWN_KIND = "unknown"  # of the images of a solution .csv, which holds only their nuclei
 SEED = 2018
 TRAINED = "weights/trained"  # beside the weights that the scripts use, which stay
 PRECISIONS = ("float32", "mixed_bfloat16")
