@@ -52,7 +52,7 @@ import Preprocessed_data
 from data import artifacts, intensity, nuclei, scales
 from data.artifacts import find_ground
 from data.calibration import read_pixel_size
-from data.channels import Channels, narrow_channels, pick_channels, take_channel
+from data.channels import COLOURS, Channels, narrow_channels, pick_channels, take_channel
 from data.cluster import predict_on_cluster
 from data.confidence import finish_nuclei
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script
@@ -81,15 +81,7 @@ from data.sources import Sample, find_samples
 from data.stacks import expand_planes, open_sample, read_whole
 from data.tiffs import TiffRows
 from Model import HALO_PIXELS, depth_of, fastest_precision, keras, load_unet, predict_probability, read_calibration
-from Preprocessed_data import (
-    COLOURS,
-    find_colours,
-    is_stained,
-    measure_normalization,
-    prepare_image,
-    to_display,
-    to_grayscale,
-)
+from Preprocessed_data import find_colours, is_stained, measure_normalization, prepare_image, to_display, to_grayscale
 
 DEFAULTS = PredictionOptions()
 READ_AHEAD = 8  # images

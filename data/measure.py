@@ -21,12 +21,12 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from data.channels import COLOURS
 from data.files import write_whole
 from data.shapes import count_hull_pixels, measure_ellipses, measure_perimeters
 from data.slides import STRIP
 
 NUMBER_FORMAT = ".8g"  # a hundredth of a pixel in a slide of 100,000 pixels
-COLOUR_NAMES = ("red", "green", "blue")
 LENGTHS = (
     "centroid_row",
     "centroid_column",
@@ -183,7 +183,7 @@ def name_channels(shape: tuple[int, ...], names: Sequence[str] = ()) -> Sequence
         return names
     if len(shape) == 2 or shape[2] == 1:
         return ("gray",)
-    return COLOUR_NAMES if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
+    return COLOURS if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
 
 
 def measure_intensities(nuclei: np.ndarray, values: np.ndarray, area: np.ndarray) -> Columns:
@@ -243,21 +243,23 @@ def measure_image(
     area = nuclei["area_px"]
     count = len(area)
     pixels = shape[0] * shape[1]
+    side = math.nan if pixel_size is None else pixel_size  # micrometres; what is computed from NaN is NaN
+    median_area = np.median(area) if count else math.nan
     confidence = nuclei.get("confidence", ())
     return {
         "image": name,
         "width_px": shape[1],
         "height_px": shape[0],
-        "pixel_size_um": math.nan if pixel_size is None else pixel_size,
+        "pixel_size_um": side,
         "channel": channel,
         "scale": scale,
         "background": background,
         "count": count,
         "covered_fraction": area.sum() / pixels,
-        "median_area_px": np.median(area) if count else math.nan,
-        "median_area_um2": np.median(area) * pixel_size**2 if count and pixel_size is not None else math.nan,
+        "median_area_px": median_area,
+        "median_area_um2": median_area * side**2,
         "density_per_megapixel": count / (pixels / 1e6),
-        "density_per_mm2": math.nan if pixel_size is None else count / (pixels * pixel_size**2 / 1e6),
+        "density_per_mm2": count / (pixels * side**2 / 1e6),
         "mean_confidence": np.mean(confidence) if len(confidence) else math.nan,
         "warnings": "; ".join(warnings),
     }

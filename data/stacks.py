@@ -22,13 +22,12 @@ from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.options import PredictionOptions
-from data.pixels import MAX_PIXELS, check_image, find_level, turn_image
+from data.pixels import MAX_PIXELS, check_image, find_level, invert, turn_image
 from data.sources import Sample, check_unique_ids
-from data.tiffs import TiffRows, check_page, read_tiff_header, tiff_orientation
+from data.tiffs import TiffRows, check_page, has_alpha, read_tiff_header, tiff_orientation
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
-
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
 
@@ -65,25 +64,29 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
     Raises:
         UserError: two planes or images share one id.
     """
-    expanded = []
-    planes = 0
-    stacks = 0
-    for sample in samples:
-        layouts = [None] if sample.masks else read_layouts(sample.image)
-        own = []
-        for scene, layout in enumerate(layouts):
-            part = sample if len(layouts) == 1 else sample_of_scene(sample, scene, len(layouts))
-            planes_of_part = [] if layout is None else list_planes(layout, project)
-            own += [sample_of_plane(part, layout, plane) for plane in planes_of_part] or [part]
-        expanded += own
-        stacks += len(own) > 1
-        planes += len(own) if len(own) > 1 else 0
+    groups = [split_sample(sample, project) for sample in samples]
+    expanded = [part for group in groups for part in group]
     check_unique_ids(expanded)
-    if stacks:
-        advice = "" if project else "; --project max makes one image of all along z"
+    counts = [len(group) for group in groups if len(group) > 1]
+    if counts:
+        stacks = "1 stack" if len(counts) == 1 else f"{len(counts)} stacks"
         parts = "planes" if all(sample.scene is None for sample in expanded) else "scenes and planes"
-        print(f"{stacks} {'stack' if stacks == 1 else 'stacks'}: {planes} {parts}, each an image of its own{advice}")
+        advice = "" if project else "; --project max makes one image of all along z"
+        print(f"{stacks}: {sum(counts)} {parts}, each an image of its own{advice}")
     return sorted(expanded, key=lambda sample: sample.id)
+
+
+def split_sample(sample: Sample, project: str | None) -> list[Sample]:
+    """A sample for each scene and plane of one file; arguments as for `expand_planes`."""
+    layouts = [None] if sample.masks else read_layouts(sample.image)
+    parts = []
+    for scene, layout in enumerate(layouts):
+        part = sample if len(layouts) == 1 else sample_of_scene(sample, scene, len(layouts))
+        if layout is None:
+            parts.append(part)
+        else:
+            parts += [sample_of_plane(part, layout, plane) for plane in list_planes(layout, project)]
+    return parts
 
 
 def list_planes(layout: Layout, project: str | None) -> list[Plane]:
@@ -169,8 +172,7 @@ def _name_axes(series: tifffile.TiffPageSeries) -> str:
     axes = series.axes
     keyframe = series.keyframe
     is_colour = keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED)
-    has_alpha = keyframe.extrasamples[-1:] in ((1,), (2,))
-    if "S" in axes and not is_colour and not has_alpha:
+    if "S" in axes and not is_colour and not has_alpha(keyframe):
         axes = axes.replace("S", "C" if "C" not in axes else "Z")
     for unknown in set(axes) - set("TZCYXS"):
         axes = axes.replace(unknown, "Z")
@@ -311,11 +313,12 @@ def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, file: File, ind
         axes = layout.axes
     if values.ndim != len(axes):
         raise UserError(f"{file}: its pages are not as it describes them; replace or remove it")
+    # Of a stack that was decoded whole, the plane is taken; then rows, columns and colours come in this order.
     values = values[tuple(slice(None) if axis in "YXS" else indices[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
     values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
     if keyframe.photometric == PHOTOMETRIC.MINISWHITE:
-        values = ~values if values.dtype.kind in "bu" else -values
+        values = invert(values)
     values = turn_image(values, orientation)
     if "S" not in axes:
         return values
