@@ -307,8 +307,7 @@ def show_predictions(out: str | Path) -> Path:
 
 def show_pictures(*files: str | Path) -> None:
     """Opens a window for each picture file where there is a display; else does nothing."""
-    has_display = sys.platform in ("win32", "darwin")
-    has_display = has_display or any(name in os.environ for name in DISPLAY_VARIABLES)
+    has_display = sys.platform in ("win32", "darwin") or any(name in os.environ for name in DISPLAY_VARIABLES)
     if not has_display or os.environ.get("MPLBACKEND", "").lower() == "agg":
         return
     import matplotlib.pyplot as plt

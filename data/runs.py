@@ -1,4 +1,4 @@
-"""A prediction of many images: what they share, each of them on its way, and what becomes of it.
+"""A prediction of many images: what they share, what is known of each, and which are written or skipped.
 
 In:  the samples of `data.sources`, and functions that read and write one image.
 Out: lists of images, which threads read ahead of the network; the ids that are written, and those that are skipped.
@@ -36,7 +36,7 @@ class Run:
 
 @dataclass
 class ImageWork:
-    """An image of a source on its way from its file to its files."""
+    """An image that has been read and is to be predicted and written."""
 
     sample: Sample
     checksum: dict  # of the file, before it was read

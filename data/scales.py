@@ -144,7 +144,7 @@ def start_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) 
 
 
 def drop_sure_narrow(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> list[PredictionJob]:
-    """Leaves those of jobs of very wide nuclei that full size does not contradict; the others keep its labels.
+    """The jobs of very wide nuclei without those that full size contradicts, which keep their labels of full size.
 
     Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail. Grain of a much enlarged image
     looks like small nuclei at full size.
@@ -176,7 +176,7 @@ def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
 def remain_at_half_size(network: Network, job: PredictionJob) -> bool:
     """Whether most of the nuclei that a job has at full size are there at half size too.
 
-    Nuclei are. Grain has no width of its own: at another size of the image other grain looks like nuclei.
+    True nuclei are. Grain has no width of its own: at another size of the image other grain looks like nuclei.
     """
     is_nucleus = network.predict(job.gray, 1)[0] > network.calibration.nucleus_threshold
     return bool(is_nucleus[job.labels_future.result() > 0].mean() >= MIN_HALF_SIZE_SHARE)
@@ -303,8 +303,7 @@ def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int, separ
     """Labels of a job's new probabilities, or the earlier labels if its nuclei have merged.
 
     Nuclei that are as wide as was given, or very wide ones as wide as thumbnails show, have not merged: the earlier
-    labels were pieces of them.
-    Nothing changes the probabilities before these labels are there.
+    labels were pieces of them. It runs in a thread; nothing changes the probabilities of the job until it is done.
     """
     labels = separate(*job.probabilities, area_scale=4.0 ** job.scales[0])
     before = earlier.result()
