@@ -80,7 +80,7 @@ def find_beside_scripts(path: str) -> str:
 
 
 def describe_file(file: File) -> dict[str, int]:
-    """The `size` in bytes and the `crc32` of a file's bytes, by which a replaced image is known."""
+    """The `size` in bytes and the `crc32` of a file's bytes, by which a replaced image is recognised."""
     if isinstance(file, zipfile.Path):
         entry = file.root.getinfo(file.at)
         return {"size": entry.file_size, "crc32": entry.CRC}

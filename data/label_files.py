@@ -130,7 +130,7 @@ def check_background(values: np.ndarray, file: File) -> None:
 
 
 def part_mask(mask: np.ndarray, file: File) -> np.ndarray:
-    """Numbers the pieces of a mask (H, W) bool; those that touch at a corner alone are apart, but for fragments.
+    """Numbers the pieces of a mask (H, W) bool; pieces that touch only at a corner are apart, unless one is a fragment.
 
     Raises:
         UserError: a piece covers more than half of the picture, or most pieces are plainly several nuclei: larger than

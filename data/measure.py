@@ -1,7 +1,7 @@
-"""Measures nuclei and images, and writes the tables of them.
+"""Measures nuclei and images, and writes the table of nuclei.
 
 In:  labels (H, W) int, 0 background, and the image (H, W) or (H, W, C) as in the file; arrays, or rows of a file.
-Out: nuclei.csv, a row for each nucleus, and images.csv, a row for each image.
+Out: the columns of nuclei.csv, as arrays or as a file; the row of an image in images.csv.
 
 Names and definitions are those of scikit-image's `regionprops_table`, with the unit at the end: px, um, um2, rad.
 The columns of a box are half open: `bbox_max_row_px` is the row after the last. Beyond scikit-image there are
@@ -14,7 +14,7 @@ The columns of a box are half open: `bbox_max_row_px` is the row after the last.
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -265,30 +265,20 @@ def measure_image(
     }
 
 
-def write_table(file: str | Path, tables: Sequence[Mapping[str, object]]) -> None:
-    """Writes tables below each other as one .csv, with the columns of all of them in the order in which they come.
-
-    Args:
-        file: nuclei.csv or images.csv.
-        tables: of `measure_nuclei` or `measure_image`. What a table lacks, and NaN, are empty cells.
-    """
-    names = list(dict.fromkeys(name for table in tables for name in table))
+def write_table(file: str | Path, columns: Columns) -> None:
+    """Writes the columns of `measure_nuclei` as a .csv; NaN is an empty cell."""
     with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(names)
-        for table in tables:
-            length = len(np.atleast_1d(next(iter(table.values()))))
-            texts = [format_column(table[name]) if name in table else [""] * length for name in names]
-            writer.writerows(zip(*texts, strict=True))
+        writer.writerow(columns)
+        writer.writerows(zip(*map(format_column, columns.values()), strict=True))
 
 
-def format_column(values: object) -> list[str]:
-    """The cells of a column, or of a single value.
+def format_column(column: np.ndarray) -> list[str]:
+    """The cells of a column.
 
-    >>> format_column(np.array([2 / 3, np.nan, -0.0])), format_column(True)
+    >>> format_column(np.array([2 / 3, np.nan, -0.0])), format_column(np.array([True]))
     (['0.66666667', '', '0'], ['True'])
     """
-    column = np.atleast_1d(values)
     if column.dtype.kind != "f":
         return [str(value) for value in column.tolist()]
     return ["" if math.isnan(value) else format(value + 0.0, NUMBER_FORMAT) for value in column.tolist()]

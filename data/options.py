@@ -133,7 +133,7 @@ class PredictionOptions(Limits):
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser that shows a script's docstring, names the nearest option, and says a mistake in one line."""
+    """A parser that shows a script's docstring, names the nearest option, and reports a mistake in one line."""
 
     def __init__(self, doc: str):
         lines = doc.splitlines()
@@ -160,7 +160,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def repeat_command(script: str, argv: Sequence[str] | None, more: str, without: Sequence[str] = ()) -> str:
-    """The command that a script was called with, to be copied, with one word more and without some.
+    """The command that a script was called with, to be copied, with one more word and without some others.
 
     >>> repeat_command("Train.py", ["--out", "my weights", "--overwrite"], "--resume", without=["--overwrite"])
     "python Train.py --out 'my weights' --resume"

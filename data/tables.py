@@ -51,7 +51,7 @@ def save_measurements(
     scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
     warnings = list_warnings(nuclei, job)
     row = measure_image(nuclei, labels.shape, name, pixel_size, seen["reading"], scale, seen["background"], warnings)
-    write_table(files.nuclei, [nuclei])
+    write_table(files.nuclei, nuclei)
     save_row(files.row, row)
 
 
