@@ -4,6 +4,7 @@ In:  what Predict_masks.py wrote (labels, overlays, tables); with a truth also s
 Out: one file that needs neither network nor other files; data/report.html is its frame.
 """
 
+import itertools
 import json
 import os
 import platform
@@ -70,13 +71,8 @@ def write_report(
     """
     entries = read_entries(out, ids, read_scores(scores))
     shown = entries[:REPORTED_IMAGES]
-
-    def make_card(numbered: tuple[int, Entry]) -> str:
-        """The HTML of an image and its place in the order."""
-        return draw_card(*numbered, read_truth)
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        cards = pool.map(make_card, enumerate(shown))
+        cards = pool.map(draw_card, itertools.count(), shown, itertools.repeat(read_truth))
         cards = list(tqdm(cards, "writing the report", len(shown), unit="image", disable=None))
     frame = Template(FRAME.read_text(encoding="utf-8"))
     page = frame.substitute(describe_page(Path(out), entries, len(shown)), cards="".join(cards))

@@ -93,6 +93,7 @@ class TiffRows:
             with decoding(self.file):
                 self.stream.seek(self.page.dataoffsets[index])
                 content = self.stream.read(self.page.databytecounts[index]) or None
+                # (1, h, w, channels); at the edges of the image only `size` of it is filled
                 tile, position, size = self.page.decode(content, index, jpegtables=self.page.jpegtables)
             if tile is None:  # a tile that was left out is background
                 continue
