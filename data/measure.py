@@ -122,12 +122,7 @@ def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_window(
-    labels: np.ndarray,
-    image: np.ndarray,
-    numbers: np.ndarray,
-    top: int = 0,
-    height: int | None = None,
-    channel_names: Sequence[str] = (),
+    labels: np.ndarray, image: np.ndarray, numbers: np.ndarray, top: int, height: int, channel_names: Sequence[str] = ()
 ) -> Columns:
     """Measures some nuclei that lie wholly in a window of rows.
 
@@ -136,13 +131,12 @@ def measure_window(
         image: (rows, W) or (rows, W, C).
         numbers: (K,) int, ascending; the labels to measure. Each has pixels in the window, and none outside.
         top: row of the image where the window begins.
-        height: rows of the image; None: the window is the image.
+        height: rows of the image.
         channel_names: as in `measure_nuclei`.
 
     Returns:
         columns of K values, without those that need the other nuclei or the pixel size.
     """
-    height = labels.shape[0] if height is None else height
     width = labels.shape[1]
     indices = np.zeros(max(int(labels.max(initial=0)), int(numbers.max(initial=0))) + 1, np.int32)
     indices[numbers] = np.arange(1, len(numbers) + 1)

@@ -165,8 +165,8 @@ def draw_histograms(entry: Entry) -> str:
     unit = "um2" if "area_um2" in columns else "px"
     area = np.array(columns[f"area_{unit}"], float)
     means = [name for name in names if name.startswith("intensity_mean_")]
-    seen = f"intensity_mean_{entry.row['channel']}"
-    chosen = [seen] if seen in means else means  # the mean of all channels, where the one that was seen is not known
+    predicted = f"intensity_mean_{entry.row['channel']}"
+    chosen = [predicted] if predicted in means else means  # of all channels, unless nuclei were found in one alone
     intensity = np.mean([np.array(columns[name], float) for name in chosen], axis=0)
     return draw_histogram(area, f"area, {unit.replace('um2', 'µm²')}") + draw_histogram(intensity, "mean intensity")
 

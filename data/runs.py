@@ -41,7 +41,7 @@ class ImageWork:
     sample: Sample
     checksum: dict  # of the file, before it was read
     image: np.ndarray | TiffRows | SceneRows | Channels  # as in the file
-    seen: np.ndarray | TiffRows | SceneRows | Channels  # the channels of it that may show the nuclei
+    narrowed: np.ndarray | TiffRows | SceneRows | Channels  # of `narrow_channels`: what may show the nuclei
     pixel_size: float | None  # micrometres
     jobs: list[PredictionJob] = field(default_factory=list)  # one for each way that the image can be seen
 
@@ -112,9 +112,9 @@ def collect_work(chunk: Sequence[tuple[Sample, Future]], log: RunLog) -> tuple[l
     """
     images = []
     slides = []
-    for sample, reading in chunk:
+    for sample, future in chunk:
         try:
-            work = reading.result()
+            work = future.result()
         except (UserError, OSError) as error:
             log.skip(sample.id, error)
             continue

@@ -149,6 +149,7 @@ def _group_paths(paths: Iterable[Path]) -> Iterable[tuple[Path, list[Path]]]:
 
 
 def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: LeftOut) -> list[Sample]:
+    """The samples of a pair of `_group_paths`; `is_only`: no other path was named, so that it must hold images."""
     if siblings:
         if is_only:
             check_package(path)

@@ -273,7 +273,7 @@ def test_strips_give_the_table_of_the_whole_image(monkeypatch, name, strip):
     image = draw_image(np.float32, (*SHAPE, 3))
     numbers = np.unique(labels[labels > 0])
     confidence = numbers / 1000
-    whole = measure.measure_window(labels, image, numbers)
+    whole = measure.measure_window(labels, image, numbers, 0, SHAPE[0])
     monkeypatch.setattr(measure, "STRIP", strip)
     columns = measure.measure_nuclei(labels, image, "a", confidence)
     assert columns.keys() == {"image", *whole, "nearest_neighbor_distance_px", "confidence"}
