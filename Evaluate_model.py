@@ -16,7 +16,7 @@ images weigh more. Errors of nuclei are sums. Exit code 1: broken images were na
     python Evaluate_model.py --truth stage1_solution.csv --predicted submission.csv
 """
 
-from data.options import evaluate_model_parser
+from data.options import UNKNOWN_KIND, evaluate_model_parser
 
 if __name__ == "__main__":
     evaluate_model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -31,7 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data.files import UserError, hash_file, run_script, write_whole
+from data.files import UserError, hash_file, run_script, write_rows, write_whole
 from data.images import read_image
 from data.matching import (
     SEED,
@@ -59,9 +59,10 @@ from data.sources import Sample, find_samples
 from data.truth import describe_kinds, read_labels
 from Preprocessed_data import image_kind
 
-UNKNOWN_KIND = "unknown"  # a solution .csv holds no images, so nothing tells their kind
 SCORES = "dice iou ap ap50 f1_50 f1_70 ap75 precision recall pq sq rq aji count_error".split()
-TITLES = "Dice IoU AP AP50 F1@0.5 F1@0.7 AP75 precision recall PQ SQ RQ AJI count_error".split()  # of these
+TITLES = dict(
+    zip(SCORES, "Dice IoU AP AP50 F1@0.5 F1@0.7 AP75 precision recall PQ SQ RQ AJI count_error".split(), strict=True)
+)
 COUNTS = ("missed", "false", "merged", "split")
 SCORE_COLUMNS = ("id", "kind", "height", "width", "nuclei_true", "nuclei_predicted", *SCORES, *COUNTS)
 COMPARED_SCORES = ("dice", "ap", "ap50", "f1_50", "pq")
@@ -261,14 +262,16 @@ def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
 def format_table(rows: Sequence[dict]) -> str:
     """Returns the tables to print: an overview with a line for each kind, and all intervals, a column for each."""
     line = "{:<15}{:>7}{:>27}{:>13}{:>13}{:>10}{:>7}{:>7}{:>8}{:>8}"
-    titles = ("median Dice", "pooled Dice", "mean IoU", "AP", "AP50", "F1@0.5", "F1@0.7")
+    means = ("iou", "ap", "ap50", "f1_50", "f1_70")
+    titles = ("median Dice", "pooled Dice", "mean IoU", *(TITLES[score] for score in means[1:]))
     overview = [line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
-    columns = [["mean [95 % interval]", *TITLES[1:], *COUNTS]]  # Dice stands in the overview
+    # Dice stands in the overview.
+    columns = [["mean [95 % interval]", *(TITLES[score] for score in SCORES[1:]), *COUNTS]]
     for kind, group in group_by_kind(rows).items():
         summary = summarise(group)
         dice = format_interval(*summary["dice"])
         values = [np.median([row["dice"] for row in group]), pooled_dice(group)]
-        values += [summary[score][0] for score in ("iou", "ap", "ap50", "f1_50", "f1_70")]
+        values += [summary[score][0] for score in means]
         overview.append(line.format(kind, len(group), dice, *(f"{value:.3f}" for value in values)))
         cells = [format_interval(*summary[score]) for score in SCORES[1:-1]]
         cells.append(format_interval(*summary["count_error"], digits=1))
@@ -310,12 +313,12 @@ def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[
 
 def format_comparison(differences: dict, other: str) -> str:
     """The table of `compare` to print, and what it says."""
-    titles = ("kind", "Dice", "AP", "AP50", "F1@0.5", "PQ")
+    line = "{:<15}" + "{:>25}" * len(COMPARED_SCORES)
     lines = [f"difference to {other}, image by image, with its 95 % interval", ""]
-    lines.append(("{:<15}" + "{:>25}" * len(COMPARED_SCORES)).format(*titles))
+    lines.append(line.format("kind", *(TITLES[score] for score in COMPARED_SCORES)))
     for kind, scores in differences.items():
         cells = [format_interval(*interval, sign="+") for interval in scores.values()]
-        lines.append(("{:<15}" + "{:>25}" * len(cells)).format(kind, *cells))
+        lines.append(line.format(kind, *cells))
     mean, low, high = differences["all"]["ap"]
     if low > 0 or high < 0:
         lines.append(f"AP is {'higher' if mean > 0 else 'lower'} than that of {other}; the interval does not hold 0")
@@ -327,10 +330,9 @@ def format_comparison(differences: dict, other: str) -> str:
 def save_scores(rows: Sequence[dict], out: str | Path) -> None:
     """Writes `scores.csv` (worst Dice first), `summary.csv` and `scores.png` into the folder `out`."""
     Path(out).mkdir(parents=True, exist_ok=True)
-    with write_whole(Path(out, "scores.csv")) as file, open(file, "w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, SCORE_COLUMNS, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(sorted(rows, key=lambda row: (row["dice"], row["id"])))
+    ordered = sorted(rows, key=lambda row: (row["dice"], row["id"]))
+    scores = [{column: row[column] for column in SCORE_COLUMNS} for row in ordered]
+    write_rows(Path(out, "scores.csv"), SCORE_COLUMNS, scores)
     with write_whole(Path(out, "summary.csv")) as file, open(file, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(("kind", "images", "score", "mean", "low", "high"))

@@ -52,7 +52,7 @@ import Preprocessed_data
 from data import artifacts, intensity, nuclei, scales
 from data.artifacts import find_ground
 from data.calibration import read_pixel_size
-from data.channels import Channels, narrow_channels, pick_channels, take_channel
+from data.channels import COLOURS, Channels, narrow_channels, pick_channels, take_channel
 from data.cluster import predict_on_cluster
 from data.confidence import finish_nuclei
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script
@@ -81,15 +81,7 @@ from data.sources import Sample, find_samples
 from data.stacks import expand_planes, open_sample, read_whole
 from data.tiffs import TiffRows
 from Model import HALO_PIXELS, depth_of, fastest_precision, keras, load_unet, predict_probability, read_calibration
-from Preprocessed_data import (
-    COLOURS,
-    find_colours,
-    is_stained,
-    measure_normalization,
-    prepare_image,
-    to_display,
-    to_grayscale,
-)
+from Preprocessed_data import find_colours, is_stained, measure_normalization, prepare_image, to_display, to_grayscale
 
 DEFAULTS = PredictionOptions()
 READ_AHEAD = 8  # images
@@ -107,8 +99,9 @@ def read_work(sample: Sample, options: PredictionOptions) -> ImageWork | None:
         return None
     checksum = describe_file(sample.image)
     image = read_whole(sample, options)
-    seen = narrow_channels(image, options.channel)
-    return ImageWork(sample, checksum, image, seen, find_pixel_size(sample, options), make_jobs(seen, options))
+    narrowed = narrow_channels(image, options.channel)
+    pixel_size = find_pixel_size(sample, options)
+    return ImageWork(sample, checksum, image, narrowed, pixel_size, make_jobs(narrowed, options))
 
 
 def find_pixel_size(sample: Sample, options: PredictionOptions) -> float | None:
@@ -268,7 +261,7 @@ def finish_work(work: ImageWork, run: Run) -> str:
     job = choose_job(work.jobs)
     labels = finish_nuclei(job, run.network.calibration, run.options)
     work.jobs = []  # an image that waits for its turn takes memory
-    write_image(run, work, job, labels, to_display(take_channel(work.seen, job.channel)))
+    write_image(run, work, job, labels, to_display(take_channel(work.narrowed, job.channel)))
     return job.reading if labels.any() else ""
 
 
@@ -361,20 +354,25 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
     """
     checksum = describe_file(sample.image)
     with open_sample(sample, run.options) as image:
-        seen = narrow_channels(image, run.options.channel)
-        work = ImageWork(sample, checksum, image, seen, find_pixel_size(sample, run.options))
-        job = choose_slide_job(run.network, seen, run.options)
-        image = take_channel(seen, job.channel)
-        read_gray = prepare_slide(image, job)
+        narrowed = narrow_channels(image, run.options.channel)
+        work = ImageWork(sample, checksum, image, narrowed, find_pixel_size(sample, run.options))
+        job = choose_slide_job(run.network, narrowed, run.options)
+        chosen = take_channel(narrowed, job.channel)
+        shape = chosen.shape[:2]
+        read_gray = prepare_slide(chosen, job)
         # Scale and size of the nuclei are those of nine windows.
-        windows = sample_windows(image.shape[:2], read_gray)
+        windows = sample_windows(shape, read_gray)
         sampled_labels, job.scales = find_nuclei(model, windows, run.options.diameter)
         predict = functools.partial(predict_scales, run.network.predict, scales=job.scales)
         halo = HALO_PIXELS * 2 ** (depth_of(model) + job.scales[-1])
-        probabilities = predict_strips(image.shape[:2], read_gray, predict, halo, sample.id[:20])
-        limits = {"max_area": largest_area(sampled_labels) or None, "area_scale": 4.0 ** job.scales[0]}
-        separate = functools.partial(separate_nuclei, calibration=run.network.calibration, **limits)
-        picture = to_display(subsample(image, OVERLAY_PIXELS))
+        probabilities = predict_strips(shape, read_gray, predict, halo, sample.id[:20])
+        separate = functools.partial(
+            separate_nuclei,
+            max_area=largest_area(sampled_labels) or None,
+            area_scale=4.0 ** job.scales[0],
+            calibration=run.network.calibration,
+        )
+        picture = to_display(subsample(chosen, OVERLAY_PIXELS))
         write_slide(run, work, job, label_strips(probabilities, separate), picture)
     return job.reading
 

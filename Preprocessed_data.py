@@ -26,6 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from data.artifacts import find_ground, remove_outliers
+from data.channels import COLOURS
 from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
 from data.intensity import (
@@ -42,6 +43,7 @@ from data.intensity import (
     stands_out,
 )
 from data.pictures import draw_thumbnails, save_contact_sheet
+from data.pixels import invert
 from data.sources import Sample, find_samples
 from data.tiles import group_tiles
 from data.truth import read_labels
@@ -54,7 +56,6 @@ SHOWN_IMAGES = 16  # in the contact sheet
 # Gray.
 BRIGHT_MEDIAN = 0.4  # of the range from black to white; a median above it is a bright background
 COLOUR_DIFFERENCE = 0.02  # of white; a mean difference of the channels above it is a stain
-COLOURS = ("red", "green", "blue")
 MIN_COLOUR = 0.1  # of the strongest channel; weaker channels of an RGB image show nothing
 MAX_CORRELATION = 0.95  # of the channels of an RGB image; with less they show different things
 DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleus
@@ -188,8 +189,7 @@ def select_channel(image: np.ndarray, has_bright_background: bool, is_stained: b
         return haematoxylin(image)
     if not has_bright_background:
         return brightness(image)
-    dark = brightness(image[..., 0] if image.ndim == 3 else image)
-    return ~dark if dark.dtype.kind == "u" else -dark
+    return invert(brightness(image[..., 0] if image.ndim == 3 else image))
 
 
 def has_bright_background(image: np.ndarray, ground: np.ndarray | None = None) -> bool:
@@ -366,11 +366,11 @@ def format_summary(kinds: Sequence[str], labels: Sequence[np.ndarray]) -> str:
     """A table by kind of image: images, nuclei, sizes and median nucleus area in pixels."""
     lines = [f"{'kind':<16}{'images':>8}{'nuclei':>8}{'smallest':>15}{'largest':>15}  median area"]
     for kind in sorted(set(kinds)):
-        chosen = [x for x, k in zip(labels, kinds, strict=True) if k == kind]
-        shapes = sorted((x.shape for x in chosen), key=np.prod)
+        chosen = [image_labels for image_labels, own_kind in zip(labels, kinds, strict=True) if own_kind == kind]
+        shapes = sorted((image_labels.shape for image_labels in chosen), key=np.prod)
         smallest = format_size(shapes[0])
         largest = format_size(shapes[-1])
-        areas = np.concatenate([np.bincount(x.ravel())[1:] for x in chosen])
+        areas = np.concatenate([np.bincount(image_labels.ravel())[1:] for image_labels in chosen])
         areas = areas[areas > 0]
         median = f"{np.median(areas):.0f} pixels" if areas.size else "-"
         line = f"{kind:<16}{len(chosen):>8}{areas.size:>8}{smallest:>15}{largest:>15}  {median}"
@@ -379,7 +379,7 @@ def format_summary(kinds: Sequence[str], labels: Sequence[np.ndarray]) -> str:
 
 
 def format_size(shape: tuple[int, ...]) -> str:
-    """Width and height of an image (H, W) or (H, W, 3), as the report writes them.
+    """Width and height of an image (H, W) or (H, W, 3) in words.
 
     >>> format_size((256, 320))
     '320 × 256'

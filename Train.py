@@ -116,17 +116,11 @@ def train(
     process, processes = join_processes()
     is_writer = process == 0
     options.check(processes)
-    loggers = []
-    if tensorboard is not None and is_writer:
-        import_optional("tensorboard", "tensorboard", f"--tensorboard {tensorboard}")
-        loggers.append(keras.callbacks.TensorBoard(tensorboard, write_graph=False))
+    loggers = prepare_keras(options, tensorboard if is_writer else None)
     samples = find_samples(*data, with_truth=True)
     out = Path(out)
     if is_writer:
         out.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(options.seed)
-    keras.config.set_dtype_policy(options.precision)
-
     # The images, and on which side of the split they are.
     pairs, probabilities, record = load_data(samples, options)
     options = options.with_crops(len(record["training_ids"]))
@@ -136,17 +130,14 @@ def train(
     counts = f"{len(training)} images to train on, {len(record['validation_ids'])} to validate"
     print(f"{counts}, {', '.join(map(str, data))}")
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
-
-    # The network, and what the weights reach that it starts from.
+    # The network, and the scores of the weights that it starts from.
     model, history = build_model(options, out, record, resume)
     with without_data_parallel():
         network = Model.plain_copy(model)  # predicts whole images
-        has_start = options.from_weights and record["validation_ids"]
-        start = score_start(network, options.from_weights, validation) if has_start else None
+        start = score_start(network, record, validation)
     if is_writer and not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)  # of another training
-
-    # The epochs that are not done.
+    # The epochs that are not done, and then the scores of the weights that are kept.
     crops = Crops(training, probabilities, options, epochs_done=len(history), process=process, processes=processes)
     keeper = KeepEpochs(out, record, history, crops, validation, is_writer)
     shower = ShowEpochs(keeper, network, load_examples(samples, pairs, record) if is_writer else [])
@@ -156,6 +147,16 @@ def train(
             finish_training(network, out, record, validation, start)
         (out / CHECKPOINT).unlink(missing_ok=True)
     return history
+
+
+def prepare_keras(options: TrainingOptions, tensorboard: str | None) -> list[keras.callbacks.Callback]:
+    """Sets seed and precision; returns the callbacks that write for TensorBoard, none without a folder for it."""
+    keras.utils.set_random_seed(options.seed)
+    keras.config.set_dtype_policy(options.precision)
+    if tensorboard is None:
+        return []
+    import_optional("tensorboard", "tensorboard", f"--tensorboard {tensorboard}")
+    return [keras.callbacks.TensorBoard(tensorboard, write_graph=False)]
 
 
 def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict[str, Pair], np.ndarray, dict]:
@@ -199,12 +200,9 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
 def load_examples(samples: Sequence[Sample], pairs: dict[str, Pair], record: dict) -> list[Example]:
     """The images that are predicted after every epoch, as people look at them: validation images, if there are any."""
     files = {sample.id: sample.image for sample in samples}
-    examples = []
     chosen = choose_examples(record["validation_ids"], record["validation_kinds"])
-    for name in chosen or record["training_ids"][:EXAMPLE_COUNT]:
-        picture = to_display(read_image(files[name]))
-        examples.append(crop_example(name, picture, pairs[name].gray, pairs[name].labels))
-    return examples
+    chosen = chosen or record["training_ids"][:EXAMPLE_COUNT]
+    return [crop_example(name, to_display(read_image(files[name])), *pairs[name][:2]) for name in chosen]
 
 
 def build_model(options: TrainingOptions, out: Path, record: dict, resume: bool) -> tuple[keras.Model, list[dict]]:
@@ -260,7 +258,7 @@ class KeepEpochs(keras.callbacks.Callback):
         self.record = record  # of `load_data`
         self.history = history  # one dict an epoch
         self.crops = crops  # that the model is fitted to
-        self.validation = validation  # of each image
+        self.validation = validation  # pairs of gray and labels
         self.is_writer = is_writer  # of several processes one writes
         self.hides_bars = None if is_writer else True  # None: where there is no terminal
         self.batch_count = 0  # in this run
@@ -280,9 +278,9 @@ class KeepEpochs(keras.callbacks.Callback):
             return
         # The step before may have broken the weights without its own loss showing it.
         names = set()
-        for index in range(max(self.batch_count - 2, 0), self.batch_count):
-            image_indices, _ = self.crops.draw_images(index)
-            names |= {self.record["training_ids"][i] for i in image_indices}
+        for batch in range(max(self.batch_count - 2, 0), self.batch_count):
+            image_indices, _ = self.crops.draw_images(batch)
+            names |= {self.record["training_ids"][index] for index in image_indices}
         raise UserError(
             f"the loss became NaN or infinite in epoch {len(self.history) + 1}, in the batches of "
             f"{', '.join(sorted(names))}; {self.out} keeps the epochs before it; look at these "
@@ -323,7 +321,7 @@ class KeepEpochs(keras.callbacks.Callback):
             self.model.reset_metrics()  # before 2026 test_on_batch went on from the image before
             batch = whole_image(pair.gray, pair.labels, multiple)
             scores.append(self.model.test_on_batch(*batch, return_dict=True))
-        return {f"val_{name}": float(np.mean([s[name] for s in scores])) for name in scores[0]}
+        return {f"val_{name}": float(np.mean([of_image[name] for of_image in scores])) for name in scores[0]}
 
 
 class ShowEpochs(keras.callbacks.Callback):
@@ -389,8 +387,11 @@ class Start(NamedTuple):
     calibration: Calibration
 
 
-def score_start(network: keras.Model, weights: str, validation: list[Pair]) -> Start:
-    """Scores the weights that a training starts from."""
+def score_start(network: keras.Model, record: dict, validation: list[Pair]) -> Start | None:
+    """Scores the weights that a training starts from; None for random ones, and where nothing is left to validate."""
+    weights = record["options"]["from_weights"]
+    if not (weights and record["validation_ids"]):
+        return None
     trained = Model.load_unet(weights)
     jobs = predict_grays(network, trained.get_weights(), [pair.gray for pair in validation])
     scores = score_jobs(jobs, [pair.labels for pair in validation], trained.calibration)
@@ -400,20 +401,19 @@ def score_start(network: keras.Model, weights: str, validation: list[Pair]) -> S
 
 
 def finish_training(network: keras.Model, out: Path, record: dict, validation: list[Pair], start: Start | None) -> None:
-    """Adds to training.json what the kept weights tell of the validation images.
+    """Predicts the validation images with the kept weights, and adds to training.json what that tells.
 
-    That is the calibration, if they may choose it. And where the training started from trained weights, it is the
-    scores before and after, both with the thresholds of before.
+    It is the calibration, if these images may choose it; and the scores before and after, both with the thresholds of
+    before, if the training started from trained weights.
     """
-    has_calibration = can_choose(record)
-    if not has_calibration and start is None:
+    if not can_choose(record) and start is None:
         return
     print("predicting the validation images with the kept weights")
     weights = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
     jobs = predict_grays(network, weights, [pair.gray for pair in validation])
     truths = [pair.labels for pair in validation]
-    if has_calibration:
-        calibration = calibrate([job.probabilities for job in jobs], [job.scales for job in jobs], truths)
+    if can_choose(record):
+        calibration = calibrate(jobs, truths)
         record["calibration"] = {"weights_sha256": hash_file(out / KEPT_WEIGHTS)} | dataclasses.asdict(calibration)
     if start is not None:
         record["fine_tuning"] = compare_scores(start.scores, score_jobs(jobs, truths, start.calibration))

@@ -1,4 +1,4 @@
-"""Finds what is no picture in an image: ground without picture, and hot or dead pixels.
+"""Finds what of an image does not belong to the picture: flat regions around it (the ground), hot and dead pixels.
 
 In:  one channel of an image, (H, W), any real dtype.
 Out: a mask of the ground; the channel without hot and dead pixels.

@@ -145,10 +145,11 @@ def draw_log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> f
 def change_intensity(
     gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator, fixed_edges: bool = False
 ) -> np.ndarray:
-    """Changes dim nuclei, haze, illumination, blur, gamma, contrast and two sorts of noise.
+    """Varies the brightness of nuclei, haze, illumination, blur, gamma and contrast, and adds two sorts of noise.
 
-    People outline soft nuclei wider than at half of their brightness, where a blurred sharp nucleus keeps its outline.
-    `fixed_edges` leaves out blur and gamma, so that a training can end with outlines as people draw them.
+    A sharp nucleus that is blurred here keeps its outline, which is then at half of its brightness; people outline
+    truly soft nuclei wider. `fixed_edges` leaves out blur and gamma, so that a training can end with outlines as people
+    draw them.
     """
     if rng.random() < 0.4:
         gray = dim_nuclei(gray, labels, rng)

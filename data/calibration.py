@@ -45,7 +45,7 @@ def read_pixel_size(file: File, level: int = 0, scene: int | None = None) -> flo
         scene: of a file of a microscope; None: its only one.
 
     Returns:
-        None where the file does not say, where pixels are not square, or where the number is none of a microscope.
+        None where the file does not say, where pixels are not square, or where it cannot be of a microscope.
 
     Raises:
         UserError: the file is damaged.

@@ -12,6 +12,7 @@ import numpy as np
 
 from data.files import UserError
 
+COLOURS = ("red", "green", "blue")  # the channels of an RGB image
 # Names of nuclear stains and markers; case does not count.
 NUCLEAR_NAMES = re.compile(
     r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE
@@ -73,5 +74,5 @@ def pick_channels(names: Sequence[str], wanted: str | None) -> list[int]:
 
 
 def take_channel(image: np.ndarray | Channels, index: int | None) -> np.ndarray:
-    """That one of several channels, (H, W); other images stay as they are."""
+    """The channel with this index of several channels, (H, W); other images stay as they are."""
     return image.planes[index] if isinstance(image, Channels) else image

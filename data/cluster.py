@@ -1,6 +1,6 @@
 """Hands images to the workers of a running Dask cluster.
 
-In:  ids, and the name of a function of a script that the workers call with some of them.
+In:  ids, and a script whose function `predict_on_worker` the workers call with some of them.
 Out: what that function returned: ids that are done, and those that were skipped with the reason.
 """
 
@@ -49,22 +49,19 @@ def predict_on_cluster(
     run = str(time.time_ns())  # tells this run from others of the same workers
     arguments = [run, json.dumps(dataclasses.asdict(options)), *map(os.path.abspath, paths)]
     ids = [sample.id for sample in samples]
-    answers = map_on_cluster(ids, Path(script).resolve(), "predict_on_worker", arguments, address)
+    answers = map_on_cluster(ids, Path(script).resolve(), arguments, address)
     return collect_answers(answers, len(ids))
 
 
-def map_on_cluster(
-    ids: Sequence[str], script: Path, function: str, arguments: list[str | None], address: str
-) -> Iterator[Answer]:
-    """Has the workers call `function(ids, *arguments)` of a script on chunks of the ids.
+def map_on_cluster(ids: Sequence[str], script: Path, arguments: Sequence[str], address: str) -> Iterator[Answer]:
+    """Has the workers call `predict_on_worker(ids, *arguments)` of a script on chunks of the ids.
 
     A chunk whose worker dies goes to another worker.
 
     Args:
         ids: of all images.
         script: the file that holds the function, under the same path on every worker.
-        function: its name.
-        arguments: its other arguments; the files and folders among them must be seen by every worker.
+        arguments: of the function; the files and folders among them must be seen by every worker.
         address: of the scheduler.
 
     Yields:
@@ -78,14 +75,14 @@ def map_on_cluster(
     except ImportError as error:
         raise UserError("--scheduler needs Dask; pip install distributed") from error
     folder = str(script.parent)
-    paths = [argument for argument in arguments if argument and Path(argument).is_absolute()]
+    paths = [argument for argument in arguments if Path(argument).is_absolute()]
     module = script.stem
 
     def work(chunk: list[str]) -> Answer:
         """Runs on a worker: imports the script and calls its function."""
         if folder not in sys.path:
             sys.path.insert(0, folder)
-        return getattr(importlib.import_module(module), function)(chunk, *arguments)
+        return importlib.import_module(module).predict_on_worker(chunk, *arguments)
 
     try:
         client = Client(address, timeout=CONNECT_SECONDS)

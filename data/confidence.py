@@ -1,4 +1,4 @@
-"""How sure a network is of each nucleus, which nuclei are wanted, and what of it is fitted on validation images.
+"""How sure a network is of each nucleus, which nuclei are kept, and the calibration that validation images choose.
 
 In:  labels (H, W) and probabilities of nucleus and of border, of whole images or of strips from the top to the bottom.
 Out: confidence (K,) float in [0, 1]; labels without the nuclei that are not wanted; a `Calibration`.
@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.sparse import coo_array
 
 from data.matching import THRESHOLDS, average_precision, dice_score, overlap_table, pair_overlaps, paired_difference
 from data.nuclei import Calibration, keep_labels, separate_nuclei
 from data.options import Limits
-from data.scales import PredictionJob, Probabilities, finish_labels
+from data.scales import PredictionJob, finish_labels
 
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -96,43 +97,42 @@ def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration,
     return is_kept
 
 
-def calibrate(
-    probabilities: Sequence[Probabilities], scales: Sequence[tuple[int, ...]], truths: Sequence[np.ndarray]
-) -> Calibration:
+def calibrate(jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray]) -> Calibration:
     """Chooses thresholds and fits the confidence, on validation images.
 
     A threshold other than the usual one is taken only if it raises the mean AP of the images beyond chance: the 95 %
     interval of the paired difference must lie above 0.
 
     Args:
-        probabilities: of each image, as `data.scales` has them.
-        scales: of each image, likewise.
-        truths: labels (H, W) int of each image.
+        jobs: of each image, predicted.
+        truths: true labels (H, W) int of each image.
     """
     calibration = Calibration()
     for name, values in (("nucleus_threshold", NUCLEUS_THRESHOLDS), ("seed_threshold", SEED_THRESHOLDS)):
-        scores = {}  # value -> AP (images,)
-        for value in {*values, getattr(calibration, name)}:
-            tables = match_images(probabilities, scales, truths, replace(calibration, **{name: value}))[0]
-            scores[value] = np.array([average_precision(table) for table in tables])
         usual = getattr(calibration, name)
+        scores = {}  # value -> AP (images,)
+        for value in {*values, usual}:
+            tables, _ = match_images(jobs, truths, replace(calibration, **{name: value}))
+            scores[value] = np.array([average_precision(table) for table in tables])
         best = max(scores, key=lambda value: (scores[value].mean(), value == usual))
         _, low, _ = paired_difference(scores[best], scores[usual])
         if low > 0:
             calibration = replace(calibration, **{name: best})
-    tables, means = match_images(probabilities, scales, truths, calibration)
+    tables, means = match_images(jobs, truths, calibration)
     is_right = np.concatenate([find_right(table) for table in tables])
     return replace(calibration, confidence=fit_confidence(np.concatenate(means), is_right, calibration.confidence))
 
 
-def match_images(probabilities, scales, truths, calibration: Calibration) -> tuple[list, list[np.ndarray]]:
-    """The overlap table of each image, and the mean probabilities (K, 2) of its nuclei; arguments as `calibrate`."""
+def match_images(
+    jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], calibration: Calibration
+) -> tuple[list[coo_array], list[np.ndarray]]:
+    """The `overlap_table` of each image, and the mean probabilities (K, 2) of its nuclei; arguments as `calibrate`."""
     tables = []
     means = []
-    for answer, halvings, truth in zip(probabilities, scales, truths, strict=True):
-        labels = separate_nuclei(*answer, area_scale=4.0 ** halvings[0], calibration=calibration)
+    for job, truth in zip(jobs, truths, strict=True):
+        labels = separate_job(job, calibration)
         sums = NucleusSums(len(labels))
-        sums.add(labels, *answer)
+        sums.add(labels, *job.probabilities)
         tables.append(overlap_table(truth, labels))
         means.append(sums.means())
     return tables, means
@@ -145,13 +145,18 @@ def score_jobs(
     dice = []
     precision = []
     for job, truth in zip(jobs, truths, strict=True):
-        labels = separate_nuclei(*job.probabilities, area_scale=4.0 ** job.scales[0], calibration=calibration)
+        labels = separate_job(job, calibration)
         dice.append(dice_score(truth > 0, labels > 0))
         precision.append(average_precision(overlap_table(truth, labels)))
     return {"dice": np.array(dice), "ap": np.array(precision)}
 
 
-def find_right(table) -> np.ndarray:
+def separate_job(job: PredictionJob, calibration: Calibration) -> np.ndarray:
+    """Labels (H, W) int32 of a predicted job, as another calibration gives them."""
+    return separate_nuclei(*job.probabilities, area_scale=4.0 ** job.scales[0], calibration=calibration)
+
+
+def find_right(table: coo_array) -> np.ndarray:
     """(K,) bool: whether each predicted nucleus of an `overlap_table` overlaps a true one by an IoU above 0.5."""
     (_, columns, _), iou = pair_overlaps(table)
     is_right = np.zeros(table.shape[1], bool)

@@ -11,7 +11,7 @@ MAX_PASTED = 8  # nuclei in a crop
 MIN_AREA = 40  # pixels of a nucleus that is pasted
 MARGIN = 2  # pixels around a nucleus that are pasted with it, for its soft edge
 EDGE_WIDTH = 0.7  # pixels, standard deviation of the filter that softens what is pasted
-DISTANCES = (0.8, 1.15)  # from middle to middle, in sums of the two radii
+DISTANCES = (0.8, 1.15)  # from middle to middle, times the sum of the two radii
 MIN_FREE_SHARE = 0.7  # of a pasted nucleus that lies on background; the rest lies behind others
 
 
@@ -39,22 +39,22 @@ def paste_nuclei(gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
         patch, mask = _cut_out(gray, labels, boxes[label - 1], label, rng)
         direction = rng.uniform(0, 2 * np.pi)
         distance = (radii[label] + radii[neighbour]) * rng.uniform(*DISTANCES)
-        centre = [(side.start + side.stop) / 2 for side in boxes[neighbour - 1]]
-        centre += distance * np.array([np.sin(direction), np.cos(direction)])
-        if patch[mask].mean() > np.median(patch[~mask]):  # otherwise nothing would be seen of it
+        middle = np.array([(side.start + side.stop) / 2 for side in boxes[neighbour - 1]])  # row, column
+        centre = middle + distance * np.array([np.sin(direction), np.cos(direction)])
+        if patch[mask].mean() > np.median(patch[~mask]):  # a nucleus darker than its margin would not be seen
             _paste(new_gray, new_labels, patch, mask, centre)
     return new_gray, new_labels
 
 
 def _is_inside(box: tuple[slice, slice], shape: tuple[int, int]) -> bool:
-    """Whether nothing of a nucleus is cut off at the edge of the crop."""
+    """Whether the box of a nucleus does not touch the edge of the crop, which may cut the nucleus off."""
     return all(side.start > 0 and side.stop < length for side, length in zip(box, shape, strict=True))
 
 
 def _cut_out(
     gray: np.ndarray, labels: np.ndarray, box: tuple[slice, slice], label: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gray and mask of a nucleus with its margin, (h, w), turned by quarters and perhaps flipped."""
+    """Gray float32 and mask bool of a nucleus with its margin, both (h, w), turned by quarters and perhaps flipped."""
     window = tuple(slice(max(side.start - MARGIN, 0), side.stop + MARGIN) for side in box)
     quarters = rng.integers(4)
     patch = np.rot90(gray[window], quarters)
@@ -65,16 +65,19 @@ def _cut_out(
 
 
 def _paste(gray: np.ndarray, labels: np.ndarray, patch: np.ndarray, mask: np.ndarray, centre: np.ndarray) -> None:
-    """Adds a nucleus to gray and labels, where it lies inside and mostly on background."""
-    first = np.round(centre - np.array(mask.shape) / 2).astype(int)
-    last = first + mask.shape
-    if (first < 0).any() or (last > labels.shape).any():
+    """Adds a nucleus, the patch and mask of `_cut_out`, to gray and labels around a centre (row, column).
+
+    Nothing is added where it would reach beyond the crop, or less than MIN_FREE_SHARE of it lies on background.
+    """
+    start = np.round(centre - np.array(mask.shape) / 2).astype(int)
+    stop = start + mask.shape
+    if (start < 0).any() or (stop > labels.shape).any():
         return
-    window = (slice(first[0], last[0]), slice(first[1], last[1]))
+    window = (slice(start[0], stop[0]), slice(start[1], stop[1]))
     is_free = mask & (labels[window] == 0)
     if is_free.sum() < MIN_FREE_SHARE * mask.sum():
         return
     opacity = gaussian_filter(mask.astype(np.float32), EDGE_WIDTH)
-    below = gray[window]
-    gray[window] = np.maximum(below, below + opacity * (patch - below))
+    before = gray[window]
+    gray[window] = np.maximum(before, before + opacity * (patch - before))
     labels[window][is_free] = labels.max() + 1

@@ -37,7 +37,7 @@ def draw_empty_crop(size: int, rng: np.random.Generator, fixed_edges: bool = Fal
 
 
 def draw_noise(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of one width, (size, size) float32: coarse noise is haze, fine noise grain."""
+    """Noise of one width, (size, size) float32; coarse noise looks like haze, fine noise like grain."""
     return gaussian_filter(rng.standard_normal((size, size), np.float32), draw_log_uniform(rng, NOISE_WIDTHS))
 
 
@@ -55,14 +55,18 @@ def draw_fibres(size: int, rng: np.random.Generator) -> np.ndarray:
     across += rng.uniform(0, wave_length / 12) * np.sin(2 * np.pi * along / wave_length)
     row_indices = np.clip(across + size, 0, side - 1).astype(int)
     column_indices = np.clip(along + size, 0, side - 1).astype(int)
-    return gaussian_filter(np.maximum(fibres[row_indices, column_indices] - rng.uniform(-1, 1), 0), 0.7)
+    density = fibres[row_indices, column_indices] - rng.uniform(-1, 1)  # above 0 where there is a fibre
+    return gaussian_filter(np.maximum(density, 0), 0.7)
 
 
 def draw_walls(size: int, rng: np.random.Generator) -> np.ndarray:
     """Thin walls between large empty cells, as in fat, (size, size) float32."""
     distance = draw_log_uniform(rng, CELL_DISTANCES)
+    # Cells lie in a square half as wide again as the crop, so that its edges look like its middle.
     count = max(int((1.5 * size / distance) ** 2), 4)
     cells = KDTree(rng.uniform(-size / 4, 1.25 * size, (count, 2)))
-    nearest, second = np.moveaxis(cells.query(np.indices((size, size)).reshape(2, -1).T, 2)[0], 1, 0)
-    to_wall = (second - nearest).reshape(size, size).astype(np.float32) / 2
-    return gaussian_filter(np.exp(-((to_wall / rng.uniform(*WALL_WIDTHS)) ** 2)), 0.7)
+    pixels = np.indices((size, size)).reshape(2, -1).T  # (size * size, 2)
+    distances, _ = cells.query(pixels, 2)  # from each pixel to the two nearest cells
+    to_wall = (distances[:, 1] - distances[:, 0]).reshape(size, size).astype(np.float32) / 2
+    walls = np.exp(-((to_wall / rng.uniform(*WALL_WIDTHS)) ** 2))
+    return gaussian_filter(walls, 0.7)

@@ -1,5 +1,6 @@
 """Finds files of the project, describes files, writes them whole, and says which mistakes are the user's."""
 
+import csv
 import errno
 import hashlib
 import importlib
@@ -9,7 +10,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from typing import BinaryIO, NoReturn
 
 from PIL import UnidentifiedImageError
 
-CHECKSUM_BYTES = 2**24  # that are read at once
+CHECKSUM_BYTES = 2**24  # so many are read at once
 FIGURE_FORMATS = ("png", "svg", "pdf", "jpg")
 UNFINISHED = ".unfinished-"  # begins the name of a file that is being written
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota, file too large
@@ -79,7 +80,7 @@ def find_beside_scripts(path: str) -> str:
 
 
 def describe_file(file: File) -> dict[str, int]:
-    """The `size` in bytes and the `crc32` of a file's bytes, by which a replaced image is known."""
+    """The `size` in bytes and the `crc32` of a file's bytes, by which a replaced image is recognised."""
     if isinstance(file, zipfile.Path):
         entry = file.root.getinfo(file.at)
         return {"size": entry.file_size, "crc32": entry.CRC}
@@ -123,6 +124,20 @@ def write_whole(file: str | Path) -> Iterator[Path]:
     finally:
         remove(part)
         remove(old)
+
+
+def write_rows(file: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    """Writes rows, which are dicts by the names of the columns, as a .csv; what a row lacks is an empty cell."""
+    with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, list(columns))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def read_rows(file: str | Path) -> Iterator[dict[str, str]]:
+    """Yields the rows of a .csv as `write_rows` takes them; every cell is a text."""
+    with open(file, newline="", encoding="utf-8") as stream:
+        yield from csv.DictReader(stream)
 
 
 def remove(path: Path) -> None:

@@ -46,14 +46,20 @@ def haematoxylin(image: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) float32, in arbitrary units.
     """
-    white = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+    white = white_value(image)
     rgb = image.astype(np.float32) / np.float32(white)
     return separate_stains(rgb, hed_from_rgb)[..., 0].astype(np.float32)
 
 
+def white_value(image: np.ndarray) -> int:
+    """The value of white: the highest of whole numbers of this dtype, 1 of others."""
+    return np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+
+
 def optical_density(image: np.ndarray) -> np.ndarray:
     """How much light each channel of an image (H, W, 3), any real dtype, absorbs: (H, W, 3) float32, 0 for none."""
-    white = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+    white = white_value(image)
+    # Black has no logarithm: it counts as one level of 16 bits, or of the image where its levels are coarser.
     darkest = max(1 / white, 1 / 65535) if image.dtype.kind in "ui" else 1 / 255
     return -np.log(np.maximum(image.astype(np.float32) / np.float32(white), np.float32(darkest)))
 

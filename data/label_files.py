@@ -21,9 +21,9 @@ from skimage.segmentation import expand_labels
 from data.files import File, UserError, decoding
 from data.images import read_image
 
-INVERTED_SHARE = 0.5  # a mask that covers more of the pixels, and all corners, is inverted
-# What is no label picture: much of it is fragments, pieces of one value that are smaller than any nucleus. Labels that
-# people drew have 0.1 % of these at most, photographs, JPEGs and what was resized at least 2 %.
+MIN_BACKGROUND = 0.5  # of the pixels of a picture; what covers more of them, and all corners, is its background
+# A picture is no label picture where much of it is fragments: pieces of one value that are smaller than any nucleus.
+# Labels that people drew have 0.1 % of these at most; photographs, JPEGs and resized labels have at least 2 %.
 MIN_PIECE = 4  # pixels
 CORNER_DISTANCE = 1.5  # pixels, from a pixel to those around it
 MAX_FRAGMENT_SHARE = 0.01  # of the pixels above 0
@@ -113,12 +113,16 @@ def check_jpeg(image: np.ndarray, file: File) -> None:
         )
 
 
+def is_background(mask: np.ndarray) -> bool:
+    """Whether a mask (H, W) bool covers most of a picture and all its corners; then it is no mask of nuclei."""
+    corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return bool(corners.all() and mask.mean() > MIN_BACKGROUND)
+
+
 def check_background(values: np.ndarray, file: File) -> None:
-    """Raises UserError where a value covers most of a label picture (H, W) and its corners, and is not 0."""
+    """Raises UserError where the background of a label picture (H, W) is not 0."""
     corner = values[0, 0]
-    is_ground = values == corner
-    corners = is_ground[[0, 0, -1, -1], [0, -1, 0, -1]]
-    if corner and corners.all() and is_ground.mean() > INVERTED_SHARE:
+    if corner and is_background(values == corner):
         raise UserError(
             f"{file}: most of it and all corners are {'nucleus' if is_binary(values) else 'one number'}; "
             "is it inverted? the background must be 0 or black"
@@ -126,7 +130,7 @@ def check_background(values: np.ndarray, file: File) -> None:
 
 
 def part_mask(mask: np.ndarray, file: File) -> np.ndarray:
-    """Numbers the pieces of a mask (H, W) bool; those that touch at a corner alone are apart, but for fragments.
+    """Numbers the pieces of a mask (H, W) bool; pieces that touch only at a corner are apart, unless one is a fragment.
 
     Raises:
         UserError: a piece covers more than half of the picture, or most pieces are plainly several nuclei: larger than
@@ -175,9 +179,9 @@ def read_rois(file: File) -> list[Outline]:
     """
     with decoding(file, "ROI set"):
         content = file.read_bytes()
-    is_one = file.name.lower().endswith(".roi")
+    has_one_roi = file.name.lower().endswith(".roi")
     outlines = []
-    for name, roi_content in [(file.name, content)] if is_one else _unpack_rois(content, file):
+    for name, roi_content in [(file.name, content)] if has_one_roi else _unpack_rois(content, file):
         with decoding(file, "ROI set"):
             roi = roifile.ImagejRoi.frombytes(roi_content)
             rings = roi.coordinates(multi=True)
@@ -213,9 +217,8 @@ def read_geojson(file: File) -> list[Outline]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
         features = content if isinstance(content, list) else content.get("features", [content])
-        is_annotation = [_is_annotation(feature) for feature in features]
-        if not all(is_annotation):  # an annotation around detections is a region, and no nucleus
-            features = [feature for feature, is_one in zip(features, is_annotation, strict=True) if not is_one]
+        detections = [feature for feature in features if not _is_annotation(feature)]
+        features = detections or features  # an annotation around detections is a region, and no nucleus
         return [_read_geometry(feature.get("nucleusGeometry") or feature["geometry"]) for feature in features]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -224,8 +227,8 @@ def read_geojson(file: File) -> list[Outline]:
 
 def _is_annotation(feature: dict) -> bool:
     properties = feature.get("properties") or {}
-    kind = properties.get("objectType") or properties.get("object_type") or feature.get("id", "")
-    return str(kind).lower() not in ("detection", "cell", "pathdetectionobject", "pathcellobject")
+    object_type = properties.get("objectType") or properties.get("object_type") or feature.get("id", "")
+    return str(object_type).lower() not in ("detection", "cell", "pathdetectionobject", "pathcellobject")
 
 
 def _read_geometry(geometry: dict) -> Outline:

@@ -127,8 +127,10 @@ def part_truth_pictures(files: Sequence[File]) -> tuple[list[File], list[File]]:
     truths = []
     for file in files:
         stem = file.stem.lower()
-        is_picture_of_truth = has_truth and stem.endswith(TRUTH_SUFFIXES) and stem not in has_truth
-        (truths if is_picture_of_truth else images).append(file)
+        if has_truth and stem.endswith(TRUTH_SUFFIXES) and stem not in has_truth:
+            truths.append(file)
+        else:
+            images.append(file)
     return images, truths
 
 
@@ -186,9 +188,10 @@ def is_in_results(folder: Parts, results: Container[Parts]) -> bool:
 
 
 def pair_masks(sample: Sample) -> Sample:
-    """In Kaggle's layout, a sole mask with the name of its image holds all nuclei."""
-    is_truth_picture = len(sample.masks) == 1 and sample.masks[0].stem == sample.image.stem
-    return replace(sample, masks=(), truths=sample.masks) if is_truth_picture else sample
+    """The sample of an image in Kaggle's layout; a sole mask with the name of the image is the truth of all nuclei."""
+    if len(sample.masks) == 1 and sample.masks[0].stem == sample.image.stem:
+        return replace(sample, masks=(), truths=sample.masks)
+    return sample
 
 
 def pair_truths(
@@ -223,11 +226,10 @@ def pair_truths(
 
 
 def add_predictions(samples: Iterable[Sample], paths: Iterable[Path]) -> list[Sample]:
-    """Takes labels/ID.tif of folders of results among the sources for truth of images that have none."""
+    """Gives images without truth the labels/ID.tif of folders of results among the sources as truth."""
     samples = list(samples)
     for out in _result_folders(paths):
-        is_result = [_lies_in_results(sample.image, [out]) for sample in samples]
-        samples = [sample for sample, is_left_out in zip(samples, is_result, strict=True) if not is_left_out]
+        samples = [sample for sample in samples if not _lies_in_results(sample.image, [out])]
         for number, sample in enumerate(samples):
             file = out / "labels" / f"{sample.id}.tif"
             if not sample.has_truth and file.is_file():
@@ -262,14 +264,17 @@ def check_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]
         check_one_truth(sample)
     if not truths and (not orphans or all(sample.masks for sample in samples)):
         return samples
-    is_test = [sample.image.parent.name == NNUNET_TEST and not sample.has_truth for sample in samples]
-    left_out[WITHOUT_TRUTH] += [sample.image for sample, is_one in zip(samples, is_test, strict=True) if is_one]
-    samples = [sample for sample, is_one in zip(samples, is_test, strict=True) if not is_one]
+    left_out[WITHOUT_TRUTH] += [sample.image for sample in samples if _is_unlabelled_test(sample)]
+    samples = [sample for sample in samples if not _is_unlabelled_test(sample)]
     paired_sources = {sample.source for sample in samples if sample.truths}
     lacking = [sample for sample in samples if not sample.has_truth]
     lacking = [sample.image for sample in lacking if orphans or sample.source in paired_sources]
     check_partners(lacking, orphans, len(samples))
     return samples
+
+
+def _is_unlabelled_test(sample: Sample) -> bool:
+    return sample.image.parent.name == NNUNET_TEST and not sample.has_truth
 
 
 def check_one_truth(sample: Sample) -> None:

@@ -136,10 +136,12 @@ def place_nuclei(
     reach = int(3 * radius)  # nuclei are drawn on a wider canvas, whose margin is cut off
     rows, columns = np.ogrid[-reach : reach + 1, -reach : reach + 1]
     labels = np.zeros(np.add(shape, 2 * reach), np.int32)
-    depth, second = np.zeros(labels.shape), np.zeros(labels.shape)
+    depth = np.zeros(labels.shape)
+    second = np.zeros(labels.shape)  # depth in the next nucleus
     crowd = np.exp(clumping * (smooth_noise(rng, shape, min(shape) / 8) - 1))
     for _ in range(count * TRIES):
-        centre, angle = rng.uniform(0, shape), rng.normal(SLOPE, swing)
+        centre = rng.uniform(0, shape)
+        angle = rng.normal(SLOPE, swing)
         size = radius * np.exp(spread * rng.uniform(-2, 2))
         long = np.sqrt(aspect) ** rng.uniform(0, 2)
         waves = 0.05 * rng.standard_normal((3, 2))
@@ -239,7 +241,8 @@ def stain(rng: Generator, nuclei: ndarray, nuclear: tuple, ground: tuple, bare: 
     `nuclear` and `ground` are the amounts of the `STAINS` in a typical nucleus and in the tissue
     between the nuclei; `bare` is the part of the glass without tissue; `blur` is in pixels.
     """
-    shape, spread = nuclei.shape, ndimage.gaussian_filter
+    shape = nuclei.shape
+    spread = ndimage.gaussian_filter
     tissue = 1 + 0.06 * fibres(rng, shape) + 0.08 * smooth_noise(rng, shape, 4)
     # Where the glass is bare, a nucleus still has its own cytoplasm around it.
     land = smooth_noise(rng, shape, 18) + 4 * spread(np.sign(nuclei), 8)
@@ -262,7 +265,8 @@ def shade(rng: Generator, nuclei: ndarray, cell: float) -> ndarray:
     pieces, count = ndimage.label(nuclei > 0)
     for row, column in ndimage.center_of_mass(nuclei > 0, pieces, range(1, count + 1)):
         row, column = (row, column) + rng.normal(0, cell / 5, 2)
-        size, waves = cell * rng.uniform(0.7, 1.3), 0.11 * rng.standard_normal((7, 2))
+        size = cell * rng.uniform(0.7, 1.3)
+        waves = 0.11 * rng.standard_normal((7, 2))
         inside = blob_depth(rows - row, columns - column, size, 1.1, rng.uniform(0, 3), waves)
         cells += rng.uniform(0.03, 0.09) / (1 + np.exp(-inside / 0.8))
     cells *= np.exp(0.08 * smooth_noise(rng, shape, 6) + 0.08 * smooth_noise(rng, shape, 1))

@@ -1,7 +1,7 @@
-"""Measures nuclei and images, and writes the tables of them.
+"""Measures nuclei and images, and writes the table of nuclei.
 
 In:  labels (H, W) int, 0 background, and the image (H, W) or (H, W, C) as in the file; arrays, or rows of a file.
-Out: nuclei.csv, a row for each nucleus, and images.csv, a row for each image.
+Out: the columns of nuclei.csv, as arrays or as a file; the row of an image in images.csv.
 
 Names and definitions are those of scikit-image's `regionprops_table`, with the unit at the end: px, um, um2, rad.
 The columns of a box are half open: `bbox_max_row_px` is the row after the last. Beyond scikit-image there are
@@ -14,19 +14,19 @@ The columns of a box are half open: `bbox_max_row_px` is the row after the last.
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from data.channels import COLOURS
 from data.files import write_whole
 from data.shapes import count_hull_pixels, measure_ellipses, measure_perimeters
 from data.slides import STRIP
 
 NUMBER_FORMAT = ".8g"  # a hundredth of a pixel in a slide of 100,000 pixels
-COLOUR_NAMES = ("red", "green", "blue")
 LENGTHS = (
     "centroid_row",
     "centroid_column",
@@ -122,12 +122,7 @@ def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_window(
-    labels: np.ndarray,
-    image: np.ndarray,
-    numbers: np.ndarray,
-    top: int = 0,
-    height: int | None = None,
-    channel_names: Sequence[str] = (),
+    labels: np.ndarray, image: np.ndarray, numbers: np.ndarray, top: int, height: int, channel_names: Sequence[str] = ()
 ) -> Columns:
     """Measures some nuclei that lie wholly in a window of rows.
 
@@ -136,13 +131,12 @@ def measure_window(
         image: (rows, W) or (rows, W, C).
         numbers: (K,) int, ascending; the labels to measure. Each has pixels in the window, and none outside.
         top: row of the image where the window begins.
-        height: rows of the image; None: the window is the image.
+        height: rows of the image.
         channel_names: as in `measure_nuclei`.
 
     Returns:
         columns of K values, without those that need the other nuclei or the pixel size.
     """
-    height = labels.shape[0] if height is None else height
     width = labels.shape[1]
     indices = np.zeros(max(int(labels.max(initial=0)), int(numbers.max(initial=0))) + 1, np.int32)
     indices[numbers] = np.arange(1, len(numbers) + 1)
@@ -183,7 +177,7 @@ def name_channels(shape: tuple[int, ...], names: Sequence[str] = ()) -> Sequence
         return names
     if len(shape) == 2 or shape[2] == 1:
         return ("gray",)
-    return COLOUR_NAMES if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
+    return COLOURS if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
 
 
 def measure_intensities(nuclei: np.ndarray, values: np.ndarray, area: np.ndarray) -> Columns:
@@ -243,50 +237,42 @@ def measure_image(
     area = nuclei["area_px"]
     count = len(area)
     pixels = shape[0] * shape[1]
+    side = math.nan if pixel_size is None else pixel_size  # micrometres; what is computed from NaN is NaN
+    median_area = np.median(area) if count else math.nan
     confidence = nuclei.get("confidence", ())
     return {
         "image": name,
         "width_px": shape[1],
         "height_px": shape[0],
-        "pixel_size_um": math.nan if pixel_size is None else pixel_size,
+        "pixel_size_um": side,
         "channel": channel,
         "scale": scale,
         "background": background,
         "count": count,
         "covered_fraction": area.sum() / pixels,
-        "median_area_px": np.median(area) if count else math.nan,
-        "median_area_um2": np.median(area) * pixel_size**2 if count and pixel_size is not None else math.nan,
+        "median_area_px": median_area,
+        "median_area_um2": median_area * side**2,
         "density_per_megapixel": count / (pixels / 1e6),
-        "density_per_mm2": math.nan if pixel_size is None else count / (pixels * pixel_size**2 / 1e6),
+        "density_per_mm2": count / (pixels * side**2 / 1e6),
         "mean_confidence": np.mean(confidence) if len(confidence) else math.nan,
         "warnings": "; ".join(warnings),
     }
 
 
-def write_table(file: str | Path, tables: Sequence[Mapping[str, object]]) -> None:
-    """Writes tables below each other as one .csv, with the columns of all of them in the order in which they come.
-
-    Args:
-        file: nuclei.csv or images.csv.
-        tables: of `measure_nuclei` or `measure_image`. What a table lacks, and NaN, are empty cells.
-    """
-    names = list(dict.fromkeys(name for table in tables for name in table))
+def write_table(file: str | Path, columns: Columns) -> None:
+    """Writes the columns of `measure_nuclei` as a .csv; NaN is an empty cell."""
     with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(names)
-        for table in tables:
-            length = len(np.atleast_1d(next(iter(table.values()))))
-            texts = [format_column(table[name]) if name in table else [""] * length for name in names]
-            writer.writerows(zip(*texts, strict=True))
+        writer.writerow(columns)
+        writer.writerows(zip(*map(format_column, columns.values()), strict=True))
 
 
-def format_column(values: object) -> list[str]:
-    """The cells of a column, or of a single value.
+def format_column(column: np.ndarray) -> list[str]:
+    """The cells of a column.
 
-    >>> format_column(np.array([2 / 3, np.nan, -0.0])), format_column(True)
+    >>> format_column(np.array([2 / 3, np.nan, -0.0])), format_column(np.array([True]))
     (['0.66666667', '', '0'], ['True'])
     """
-    column = np.atleast_1d(values)
     if column.dtype.kind != "f":
         return [str(value) for value in column.tolist()]
     return ["" if math.isnan(value) else format(value + 0.0, NUMBER_FORMAT) for value in column.tolist()]

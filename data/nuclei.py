@@ -21,8 +21,8 @@ MIN_AREA = 20  # pixels, a disk 5 pixels across; smaller pieces are noise
 MAX_HOLE_AREA = 300  # pixels; a hole as large as a common nucleus is background
 MAX_AREA_RATIO = 10  # to the common nucleus: a larger piece is a vessel or a fibre
 # The ring around a nucleus that is its background.
-RING_GAP = 2  # pixels between a nucleus and the ring around it that is its background
-MIN_RING = 3  # pixels, width of that ring
+RING_GAP = 2  # pixels between a nucleus and the ring
+MIN_RING = 3  # pixels, width of the ring
 MIN_DEVIATION = 1e-3  # of gray
 
 

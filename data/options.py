@@ -26,6 +26,7 @@ BACKGROUNDS = ("dark", "bright")
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
 BASE_FILTERS = 16
 KINDS = ("fluorescence", "brightfield", "stained tissue")  # of images
+UNKNOWN_KIND = "unknown"  # of the images of a solution .csv, which holds only their nuclei
 SEED = 2018
 TRAINED = "weights/trained"  # beside the weights that the scripts use, which stay
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -132,7 +133,7 @@ class PredictionOptions(Limits):
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser that shows a script's docstring, names the nearest option, and says a mistake in one line."""
+    """A parser that shows a script's docstring, names the nearest option, and reports a mistake in one line."""
 
     def __init__(self, doc: str):
         lines = doc.splitlines()
@@ -159,7 +160,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def repeat_command(script: str, argv: Sequence[str] | None, more: str, without: Sequence[str] = ()) -> str:
-    """The command that a script was called with, to be copied, with one word more and without some.
+    """The command that a script was called with, to be copied, with one more word and without some others.
 
     >>> repeat_command("Train.py", ["--out", "my weights", "--overwrite"], "--resume", without=["--overwrite"])
     "python Train.py --out 'my weights' --resume"

@@ -264,13 +264,13 @@ def save_comparison(
     save_contact_sheet(pictures, titles, file, columns=3, legend=OUTCOME_COLOURS)
 
 
-def choose_rows(rows: Sequence[dict], count: int = COMPARED_IMAGES) -> list[dict]:
-    """The worst image of every kind, then others from the worst Dice to the best, `count` in all."""
+def choose_rows(rows: Sequence[dict]) -> list[dict]:
+    """The worst image of every kind, then others from the worst Dice to the best, COMPARED_IMAGES in all."""
     rows = sorted(rows, key=lambda row: row["dice"])
     kinds = sorted({row["kind"] for row in rows})
     chosen = [next(row for row in rows if row["kind"] == kind) for kind in kinds]
     others = [row for row in rows if row not in chosen]
-    places = max(count - len(chosen), 0)
+    places = max(COMPARED_IMAGES - len(chosen), 0)
     indices = np.unique(np.linspace(0, len(others) - 1, places).astype(int)) if others else ()
     return chosen + [others[index] for index in indices]
 
@@ -307,8 +307,7 @@ def show_predictions(out: str | Path) -> Path:
 
 def show_pictures(*files: str | Path) -> None:
     """Opens a window for each picture file where there is a display; else does nothing."""
-    has_display = sys.platform in ("win32", "darwin")
-    has_display = has_display or any(name in os.environ for name in DISPLAY_VARIABLES)
+    has_display = sys.platform in ("win32", "darwin") or any(name in os.environ for name in DISPLAY_VARIABLES)
     if not has_display or os.environ.get("MPLBACKEND", "").lower() == "agg":
         return
     import matplotlib.pyplot as plt

@@ -34,6 +34,11 @@ def check_size(shape: tuple[int, int], file: File) -> None:
         )
 
 
+def invert(values: np.ndarray) -> np.ndarray:
+    """Exchanges bright and dark in values of any shape and real dtype: max - value, of signed numbers -value."""
+    return ~values if values.dtype.kind in "bu" else -values
+
+
 def turn_image(image: np.ndarray, orientation: int) -> np.ndarray:
     """An image as viewers show it, from how a TIFF stores it: see ORIENTATION_TAG."""
     if orientation in TURNED:
@@ -46,7 +51,7 @@ def turn_image(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def drop_alpha(image: np.ndarray) -> np.ndarray:
-    """Removes the alpha channel; transparent pixels become 0, a flat ground whatever colours they hide."""
+    """Removes the alpha channel; transparent pixels become 0, whatever colours they hide."""
     if image.ndim == 3 and image.shape[-1] in (2, 4):
         is_transparent = image[..., -1] == 0
         image = image[..., :-1]

@@ -4,7 +4,6 @@ In:  the folder, or the weights in it; history, one dict an epoch; the record, a
 Out: training.json and history.csv, and what they say of a training that is done, interrupted or started from.
 """
 
-import csv
 import hashlib
 import json
 import platform
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import UserError, hash_file, write_whole
+from data.files import UserError, hash_file, read_rows, write_rows, write_whole
 from data.options import TrainingOptions
 
 TRAINING_RECORD = "training.json"
@@ -103,9 +102,9 @@ def hash_data(ids: Iterable[str], images: Sequence[np.ndarray], labels: Sequence
 
 
 def can_choose(record: dict) -> bool:
-    """Whether validation images choose epoch and thresholds: not a kind held out, there to be scored on, and not none.
+    """Whether the validation images may choose epoch and thresholds; where they may not, the last epoch is kept.
 
-    Where they do not, the last epoch is kept.
+    They may not where there are none, or where they are of a kind that is held out and only scored on.
     """
     return bool(record["validation_ids"]) and not record["options"]["hold_out"]
 
@@ -154,31 +153,28 @@ def read_interrupted(out: Path, record: dict) -> dict:
     if not (out / CHECKPOINT).is_file():
         raise UserError(f"{out}: no interrupted training here; leave out --resume")
     before = read_training_record(out / TRAINING_RECORD)
-    other_data = UserError(f"{out}: that training had other data; name the same --data, with the same files in it")
-    if before.get("data_sha256") != record["data_sha256"]:
-        raise other_data
-    if before.get("options") != record["options"]:
-        raise UserError(f"{out}: that training had other options: {before.get('options')}; give the same")
-    if before.get("from_weights_sha256") != record.get("from_weights_sha256"):
-        raise UserError(f"{out}: that training started from other weights; name the same file in --from")
-    if before.get("validation_ids") != record["validation_ids"]:
-        raise other_data
+    other_data = "had other data; name the same --data, with the same files in it"
+    differences = {
+        "data_sha256": other_data,
+        "options": f"had other options: {before.get('options')}; give the same",
+        "from_weights_sha256": "started from other weights; name the same file in --from",
+        "validation_ids": other_data,
+    }
+    for name, difference in differences.items():
+        if before.get(name) != record.get(name):
+            raise UserError(f"{out}: that training {difference}")
     return before
 
 
 def save_history(history: list[dict], file: Path) -> None:
     """Writes one row per epoch, as `read_history` reads them."""
-    with write_whole(file) as part, open(part, "w", newline="") as stream:
-        table = csv.DictWriter(stream, history[0])
-        table.writeheader()
-        table.writerows(history)
+    write_rows(file, history[0], history)
 
 
 def read_history(file: Path) -> list[dict]:
     """The rows that `save_history` wrote, as numbers."""
     history = []
-    with open(file, newline="") as stream:
-        for row in csv.DictReader(stream):
-            numbers = {name: float(value) for name, value in row.items()}
-            history.append(numbers | {"epoch": int(row["epoch"])})
+    for row in read_rows(file):
+        numbers = {name: float(value) for name, value in row.items()}
+        history.append(numbers | {"epoch": int(row["epoch"])})
     return history

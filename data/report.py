@@ -4,7 +4,7 @@ In:  what Predict_masks.py wrote (labels, overlays, tables); with a truth also s
 Out: one file that needs neither network nor other files; data/report.html is its frame.
 """
 
-import csv
+import itertools
 import json
 import os
 import platform
@@ -18,10 +18,10 @@ import numpy as np
 import skimage
 from tqdm import tqdm
 
-from data.files import UserError, write_whole
+from data.files import UserError, read_rows, write_whole
 from data.outputs import prediction_files, provenance_of_run, read_provenance
 from data.pictures import OUTCOME_COLOURS
-from data.report_cards import ERRORS, Entry, Truths, count_nuclei, draw_card, swatch
+from data.report_cards import ERRORS, Entry, ReadTruth, count_nuclei, draw_card, swatch
 
 REPORT = "report.html"
 FRAME = Path(__file__).with_name(REPORT)
@@ -50,7 +50,7 @@ TRUTH_MEANINGS = {
 
 
 def write_report(
-    out: str | Path, ids: Sequence[str], scores: str | Path | None = None, read_truth: Truths | None = None
+    out: str | Path, ids: Sequence[str], scores: str | Path | None = None, read_truth: ReadTruth | None = None
 ) -> Path:
     """Writes report.html into a folder of predictions, from the files that lie there.
 
@@ -71,13 +71,8 @@ def write_report(
     """
     entries = read_entries(out, ids, read_scores(scores))
     shown = entries[:REPORTED_IMAGES]
-
-    def make_card(numbered: tuple[int, Entry]) -> str:
-        """The HTML of an image and its place in the order."""
-        return draw_card(*numbered, read_truth)
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        cards = pool.map(make_card, enumerate(shown))
+        cards = pool.map(draw_card, itertools.count(), shown, itertools.repeat(read_truth))
         cards = list(tqdm(cards, "writing the report", len(shown), unit="image", disable=None))
     frame = Template(FRAME.read_text(encoding="utf-8"))
     page = frame.substitute(describe_page(Path(out), entries, len(shown)), cards="".join(cards))
@@ -89,10 +84,7 @@ def write_report(
 
 def read_scores(file: str | Path | None) -> dict[str, dict[str, str]]:
     """The rows of scores.csv by id; {} without a file."""
-    if file is None:
-        return {}
-    with open(file, newline="", encoding="utf-8") as stream:
-        return {row["id"]: row for row in csv.DictReader(stream)}
+    return {} if file is None else {row["id"]: row for row in read_rows(file)}
 
 
 def read_entries(out: str | Path, ids: Iterable[str], scores: dict[str, dict[str, str]]) -> list[Entry]:
@@ -119,7 +111,7 @@ def rank_by_score(entry: Entry) -> tuple[float, str]:
 
 
 def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, str]:
-    """What the frame of the page says, as HTML by the names of its places."""
+    """What fills the frame of the page: name in the frame -> HTML; only the first `shown` entries have cards."""
     has_truth = bool(entries[0].score)
     images = "1 image" if len(entries) == 1 else f"{len(entries):,} images"
     heading = f"{count_nuclei(sum(entry.row['count'] for entry in entries))} in {images}"
@@ -150,9 +142,9 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
         "provenance": escape(describe_provenances(entries)),
         "meanings": "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in meanings.items()),
         "kinds": list_choices({"": "all"}, sorted({entry.kind() for entry in entries})),
-        "marks": list_choices({"": "all", "any": "marked", "none": "not marked"}, dict.fromkeys(sorted(marks))),
+        "marks": list_choices({"": "all", "any": "marked", "none": "not marked"}, sorted(set(marks))),
         "score_filters": score_filters,
-        "orders": list_choices(orders, ()),
+        "orders": list_choices(orders),
         "legend": legend,
     }
 
@@ -185,7 +177,7 @@ def describe_provenances(entries: Iterable[Entry]) -> str:
     return " ".join([*(texts or ["Weights unknown."]), f"Report written with {versions}."])
 
 
-def list_choices(choices: dict[str, str], values: Iterable[str]) -> str:
-    """The options of a menu: value -> text, then values that are their own text."""
+def list_choices(choices: dict[str, str], values: Iterable[str] = ()) -> str:
+    """The options of a menu as HTML: those of `choices`, value -> text, then values that are shown as they are."""
     choices = choices | {value: value for value in values}
     return "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in choices.items())

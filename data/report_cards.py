@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data.images import open_rows, read_image, subsample
+from data.options import UNKNOWN_KIND
 from data.outputs import PredictionFiles
 from data.pictures import LABEL_PIXELS, OUTCOME_COLOURS, draw_difference, draw_thumbnails
 
@@ -35,7 +36,7 @@ CARD = Template("""\
 </article>
 """)
 
-Truths = Callable[[str], np.ndarray]  # id of an image -> its true labels (H, W)
+ReadTruth = Callable[[str], np.ndarray]  # id of an image -> its true labels (H, W)
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Entry:
 
     def kind(self) -> str:
         """The kind of image where the scores know it, else the background."""
-        kind = self.score.get("kind", "unknown")
-        return f"{self.row['background']} background" if kind == "unknown" else kind
+        kind = self.score.get("kind", UNKNOWN_KIND)
+        return f"{self.row['background']} background" if kind == UNKNOWN_KIND else kind
 
     def warnings(self) -> list[str]:
         """What is doubtful about it."""
@@ -65,8 +66,8 @@ class Entry:
         return [name for name, count in self.errors().items() if count]
 
 
-def draw_card(rank: int, entry: Entry, read_truth: Truths | None) -> str:
-    """The HTML of one image."""
+def draw_card(rank: int, entry: Entry, read_truth: ReadTruth | None) -> str:
+    """The HTML of one image; `rank` is its place in the order of the page."""
     row = entry.row
     scores = {name: entry.score[name] for name in SCORES} if entry.score else {}
     if scores:
@@ -88,7 +89,7 @@ def draw_card(rank: int, entry: Entry, read_truth: Truths | None) -> str:
     )
 
 
-def draw_pictures(entry: Entry, read_truth: Truths | None) -> str:
+def draw_pictures(entry: Entry, read_truth: ReadTruth | None) -> str:
     """Overlay, coloured labels and, with a truth, the difference to it."""
     overlay = read_image(entry.files.overlay)
     with open_rows(entry.files.labels) as rows:
@@ -164,8 +165,8 @@ def draw_histograms(entry: Entry) -> str:
     unit = "um2" if "area_um2" in columns else "px"
     area = np.array(columns[f"area_{unit}"], float)
     means = [name for name in names if name.startswith("intensity_mean_")]
-    seen = f"intensity_mean_{entry.row['channel']}"
-    chosen = [seen] if seen in means else means
+    predicted = f"intensity_mean_{entry.row['channel']}"
+    chosen = [predicted] if predicted in means else means  # of all channels, unless nuclei were found in one alone
     intensity = np.mean([np.array(columns[name], float) for name in chosen], axis=0)
     return draw_histogram(area, f"area, {unit.replace('um2', 'µm²')}") + draw_histogram(intensity, "mean intensity")
 
@@ -176,17 +177,18 @@ def draw_histogram(values: np.ndarray, title: str) -> str:
     high = values.max()
     counts, _ = np.histogram(values, BINS, (low, high) if high > low else (low - 0.5, high + 0.5))
     heights = np.ceil(BAR_HEIGHT * counts / counts.max()).astype(int)
+    # Each bar goes up from the axis, to the right by less than 1, so that a gap is left, and down again.
     bars = "".join(f"M{x} {BAR_HEIGHT}v{-bar}h.85v{bar}z" for x, bar in enumerate(heights.tolist()) if bar)
-    low, middle, high = (format_number(value) for value in (low, np.median(values), high))
-    label = escape(f"{title}: median {middle}, from {low} to {high}")
+    smallest, median, largest = (format_number(value) for value in (low, np.median(values), high))
+    label = escape(f"{title}: median {median}, from {smallest} to {largest}")
     view = f'viewBox="0 0 {BINS} {BAR_HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{label}"'
-    ends = f'<div class="ends"><span>{low}</span><span>{high}</span></div>'
+    ends = f'<div class="ends"><span>{smallest}</span><span>{largest}</span></div>'
     svg = f'<svg {view}><title>{label}</title><path d="{bars}"/></svg>'
-    return f"<figure>{svg}{ends}<figcaption>{escape(title)}<br>median {middle}</figcaption></figure>"
+    return f"<figure>{svg}{ends}<figcaption>{escape(title)}<br>median {median}</figcaption></figure>"
 
 
 def format_number(value: float) -> str:
-    """Three digits, or all of a large number.
+    """A number with three digits, or from 100 on without decimals.
 
     >>> format_number(12345.6), format_number(0.12345)
     ('12,346', '0.123')

@@ -1,6 +1,6 @@
-"""Writes the files of predicted images: of one at once, of a large one strip by strip, and what was asked for of all.
+"""Writes the files of predicted images: those of each image, of a large one strip by strip, and those of all images.
 
-In:  an image on its way, the job that found its nuclei, and its labels.
+In:  `ImageWork`, the job that found the nuclei, and labels (H, W) int32 or strips of them.
 Out: files of `data.outputs.prediction_files`, and files of all images in the same folder.
 """
 
@@ -56,7 +56,7 @@ def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarra
 def write_slide(
     run: Run, work: ImageWork, job: PredictionJob, strips: Iterable[tuple[np.ndarray, np.ndarray]], picture: np.ndarray
 ) -> None:
-    """Writes the files of a large image, without holding the whole.
+    """Writes the files of a large image strip by strip, so that memory never holds the whole.
 
     Args:
         run: what all images share.
@@ -75,8 +75,8 @@ def write_slide(
         save(part, sums.watch(strips), dtype=np.uint32)
         is_kept = choose_kept(job, sums, run.network.calibration, run.options)
         if not is_kept[1:].all():
-            with open_rows(part) as labels, write_whole(part) as rest:
-                save(rest, (keep_labels(strip, is_kept) for strip in iterate_strips(labels)), dtype=np.uint32)
+            with open_rows(part) as labels, write_whole(part) as filtered:
+                save(filtered, (keep_labels(strip, is_kept) for strip in iterate_strips(labels)), dtype=np.uint32)
         with open_rows(part) as labels:
             with write_whole(files.tiled_mask) as mask:
                 save(mask, map(mask_of, iterate_strips(labels)), dtype=np.uint8)

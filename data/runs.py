@@ -1,4 +1,4 @@
-"""A prediction of many images: what they share, each of them on its way, and what becomes of it.
+"""A prediction of many images: what they share, what is known of each, and which are written or skipped.
 
 In:  the samples of `data.sources`, and functions that read and write one image.
 Out: lists of images, which threads read ahead of the network; the ids that are written, and those that are skipped.
@@ -16,13 +16,12 @@ from tqdm import tqdm
 from data.channels import Channels
 from data.files import UserError
 from data.images import SceneRows
+from data.layouts import format_names
 from data.options import PredictionOptions
 from data.outputs import Provenance
 from data.scales import Network, PredictionJob
 from data.sources import Sample
 from data.tiffs import TiffRows
-
-SHOWN_NAMES = 5  # of skipped images, at the end of a run
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,18 @@ class Run:
 
 @dataclass
 class ImageWork:
-    """An image of a source on its way from its file to its files."""
+    """An image that has been read and is to be predicted and written."""
 
     sample: Sample
     checksum: dict  # of the file, before it was read
     image: np.ndarray | TiffRows | SceneRows | Channels  # as in the file
-    seen: np.ndarray | TiffRows | SceneRows | Channels  # the channels of it that may show the nuclei
+    narrowed: np.ndarray | TiffRows | SceneRows | Channels  # of `narrow_channels`: what may show the nuclei
     pixel_size: float | None  # micrometres
     jobs: list[PredictionJob] = field(default_factory=list)  # one for each way that the image can be seen
 
 
 class RunLog:
-    """Keeps which images are written and which are skipped, and says what is worth knowing of each."""
+    """Keeps which images are written and which are skipped, and prints what is worth knowing of each."""
 
     def __init__(self):
         self.written: list[str] = []
@@ -86,19 +85,17 @@ def describe_skipped(names: Sequence[str]) -> str:
     ('1 image skipped: a (see above)', '7 images skipped: a, b, c, d, e and 2 more (see above)')
     """
     count = "1 image" if len(names) == 1 else f"{len(names)} images"
-    rest = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return f"{count} skipped: {', '.join(names[:SHOWN_NAMES])}{rest} (see above)"
+    return f"{count} skipped: {format_names(names)} (see above)"
 
 
 def read_ahead(
     samples: Sequence[Sample], read: Callable[[Sample], ImageWork | None], pool: Executor, count: int
 ) -> Iterator[list[tuple[Sample, Future]]]:
-    """Yields lists of `count` samples with what `read` gives of each, while the pool reads the list after.
+    """Yields lists of samples, each with the future of what `read` gives of it, while the pool reads the list after.
 
-    The first list is empty, because nothing has been read yet. The last one is empty too, so that the caller can finish
-    the list before it.
+    A list has `count` samples; the first of them has one, so that the first files are soon there. Before it comes an
+    empty list, while the pool reads, and after the last one too, for callers that finish a list when the next comes.
     """
-    # The first list is short, so that the first files are soon there.
     chunks = [samples[:1]]
     chunks += [samples[start : start + count] for start in range(1, len(samples), count)]
     ahead = []
@@ -109,12 +106,15 @@ def read_ahead(
 
 
 def collect_work(chunk: Sequence[tuple[Sample, Future]], log: RunLog) -> tuple[list[ImageWork], list[Sample]]:
-    """Sorts a list of `read_ahead` into images, and large images that are not read yet; the rest is skipped."""
+    """Waits for a list of `read_ahead`; returns the images, and the samples of large images, which are not read yet.
+
+    An image that cannot be read is skipped.
+    """
     images = []
     slides = []
-    for sample, reading in chunk:
+    for sample, future in chunk:
         try:
-            work = reading.result()
+            work = future.result()
         except (UserError, OSError) as error:
             log.skip(sample.id, error)
             continue

@@ -79,11 +79,10 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     Raises:
         UserError: several channels do.
     """
-    if len(jobs) > 1:
-        found = [job.labels_future.result() > 0 for job in jobs]
-        is_empty = not found[0].any()  # as the first job sees it
-        covers = [is_empty or mask.mean() >= MIN_CONFLUENT_SHARE for mask in found]
-        jobs = [job for job, is_right in zip(jobs, covers, strict=True) if is_right or not job.must_cover]
+    if len(jobs) > 1 and jobs[0].labels_future.result().any():
+        jobs = [
+            job for job in jobs if not job.must_cover or np.mean(job.labels_future.result() > 0) >= MIN_CONFLUENT_SHARE
+        ]
     if len(jobs) == 1:
         return jobs[0]
     ranked = sorted(jobs, key=score_nuclei, reverse=True)
@@ -136,15 +135,15 @@ def start_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) 
     estimate_diameters(network, [job for job in jobs if job.diameter is None])
     groups = {}
     for job in jobs:
-        groups.setdefault(start_scale(job), []).append(job)
+        groups.setdefault(first_scale(job), []).append(job)
     for first, group in sorted(groups.items()):
-        if first > 0:
+        if first > 0:  # for very wide nuclei
             group = drop_sure_narrow(network, group, pool)
         predict_jobs(network, group, pool, first)
 
 
 def drop_sure_narrow(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> list[PredictionJob]:
-    """Leaves those of jobs of very wide nuclei that full size does not contradict; the others keep its labels.
+    """The jobs of very wide nuclei without those that full size contradicts, which keep their labels of full size.
 
     Colonies of small nuclei, or cells, may look like one wide nucleus in a thumbnail. Grain of a much enlarged image
     looks like small nuclei at full size.
@@ -161,9 +160,9 @@ def drop_sure_narrow(network: Network, jobs: Sequence[PredictionJob], pool: Exec
     return wide
 
 
-def start_scale(job: PredictionJob) -> int:
+def first_scale(job: PredictionJob) -> int:
     """How often the image of a job is halved at first; negative: doubled."""
-    return first_scale(job.wide_diameter if job.diameter is None else job.diameter)
+    return count_halvings(job.wide_diameter if job.diameter is None else job.diameter)
 
 
 def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
@@ -176,7 +175,7 @@ def has_sure_narrow_nuclei(job: PredictionJob) -> bool:
 def remain_at_half_size(network: Network, job: PredictionJob) -> bool:
     """Whether most of the nuclei that a job has at full size are there at half size too.
 
-    Nuclei are. Grain has no width of its own: at another size of the image other grain looks like nuclei.
+    True nuclei are. Grain has no width of its own: at another size of the image other grain looks like nuclei.
     """
     is_nucleus = network.predict(job.gray, 1)[0] > network.calibration.nucleus_threshold
     return bool(is_nucleus[job.labels_future.result() > 0].mean() >= MIN_HALF_SIZE_SHARE)
@@ -192,9 +191,9 @@ def refine_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor)
         job.labels_future = None
     predict_jobs(network, narrow, pool, -1)
     for step, diameter in enumerate(HALVING_DIAMETERS, start=1):
-        wide = [job for job in jobs if find_width(job) > diameter * 2 ** max(start_scale(job), 0)]
-        for first in sorted({start_scale(job) for job in wide}):
-            chosen = [job for job in wide if start_scale(job) == first]
+        wide = [job for job in jobs if find_width(job) > diameter * 2 ** max(first_scale(job), 0)]
+        for first in sorted({first_scale(job) for job in wide}):
+            chosen = [job for job in wide if first_scale(job) == first]
             predict_jobs(network, chosen, pool, first + step)
 
 
@@ -208,7 +207,7 @@ def find_width(job: PredictionJob) -> float:
     return width
 
 
-def first_scale(diameter: float) -> int:
+def count_halvings(diameter: float) -> int:
     """How often an image is halved until nuclei of this diameter are at most MAX_DIAMETER wide.
 
     Negative: how often it is doubled until they are at least NARROW_DIAMETER wide; 0 for an unknown diameter, 0.
@@ -303,12 +302,11 @@ def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int, separ
     """Labels of a job's new probabilities, or the earlier labels if its nuclei have merged.
 
     Nuclei that are as wide as was given, or very wide ones as wide as thumbnails show, have not merged: the earlier
-    labels were pieces of them.
-    Nothing changes the probabilities before these labels are there.
+    labels were pieces of them. It runs in a thread; nothing changes the probabilities of the job until it is done.
     """
     labels = separate(*job.probabilities, area_scale=4.0 ** job.scales[0])
     before = earlier.result()
-    known = job.diameter or (job.wide_diameter if start_scale(job) > 0 else 0.0)
+    known = job.diameter or (job.wide_diameter if first_scale(job) > 0 else 0.0)
     if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * max(common_diameter(before), known):
         return before
     job.scales += (halvings,)

@@ -18,7 +18,15 @@ FAR = 2**40  # a column beyond all images
 def measure_ellipses(
     nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, area: np.ndarray, box: np.ndarray, top: int
 ) -> dict[str, np.ndarray]:
-    """Centroid, and the ellipse with the same second moments. Sums of coordinates in a box are exact in float64."""
+    """Centroid, and the ellipse with the same second moments, of each nucleus: name of a column -> (K,) float.
+
+    Args:
+        nuclei, rows, columns: (pixels,) int.
+        area: (K,) int, pixels.
+        box: (4, K) int, of `count_hull_pixels`.
+        top: row of the image where the rows are counted from.
+    """
+    # Within the box of a nucleus the sums of coordinates are exact in float64.
     y = (rows - box[0, nuclei]).astype(np.float64)
     x = (columns - box[1, nuclei]).astype(np.float64)
     sum_y, sum_x, sum_yy, sum_xx, sum_xy = (np.bincount(nuclei, v, len(area)) for v in (y, x, y * y, x * x, x * y))
@@ -62,7 +70,7 @@ def measure_perimeters(framed: np.ndarray, positions: np.ndarray, count: int) ->
     codes = 1 + 2 * sum(borders[positions + step] == nuclei for step in sides)
     codes += 10 * sum(borders[positions + step] == nuclei for step in corners)
     straight, diagonal, bent = (
-        np.bincount(nuclei[np.isin(codes, kinds)] - 1, minlength=count) for kinds in (STRAIGHT, DIAGONAL, BENT)
+        np.bincount(nuclei[np.isin(codes, chosen)] - 1, minlength=count) for chosen in (STRAIGHT, DIAGONAL, BENT)
     )
     return straight + math.sqrt(2) * diagonal + (1 + math.sqrt(2)) / 2 * bent
 
@@ -70,8 +78,8 @@ def measure_perimeters(framed: np.ndarray, positions: np.ndarray, count: int) ->
 def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Pixels (K,) in the convex hull of each nucleus, as `area_convex` of scikit-image.
 
-    A pixel spans the hull with the middles of its four sides. All hulls are found at once, in whole numbers: the two
-    sides of a hull are chains of points from its top to its bottom.
+    The hull is that of the middles of the four sides of each pixel. All hulls are found at once, in whole numbers: the
+    left and the right side of a hull are each a chain of corners from its top to its bottom.
 
     Args:
         nuclei, rows, columns: (pixels,) int, row by row.
@@ -84,6 +92,7 @@ def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray,
     left[rows[::-1]] = columns[::-1]  # of the pixels of a row, the last that is assigned counts
     right = np.full(heights.sum(), -FAR)
     right[rows] = columns
+    # The last column of the hull is minus the first one of its mirror image.
     pixels = 1 - find_chains(left, heights) - find_chains(-right, heights)
     owners = np.repeat(np.arange(len(heights)), heights)
     return np.bincount(owners, pixels, len(heights)).astype(np.int64)
@@ -106,7 +115,7 @@ def find_chains(left: np.ndarray, heights: np.ndarray) -> np.ndarray:
     points = np.stack([x, np.arange(len(x)), np.repeat(np.arange(len(heights)), 2 * heights + 1)])
     is_corner = x < FAR
     count = -1
-    while count != is_corner.sum():
+    while count != is_corner.sum():  # a point that is left out may make its neighbours no corners
         points = points[:, is_corner]
         count = points.shape[1]
         x, y, nuclei = points
@@ -114,8 +123,9 @@ def find_chains(left: np.ndarray, heights: np.ndarray) -> np.ndarray:
         turns = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) - (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
         is_corner = np.ones(count, bool)
         is_corner[1:-1] = (turns < 0) | (nuclei[:-2] != nuclei[2:])
+    # In the middle of a row the chain runs at x = crossing / length, in half pixels.
     before = np.searchsorted(y, middle, side="right") - 1
     after = before + 1
     length = y[after] - y[before]
     crossing = x[before] * length + (x[after] - x[before]) * (middle - y[before])
-    return -(-crossing // (2 * length))  # rounded up
+    return -(-crossing // (2 * length))  # in pixels, rounded up

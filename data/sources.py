@@ -149,6 +149,7 @@ def _group_paths(paths: Iterable[Path]) -> Iterable[tuple[Path, list[Path]]]:
 
 
 def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: LeftOut) -> list[Sample]:
+    """The samples of a pair of `_group_paths`; `is_only`: no other path was named, so that it must hold images."""
     if siblings:
         if is_only:
             check_package(path)
@@ -237,29 +238,14 @@ def _group_files(
         left_out: to which all files are added that are no images.
         beside: files in the source that may be truth, and are nothing else.
     """
-    folders = defaultdict(list)  # in the order of names, so images come before their masks
-    results = set()  # folders that hold results
-    others = []
-    for parts, file in files:
-        if parts[-1] == SOURCE_RECORD:
-            results.add(parts[:-1])
-        elif any(map(is_hidden, parts)):
-            continue
-        elif parts[-1].lower().endswith(IMAGE_ENDINGS):
-            reason = _find_obstacle(file)
-            if reason:
-                left_out[reason].append(file)
-            else:
-                folders[parts[:-1]].append(file)
-        else:
-            others.append((parts, file))
-    left_out[UNREAD] += [file for _, file in others]
+    folders, results, others = _sort_files(files, left_out)
     above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
     samples = []
     places = {}  # of `pair_truths`
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
     for folder, pictures in folders.items():
+        # Kaggle's layout is ID/images/ID.png with ID/masks/*.png.
         images, truths = part_truth_pictures(pictures)
         masks = (*folder[:-1], "masks")
         if is_in_results(folder, results):
@@ -279,6 +265,30 @@ def _group_files(
     pictures = [((*folder, file.name), file) for folder, files in folders.items() for file in files]
     pictures += [((file.name,), file) for file in beside]
     return pair_truths(samples, places, [*pictures, *others], results, left_out)
+
+
+def _sort_files(
+    files: Iterable[tuple[Parts, File]], left_out: LeftOut
+) -> tuple[dict[Parts, list[File]], set[Parts], list[tuple[Parts, File]]]:
+    """Image files by their folder, the folders that hold results, and other files, which are added to `left_out`."""
+    folders = defaultdict(list)  # in the order of names, so images come before their masks
+    results = set()
+    others = []
+    for parts, file in files:
+        if parts[-1] == SOURCE_RECORD:
+            results.add(parts[:-1])
+        elif any(map(is_hidden, parts)):
+            continue
+        elif parts[-1].lower().endswith(IMAGE_ENDINGS):
+            reason = _find_obstacle(file)
+            if reason:
+                left_out[reason].append(file)
+            else:
+                folders[parts[:-1]].append(file)
+        else:
+            others.append((parts, file))
+    left_out[UNREAD] += [file for _, file in others]
+    return folders, results, others
 
 
 def _name_images(

@@ -22,20 +22,19 @@ from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.options import PredictionOptions
-from data.pixels import MAX_PIXELS, check_image, find_level, turn_image
+from data.pixels import MAX_PIXELS, check_image, find_level, invert, turn_image
 from data.sources import Sample, check_unique_ids
-from data.tiffs import TiffRows, check_page, read_tiff_header, tiff_orientation
+from data.tiffs import TiffRows, check_page, has_alpha, read_tiff_header, tiff_orientation
 
 STACK_ENDINGS = (".tif", ".tiff")
 MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
-
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a stack holds more than one of."""
+class Dimensions:
+    """The axes of a stack, and how long they are."""
 
     axes: str  # of the whole series, such as "TZCYX"; Z, T, C, Y, X, S for colours
     shape: tuple[int, ...]
@@ -65,31 +64,35 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
     Raises:
         UserError: two planes or images share one id.
     """
-    expanded = []
-    planes = 0
-    stacks = 0
-    for sample in samples:
-        layouts = [None] if sample.masks else read_layouts(sample.image)
-        own = []
-        for scene, layout in enumerate(layouts):
-            part = sample if len(layouts) == 1 else sample_of_scene(sample, scene, len(layouts))
-            planes_of_part = [] if layout is None else list_planes(layout, project)
-            own += [sample_of_plane(part, layout, plane) for plane in planes_of_part] or [part]
-        expanded += own
-        stacks += len(own) > 1
-        planes += len(own) if len(own) > 1 else 0
+    groups = [split_sample(sample, project) for sample in samples]
+    expanded = [part for group in groups for part in group]
     check_unique_ids(expanded)
-    if stacks:
-        advice = "" if project else "; --project max makes one image of all along z"
+    counts = [len(group) for group in groups if len(group) > 1]
+    if counts:
+        stacks = "1 stack" if len(counts) == 1 else f"{len(counts)} stacks"
         parts = "planes" if all(sample.scene is None for sample in expanded) else "scenes and planes"
-        print(f"{stacks} {'stack' if stacks == 1 else 'stacks'}: {planes} {parts}, each an image of its own{advice}")
+        advice = "" if project else "; --project max makes one image of all along z"
+        print(f"{stacks}: {sum(counts)} {parts}, each an image of its own{advice}")
     return sorted(expanded, key=lambda sample: sample.id)
 
 
-def list_planes(layout: Layout, project: str | None) -> list[Plane]:
+def split_sample(sample: Sample, project: str | None) -> list[Sample]:
+    """A sample for each scene and plane of one file; arguments as for `expand_planes`."""
+    scenes = [None] if sample.masks else read_scene_dimensions(sample.image)
+    parts = []
+    for scene, dimensions in enumerate(scenes):
+        part = sample if len(scenes) == 1 else sample_of_scene(sample, scene, len(scenes))
+        if dimensions is None:
+            parts.append(part)
+        else:
+            parts += [sample_of_plane(part, dimensions, plane) for plane in list_planes(dimensions, project)]
+    return parts
+
+
+def list_planes(dimensions: Dimensions, project: str | None) -> list[Plane]:
     """The planes of a stack; z or t is None where there is one, or one is made of all."""
-    times = range(layout.length("T")) if layout.length("T") > 1 else [None]
-    depths = range(layout.length("Z")) if layout.length("Z") > 1 and project is None else [None]
+    times = range(dimensions.length("T")) if dimensions.length("T") > 1 else [None]
+    depths = range(dimensions.length("Z")) if dimensions.length("Z") > 1 and project is None else [None]
     return [Plane(z, t) for t, z in itertools.product(times, depths)]
 
 
@@ -99,20 +102,20 @@ def sample_of_scene(sample: Sample, scene: int, count: int) -> Sample:
     return replace(sample, id=f"{sample.id}_s{scene:0{digits}}", scene=scene)
 
 
-def sample_of_plane(sample: Sample, layout: Layout, plane: Plane) -> Sample:
+def sample_of_plane(sample: Sample, dimensions: Dimensions, plane: Plane) -> Sample:
     """The sample of one plane, with its own id."""
     name = sample.id
     for axis, index in (("T", plane.t), ("Z", plane.z)):
         if index is not None:
-            digits = len(str(layout.length(axis) - 1))
+            digits = len(str(dimensions.length(axis) - 1))
             name += f"_{axis.lower()}{index:0{digits}}"
     return replace(sample, id=name, plane=plane)
 
 
-def read_layouts(file: File) -> list[Layout | None]:
-    """The layout of each scene of a microscope's file, or that of another file, as `read_layout`."""
+def read_scene_dimensions(file: File) -> list[Dimensions | None]:
+    """Those of each scene of a microscope's file, or those of another file, as `read_dimensions`."""
     if not is_microscope_file(file):
-        return [read_layout(file)]
+        return [read_dimensions(file)]
     try:
         with open_scenes(file) as scenes:
             return [describe_scene(scene) for scene in scenes]
@@ -120,30 +123,30 @@ def read_layouts(file: File) -> list[Layout | None]:
         return [None]
 
 
-def describe_scene(scene: Scene, size: tuple[int, int] | None = None) -> Layout | None:
-    """The layout of a scene, `size` (H, W) where it is a smaller level; None where it is one image, or not readable."""
+def describe_scene(scene: Scene, size: tuple[int, int] | None = None) -> Dimensions | None:
+    """The dimensions of a scene, or of a level of it with this `size`; None for one image, and an unreadable one."""
     if not scene.sizes or scene.sizes.keys() - set("TZC"):
         return None
     axes = [axis for axis in "TZC" if axis in scene.sizes]
     shape = (*(scene.sizes[axis] for axis in axes), *(size or scene.levels[0]))
     names = _name_channels(scene.names, scene.sizes["C"]) if "C" in axes else ()
-    return Layout("".join(axes) + "YX", shape, names)
+    return Dimensions("".join(axes) + "YX", shape, names)
 
 
-def read_layout(file: File) -> Layout | None:
-    """The layout of a stack; None for other images, and for a file whose reading will say what is wrong with it."""
+def read_dimensions(file: File) -> Dimensions | None:
+    """The dimensions of a stack; None for other images, and for a file whose reading will say what is wrong with it."""
     if not file.name.lower().endswith(STACK_ENDINGS):
         return None
     try:
         with open_file(file) as stream:
             tiff = read_tiff_header(stream, file)
-            return None if tiff is None else describe_layout(tiff, file)
+            return None if tiff is None else describe_dimensions(tiff, file)
     except (UserError, OSError):
         return None
 
 
-def describe_layout(tiff: tifffile.TiffFile, file: File) -> Layout | None:
-    """The layout of an open TIFF; None where it holds one gray or RGB image, and pages of other shapes beside it.
+def describe_dimensions(tiff: tifffile.TiffFile, file: File) -> Dimensions | None:
+    """The dimensions of an open TIFF; None where it holds one gray or RGB image, and pages of other shapes beside it.
 
     Raises:
         UserError: the description of its pages is damaged.
@@ -161,7 +164,7 @@ def describe_layout(tiff: tifffile.TiffFile, file: File) -> Layout | None:
         with decoding(file):
             known = _channel_names(tiff, sizes["C"])
         names = _name_channels(known, sizes["C"])
-    return Layout(axes, series.shape, names)
+    return Dimensions(axes, series.shape, names)
 
 
 def _name_axes(series: tifffile.TiffPageSeries) -> str:
@@ -169,8 +172,7 @@ def _name_axes(series: tifffile.TiffPageSeries) -> str:
     axes = series.axes
     keyframe = series.keyframe
     is_colour = keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED)
-    has_alpha = keyframe.extrasamples[-1:] in ((1,), (2,))
-    if "S" in axes and not is_colour and not has_alpha:
+    if "S" in axes and not is_colour and not has_alpha(keyframe):
         axes = axes.replace("S", "C" if "C" not in axes else "Z")
     for unknown in set(axes) - set("TZCYXS"):
         axes = axes.replace(unknown, "Z")
@@ -243,34 +245,36 @@ def read_sample_image(sample: Sample, project: str | None = None, level: int = 0
         raise UserError(f"{file}: it is a stack; --level is for slides, whose planes have levels")
     with open_file(file) as stream:
         tiff = read_tiff_header(stream, file)
-        layout = None if tiff is None else describe_layout(tiff, file)
-        series = None if layout is None else tiff.series[0]
-        return _read_channels(functools.partial(_read_plane, series, layout, file), layout, sample, project)
+        dimensions = None if tiff is None else describe_dimensions(tiff, file)
+        series = None if dimensions is None else tiff.series[0]
+        return _read_channels(functools.partial(_read_plane, series, dimensions, file), dimensions, sample, project)
 
 
 def _read_channels(
-    read_plane: ReadPlane, layout: Layout | None, sample: Sample, project: str | None
+    read_plane: ReadPlane, dimensions: Dimensions | None, sample: Sample, project: str | None
 ) -> np.ndarray | Channels:
     """The plane of a sample with all its channels."""
     file = sample.image
-    if layout is None or not layout.holds(sample.plane):
+    if dimensions is None or not dimensions.holds(sample.plane):
         raise UserError(f"{file}: it was replaced and has no such plane now; run the command again")
-    if layout.length("Y") * layout.length("X") > MAX_PIXELS:
-        raise UserError(f"{file}: a plane of {layout.shape} pixels is too large to be read at once")
+    if dimensions.length("Y") * dimensions.length("X") > MAX_PIXELS:
+        raise UserError(f"{file}: a plane of {dimensions.shape} pixels is too large to be read at once")
     planes = [
-        check_image(_read_channel(read_plane, layout, channel, sample.plane, project), file)
-        for channel in range(layout.length("C"))
+        check_image(_read_channel(read_plane, dimensions, channel, sample.plane, project), file)
+        for channel in range(dimensions.length("C"))
     ]
-    if not layout.names:
+    if not dimensions.names:
         return planes[0]
-    return Channels(layout.names, np.stack(planes))
+    return Channels(dimensions.names, np.stack(planes))
 
 
-def _read_channel(read_plane: ReadPlane, layout: Layout, channel: int, plane: Plane, project: str | None) -> np.ndarray:
+def _read_channel(
+    read_plane: ReadPlane, dimensions: Dimensions, channel: int, plane: Plane, project: str | None
+) -> np.ndarray:
     """One channel of a plane, (H, W) or (H, W, 3); a projection along z where the plane has none."""
-    if plane.z is not None or layout.length("Z") == 1:
+    if plane.z is not None or dimensions.length("Z") == 1:
         return read_plane({"C": channel, "Z": plane.z or 0, "T": plane.t or 0})
-    depths = range(layout.length("Z"))
+    depths = range(dimensions.length("Z"))
     planes = (read_plane({"C": channel, "Z": z, "T": plane.t or 0}) for z in depths)
     first = next(planes)
     if project == "max":
@@ -288,34 +292,37 @@ def _read_plane_of_scene(scene: Scene, file: File, level: int, height: int, indi
     return read_scene(scene, file, level, 0, height, indices["C"], indices["Z"], indices["T"])
 
 
-def _read_plane(series: tifffile.TiffPageSeries, layout: Layout, file: File, indices: dict[str, int]) -> np.ndarray:
+def _read_plane(
+    series: tifffile.TiffPageSeries, dimensions: Dimensions, file: File, indices: dict[str, int]
+) -> np.ndarray:
     """(H, W) or (H, W, 3) of a series at the indices of channel, z and time; reads one page where it can."""
     with decoding(file):
         keyframe = series.keyframe
         page_count = len(series.pages)
         orientation = tiff_orientation(keyframe)
     leading = max(series.ndim - keyframe.ndim, 0)  # axes along which there are pages
-    planes = math.prod(layout.shape[:leading])
-    axes = layout.axes[leading:]
-    position = [indices[axis] for axis in layout.axes[:leading]]
-    number = int(np.ravel_multi_index(position, layout.shape[:leading])) if leading else 0
+    planes = math.prod(dimensions.shape[:leading])
+    axes = dimensions.axes[leading:]
+    position = [indices[axis] for axis in dimensions.axes[:leading]]
+    number = int(np.ravel_multi_index(position, dimensions.shape[:leading])) if leading else 0
     if leading and page_count == planes:
         values = _read_page(series, number, file)
     elif leading and page_count == 1 and series.dataoffset is not None:
         values = _read_contiguous(series, number, file)
-    elif math.prod(layout.shape) * series.dtype.itemsize > MAX_STACK_BYTES:
+    elif math.prod(dimensions.shape) * series.dtype.itemsize > MAX_STACK_BYTES:
         raise UserError(f"{file}: too large to be read at once; save its planes apart")
     else:
         with decoding(file):
             values = series.asarray()
-        axes = layout.axes
+        axes = dimensions.axes
     if values.ndim != len(axes):
         raise UserError(f"{file}: its pages are not as it describes them; replace or remove it")
+    # Of a stack that was decoded whole, the plane is taken; then rows, columns and colours come in this order.
     values = values[tuple(slice(None) if axis in "YXS" else indices[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
     values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
     if keyframe.photometric == PHOTOMETRIC.MINISWHITE:
-        values = ~values if values.dtype.kind in "bu" else -values
+        values = invert(values)
     values = turn_image(values, orientation)
     if "S" not in axes:
         return values

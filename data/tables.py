@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.channels import Channels
-from data.files import write_whole
+from data.files import read_rows, write_rows, write_whole
 from data.images import SceneRows, open_rows
 from data.measure import Columns, measure_image, measure_nuclei, write_table
 from data.outlines import write_geojson, write_rois
@@ -51,7 +51,7 @@ def save_measurements(
     scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
     warnings = list_warnings(nuclei, job)
     row = measure_image(nuclei, labels.shape, name, pixel_size, seen["reading"], scale, seen["background"], warnings)
-    write_table(files.nuclei, [nuclei])
+    write_table(files.nuclei, nuclei)
     save_row(files.row, row)
 
 
@@ -88,21 +88,14 @@ def save_tables(out: str | Path, ids: Sequence[str]) -> dict[str, int]:
     """
     files = [prediction_files(out, name) for name in ids]
     rows = [json.loads(file.row.read_text(encoding="utf-8")) for file in files]
-    with write_whole(Path(out, IMAGES_TABLE)) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        names = dict.fromkeys(name for row in rows for name in row)  # an older version may have written fewer
-        table = csv.DictWriter(stream, list(names), restval="")
-        table.writeheader()
-        table.writerows(rows)
-    headers = {}
+    # Images differ in their columns: in the names of channels, and an older version may have written fewer.
+    image_columns = dict.fromkeys(name for row in rows for name in row)
+    write_rows(Path(out, IMAGES_TABLE), image_columns, rows)
+    nuclei_columns = {}
     for file in files:
         with open(file.nuclei, newline="", encoding="utf-8") as stream:
-            headers |= dict.fromkeys(next(csv.reader(stream)))
-    with write_whole(Path(out, NUCLEI_TABLE)) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(headers), restval="")
-        table.writeheader()
-        for file in files:
-            with open(file.nuclei, newline="", encoding="utf-8") as nuclei:
-                table.writerows(csv.DictReader(nuclei))
+            nuclei_columns |= dict.fromkeys(next(csv.reader(stream)))
+    write_rows(Path(out, NUCLEI_TABLE), nuclei_columns, (row for file in files for row in read_rows(file.nuclei)))
     return {name: row["count"] for name, row in zip(ids, rows, strict=True)}
 
 

@@ -13,17 +13,17 @@ import tifffile
 from tifffile import PHOTOMETRIC
 
 from data.files import File, UserError, decoding
-from data.pixels import ORIENTATION_TAG, check_image, check_size, drop_alpha, find_level, turn_image
+from data.pixels import ORIENTATION_TAG, check_image, check_size, drop_alpha, find_level, invert, turn_image
 
 MAX_CHUNK_BYTES = 2**31  # of one strip or tile of a TIFF when it is decoded
 MIN_REDUCTION = 1.5  # of width and height, from a level of a pyramid to the next
 MAX_LEVEL_ERROR = 2  # pixels; levels are rounded
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ROW_CHANNELS = {
+ROW_CHANNELS = {  # photometric interpretation -> numbers of channels, of the pages that `TiffRows` reads
     PHOTOMETRIC.MINISBLACK: (1,),
     PHOTOMETRIC.RGB: (3, 4),
     PHOTOMETRIC.YCBCR: (3,),
-}  # `TiffRows` reads these
+}
 
 
 def decode_tiff(content: bytes, file: File, as_imagej: bool) -> np.ndarray:
@@ -93,6 +93,7 @@ class TiffRows:
             with decoding(self.file):
                 self.stream.seek(self.page.dataoffsets[index])
                 content = self.stream.read(self.page.databytecounts[index]) or None
+                # (1, h, w, channels); at the edges of the image only `size` of it is filled
                 tile, position, size = self.page.decode(content, index, jpegtables=self.page.jpegtables)
             if tile is None:  # a tile that was left out is background
                 continue
@@ -132,11 +133,11 @@ def open_level(tiff: tifffile.TiffFile, level: int, file: File) -> tifffile.Tiff
 def pyramid_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """The levels of a pyramid, the first page and then smaller and smaller ones; one page where there is no pyramid.
 
-    Not every scanner marks them, so a level is every page, or page below the first one, with the sides' ratio of the
-    first page; labels and overviews of slides have another.
+    Not every scanner marks the levels. So every smaller page whose sides have the ratio of the first page is one; the
+    label and the overview of a slide have another ratio.
     """
     first = tiff.pages[0]
-    pages = [level.pages[0] for level in tiff.series[0].levels[1:]]
+    pages = [level.pages[0] for level in tiff.series[0].levels[1:]]  # that are marked; they may lie in sub-IFDs
     pages += tiff.pages[1:]
     levels = {}
     for page in pages:
@@ -192,6 +193,11 @@ def tiff_orientation(page: tifffile.TiffPage) -> int:
     return 1 if tag is None else int(tag.value)
 
 
+def has_alpha(page: tifffile.TiffPage) -> bool:
+    """Whether the last channel of a TIFF page is the opacity of its pixels."""
+    return page.extrasamples[-1:] in ((1,), (2,))
+
+
 def _tiff_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> np.ndarray:
     """Gray or RGB(A) of a decoded TIFF page, whichever way the page stores its colours."""
     if page.photometric == PHOTOMETRIC.PALETTE:
@@ -202,9 +208,8 @@ def _tiff_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> np.
         light = 255 - image[..., :4].astype(np.uint16)  # of cyan, magenta, yellow and black ink
         return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
     channels = image.shape[-1] if image.ndim == 3 else 1
-    is_colour_or_alpha = page.photometric == PHOTOMETRIC.RGB or page.extrasamples[-1:] in ((1,), (2,))
-    if channels in (2, 4) and not is_colour_or_alpha:
+    if channels in (2, 4) and page.photometric != PHOTOMETRIC.RGB and not has_alpha(page):
         raise UserError(f"{file}: it holds {channels} channels; save that of the nuclei as its own file")
     if page.photometric == PHOTOMETRIC.MINISWHITE:
-        return ~image if image.dtype.kind in "bu" else -image
+        return invert(image)
     return image

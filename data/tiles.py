@@ -22,10 +22,9 @@ FLAT_VARIANCE = 1e-12  # an edge of less variance is constant, which proves noth
 def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
     """Finds which images are tiles of one larger image, from the pixels of their facing edges.
 
-    Equal images belong together. Two images of one size are neighbours where the last column (row)
-    of one and the first of the other are each other's best match and differ (root mean square) by
-    less than EDGE_DIFFERENCE of their standard deviation: the edges of tiles cut from one image
-    are one pixel apart.
+    Equal images belong together. Two images of one size are neighbours where the last column (or row) of one and the
+    first of the other are each other's best match, and their root mean square difference is less than EDGE_DIFFERENCE
+    of their standard deviation: the facing edges of tiles that were cut from one image are one pixel apart.
 
     Args:
         images: N images, (H, W) or (H, W, 3).
@@ -40,7 +39,7 @@ def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
     for members in shapes.values():
         for axis in (0, 1):
             turned = [np.moveaxis(images[index], axis, 0) for index in members]
-            last_lines = np.stack([brightness(image[[-1]]).ravel() for image in turned])
+            last_lines = np.stack([brightness(image[[-1]]).ravel() for image in turned])  # (members, length)
             first_lines = np.stack([brightness(image[[0]]).ravel() for image in turned])
             for a, b in _match_edges(last_lines, first_lines):
                 pairs.append((members[a], members[b]))

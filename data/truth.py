@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.files import File, UserError
 from data.images import read_image
 from data.intensity import brightness
-from data.label_files import INVERTED_SHARE, check_jpeg, is_binary, part_mask, read_label_file, read_values
+from data.label_files import check_jpeg, is_background, is_binary, part_mask, read_label_file, read_values
 from data.layouts import check_one_truth, format_names
 from data.nuclei import local_contrast
 from data.sources import Sample
@@ -29,7 +29,8 @@ LABELS_KIND = "label pictures"
 BINARY_KIND = "black and white pictures, each connected piece taken for one nucleus"
 OUTLINE_KINDS = {".zip": "ROI sets", ".roi": "ROI sets", ".geojson": "GeoJSON"}
 # Where truth looks wrong.
-MIN_NUCLEI = 4  # of an image of which something is said that fewer may show by chance
+MIN_NUCLEI = 4  # of an image; fewer may all lie at its border by chance
+MIN_IMAGES = 4  # fewer may all have one nucleus by chance
 MIN_CONTRAST = 0.5  # of `local_contrast`; 1 or more where labels are right, 0.4 at most where they are of other images
 MIN_BRIGHTNESS = 1e-30  # keeps a black image from a division by 0
 MAX_BORDER_SHARE = 0.8  # of nuclei at the border of an image
@@ -124,8 +125,7 @@ def read_mask(file: File) -> np.ndarray:
             f"{file}: expected the mask of one nucleus, 0 and one other value, but it has several, "
             "as a labelled picture or a photograph has; write one file for each nucleus"
         )
-    corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
-    if corners.all() and mask.mean() > INVERTED_SHARE:
+    if is_background(mask):
         raise UserError(f"{file}: most of it and all corners are nucleus; is it inverted? remake it")
     return mask
 
@@ -200,7 +200,7 @@ def describe_truth(
         for reason in find_faults(measure):
             suspects.setdefault(reason, []).append(sample.id)
     is_common = len(suspects.get(ONE_NUCLEUS, ())) > len(samples) / 2
-    if not is_common or len(samples) < MIN_NUCLEI:
+    if not is_common or len(samples) < MIN_IMAGES:
         suspects.pop(ONE_NUCLEUS, None)
     total = len(samples)
     return line, [f"{len(ids)} of {total} images {reason}: {format_names(ids)}" for reason, ids in suspects.items()]

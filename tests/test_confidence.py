@@ -15,6 +15,7 @@ from data.files import UserError, hash_file
 from data.images import read_image
 from data.nuclei import Calibration
 from data.options import Limits
+from data.scales import PredictionJob
 from Model import read_calibration
 
 LABELS = np.array([[1, 1, 0, 0, 2], [0, 0, 0, 3, 0], [0, 0, 0, 3, 0], [0, 4, 0, 0, 0]])
@@ -70,27 +71,31 @@ def test_with_few_nuclei_the_usual_confidence_stays():
 
 
 def answer_at(level):
-    """Images whose nuclei have a probability of `level`, on a ground of 0.42, and their truths."""
+    """Jobs of images whose nuclei have a probability of `level`, on a ground of 0.42, and their truths."""
     centres = [(20, 20), (20, 60), (60, 20), (60, 60)]
     truth = nuclei.separate_nuclei(draw_disks((80, 80), centres, 9), np.zeros((80, 80)))
-    nucleus = np.where(truth > 0, level, 0.42)
-    return [(nucleus, np.zeros_like(nucleus))] * 6, [(0,)] * 6, [truth] * 6
+    return [make_job(np.where(truth > 0, level, 0.42))] * 6, [truth] * 6
+
+
+def make_job(nucleus):
+    """A job at full size with these probabilities of nucleus, and no borders."""
+    return PredictionJob(nucleus, probabilities=(nucleus, np.zeros_like(nucleus)), scales=(0,))
 
 
 def test_a_threshold_that_separates_better_is_chosen():
     assert calibrate(*answer_at(0.44)) == Calibration(nucleus_threshold=0.45)  # none of those tried lies between
     assert calibrate(*answer_at(0.54)).nucleus_threshold == 0.45  # the usual one is right
-    nucleus, scales, truths = answer_at(0.6)
-    ground = [(np.where(answer == 0.42, 0.47, answer), border) for answer, border in nucleus]
-    assert calibrate(ground, scales, truths).nucleus_threshold in (0.5, 0.55)
+    jobs, truths = answer_at(0.6)
+    bright_ground = make_job(np.where(jobs[0].gray == 0.42, 0.47, jobs[0].gray))
+    assert calibrate([bright_ground] * 6, truths).nucleus_threshold in (0.5, 0.55)
 
 
 def test_a_threshold_that_is_better_by_chance_is_not_chosen():
-    nucleus, scales, truths = answer_at(0.6)
-    bright_ground = np.where(truths[0] > 0, 0.6, 0.47), nucleus[0][1]
-    assert calibrate([bright_ground] * 6, scales, truths).nucleus_threshold > 0.45
+    jobs, truths = answer_at(0.6)
+    bright_ground = make_job(np.where(truths[0] > 0, 0.6, 0.47))
+    assert calibrate([bright_ground] * 6, truths).nucleus_threshold > 0.45
     # Better on one image of six, the same on the others: the interval of the difference begins at 0.
-    assert calibrate([bright_ground, *nucleus[1:]], scales, truths) == Calibration(nucleus_threshold=0.45)
+    assert calibrate([bright_ground, *jobs[1:]], truths) == Calibration(nucleus_threshold=0.45)
 
 
 def test_weights_bring_their_calibration(tmp_path):

@@ -572,7 +572,7 @@ def test_each_printed_score_stands_in_its_own_column():
     printed = dict(line.split()[:2] for line in nuclei.splitlines()[1:-4])
     assert printed == {
         title: f"{means[name]:.{1 if name == 'count_error' else 3}f}"
-        for name, title in zip(HAND_SCORES, Evaluate_model.TITLES, strict=True)
+        for name, title in zip(HAND_SCORES, Evaluate_model.TITLES.values(), strict=True)
         if name != "dice"
     }
 

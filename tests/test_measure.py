@@ -13,6 +13,8 @@ from skimage.measure import regionprops_table
 
 from data import measure
 from data.images import open_rows
+from data.outputs import make_folders, prediction_files
+from data.tables import save_row, save_tables
 
 LABELLED = {  # property of scikit-image -> column
     "label": "label",
@@ -271,7 +273,7 @@ def test_strips_give_the_table_of_the_whole_image(monkeypatch, name, strip):
     image = draw_image(np.float32, (*SHAPE, 3))
     numbers = np.unique(labels[labels > 0])
     confidence = numbers / 1000
-    whole = measure.measure_window(labels, image, numbers)
+    whole = measure.measure_window(labels, image, numbers, 0, SHAPE[0])
     monkeypatch.setattr(measure, "STRIP", strip)
     columns = measure.measure_nuclei(labels, image, "a", confidence)
     assert columns.keys() == {"image", *whole, "nearest_neighbor_distance_px", "confidence"}
@@ -385,7 +387,7 @@ def test_a_table_is_written_with_eight_digits(tmp_path):
         "touches_border": np.array([True, False]),
         "distance": np.array([np.nan, 123456.789]),
     }
-    measure.write_table(tmp_path / "nuclei.csv", [table])
+    measure.write_table(tmp_path / "nuclei.csv", table)
     assert read_csv(tmp_path / "nuclei.csv") == [
         ["image", "label", "area_um2", "touches_border", "distance"],
         ["a,b", "1", "0.66666667", "True", ""],
@@ -394,13 +396,23 @@ def test_a_table_is_written_with_eight_digits(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["nuclei.csv"]
 
 
+def save_tables_of(out, nuclei_of_images, shape):
+    """Writes the tables of images, id -> columns, and puts them together."""
+    make_folders(out)
+    for name, nuclei in nuclei_of_images.items():
+        files = prediction_files(out, name)
+        measure.write_table(files.nuclei, nuclei)
+        save_row(files.row, measure.measure_image(nuclei, shape, name))
+    return save_tables(out, list(nuclei_of_images))
+
+
 def test_images_with_other_channels_share_a_table(tmp_path):
     labels = np.zeros((9, 9), np.int32)
     labels[2:4, 2:4] = 1
     labels[7, 3:6] = 2
     gray = measure.measure_nuclei(labels, np.full((9, 9), 5, np.uint8), "gray")
     coloured = measure.measure_nuclei(labels, np.full((9, 9, 3), 7, np.uint8), "coloured", pixel_size=0.5)
-    measure.write_table(tmp_path / "nuclei.csv", [gray, coloured])
+    save_tables_of(tmp_path, {"gray": gray, "coloured": coloured}, (9, 9))
     header, *rows = read_csv(tmp_path / "nuclei.csv")
     assert len(set(header)) == len(header) == len(rows[0])
     cells = [dict(zip(header, row, strict=True)) for row in rows]
@@ -416,15 +428,14 @@ def test_images_with_other_channels_share_a_table(tmp_path):
 def test_a_table_of_an_empty_image_is_its_header(tmp_path):
     nothing = np.zeros((9, 9), np.int32)
     columns = measure.measure_nuclei(nothing, nothing, "a")
-    measure.write_table(tmp_path / "nuclei.csv", [columns])
+    measure.write_table(tmp_path / "nuclei.csv", columns)
     assert read_csv(tmp_path / "nuclei.csv") == [list(columns)]
 
 
 def test_the_rows_of_images_are_written_below_each_other(tmp_path):
     nothing = np.zeros((9, 18), np.int32)
     columns = measure.measure_nuclei(nothing, nothing)
-    rows = [measure.measure_image(columns, nothing.shape, name) for name in ("a", "b")]
-    measure.write_table(tmp_path / "images.csv", rows)
+    assert save_tables_of(tmp_path, {"a": columns, "b": columns}, nothing.shape) == {"a": 0, "b": 0}
     header, *cells = read_csv(tmp_path / "images.csv")
     assert header[:3] == ["image", "width_px", "height_px"]
     assert [row[:4] for row in cells] == [["a", "18", "9", ""], ["b", "18", "9", ""]]
@@ -435,6 +446,6 @@ def test_the_same_nuclei_make_the_same_file(tmp_path, monkeypatch):
     image = draw_image(np.float32)
     for strip in (16, 512):
         monkeypatch.setattr(measure, "STRIP", strip)
-        measure.write_table(tmp_path / f"{strip}.csv", [measure.measure_nuclei(labels, image, "a")])
+        measure.write_table(tmp_path / f"{strip}.csv", measure.measure_nuclei(labels, image, "a"))
     content = (tmp_path / "16.csv").read_bytes()
     assert content == (tmp_path / "512.csv").read_bytes() and len(content) > 5000

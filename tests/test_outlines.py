@@ -108,7 +108,7 @@ def test_rois_beyond_the_coordinates_of_imagej_are_refused(tmp_path):
 def test_geojson_holds_valid_detections_with_measurements(tmp_path, seed):
     labels = draw_random(seed)
     nuclei = measure_nuclei(labels, labels, "a")
-    write_table(tmp_path / "a.csv", [nuclei])
+    write_table(tmp_path / "a.csv", nuclei)
     write_geojson(tmp_path / "a.geojson", labels, "a", tmp_path / "a.csv")
     collection = json.loads((tmp_path / "a.geojson").read_text())
     assert collection["type"] == "FeatureCollection"
@@ -129,7 +129,7 @@ def test_geojson_keeps_the_holes_of_all_pieces(tmp_path):
     labels[1:12, 1:12] = labels[1:9, 20:30] = 1  # two pieces
     labels[3:6, 3:6] = labels[8, 8] = 0  # two holes in one of them
     labels[3:7, 22:28] = 2  # a nucleus in the hole of the other
-    write_table(tmp_path / "a.csv", [measure_nuclei(labels, labels, "a")])
+    write_table(tmp_path / "a.csv", measure_nuclei(labels, labels, "a"))
     write_geojson(tmp_path / "a.geojson", labels, "a", tmp_path / "a.csv")
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
     around, within = (shapely.geometry.shape(feature["geometry"]) for feature in features)
@@ -140,6 +140,6 @@ def test_geojson_keeps_the_holes_of_all_pieces(tmp_path):
 
 def test_geojson_without_nuclei_is_empty(tmp_path):
     labels = np.zeros((5, 5), np.int32)
-    write_table(tmp_path / "a.csv", [measure_nuclei(labels, labels, "a")])
+    write_table(tmp_path / "a.csv", measure_nuclei(labels, labels, "a"))
     write_geojson(tmp_path / "a.geojson", labels, "a", tmp_path / "a.csv")
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}

@@ -34,7 +34,7 @@ def write(out, name, labels, provenance=PROVENANCE):
     files = outputs.prediction_files(out, name)
     overlay = outline_nuclei(np.zeros((*labels.shape, 3), np.uint8), labels)
     nuclei = measure_nuclei(labels, labels, name)
-    write_table(files.nuclei, [nuclei])
+    write_table(files.nuclei, nuclei)
     save_row(files.row, measure_image(nuclei, labels.shape, name))
     outputs.write_prediction(files, labels, overlay, provenance)
     return files

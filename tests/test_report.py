@@ -31,7 +31,7 @@ def write(out, name, labels, warnings=(), channel=""):
     image = np.where(labels > 0, 200, 20).astype(np.uint8)
     nuclei = measure_nuclei(labels, image, name)
     row = measure_image(nuclei, labels.shape, name, None, channel, "1.0", "dark", warnings)
-    write_table(files.nuclei, [nuclei])
+    write_table(files.nuclei, nuclei)
     tables.save_row(files.row, row)
     overlay = outline_nuclei(np.stack([image] * 3, -1), labels)
     outputs.write_prediction(

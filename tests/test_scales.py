@@ -15,7 +15,7 @@ from skimage.draw import disk
 import Evaluate_model
 import Predict_masks
 from data import nuclei
-from data.scales import PredictionJob, average_scales, choose_job, finish_labels, first_scale, predict_scales
+from data.scales import PredictionJob, average_scales, choose_job, count_halvings, finish_labels, predict_scales
 from data.sources import find_samples
 
 
@@ -157,7 +157,7 @@ def test_scales_are_averaged_from_the_largest_to_the_smallest():
 
 def test_the_first_scale_follows_the_diameter():
     diameters = (0, 2, 4, 6, 10, 33, 100, 101, 300, 1000)
-    assert [first_scale(diameter) for diameter in diameters] == [0, -3, -2, -1, 0, 0, 0, 1, 2, 4]
+    assert [count_halvings(diameter) for diameter in diameters] == [0, -3, -2, -1, 0, 0, 0, 1, 2, 4]
 
 
 def test_narrow_nuclei_are_predicted_at_double_size(unet):

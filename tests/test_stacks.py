@@ -11,7 +11,7 @@ from data.files import UserError
 from data.images import read_image
 from data.layouts import Plane
 from data.sources import Sample, find_samples
-from data.stacks import Layout, expand_planes, read_layout, read_sample_image
+from data.stacks import Dimensions, expand_planes, read_dimensions, read_sample_image
 
 NAMES = ("DAPI", "GFP")
 
@@ -67,9 +67,9 @@ def write_imagej(file, pixels, axes):
 def test_each_plane_of_z_and_time_has_its_own_pixels(tmp_path, write, axes, shape, ids):
     pixels = make_pixels(*shape)
     file = write(tmp_path / "a.tif", pixels, axes)
-    layout = read_layout(file)
+    dimensions = read_dimensions(file)
     names = NAMES if write is write_ome else ("channel 1", "channel 2")
-    assert layout == Layout(axes, shape, names if "C" in axes else ())
+    assert dimensions == Dimensions(axes, shape, names if "C" in axes else ())
     planes = pixels.reshape(len(ids), *shape[2 if "T" in axes and "Z" in axes else 1 if "C" not in axes else 0 :])
     assert_planes(file, dict(zip(ids, planes, strict=True)))
 
@@ -107,14 +107,14 @@ def test_planes_after_a_first_page_that_stands_for_all_are_found(tmp_path, order
 def test_pages_without_a_word_of_what_they_are_lie_along_z(tmp_path, options):
     pixels = make_pixels(3, 5, 7)
     write_stack(tmp_path / "a.tif", pixels, **options)
-    assert read_layout(tmp_path / "a.tif") == Layout("ZYX", (3, 5, 7), ())
+    assert read_dimensions(tmp_path / "a.tif") == Dimensions("ZYX", (3, 5, 7), ())
     assert_planes(tmp_path / "a.tif", {f"a_z{z}": pixels[z] for z in range(3)})
 
 
 def test_planes_of_colours_stay_colours(tmp_path):
     colours = make_pixels(3, 5, 7, 3)
     write_stack(tmp_path / "a.tif", colours, photometric="rgb")
-    assert read_layout(tmp_path / "a.tif") == Layout("ZYXS", (3, 5, 7, 3), ())
+    assert read_dimensions(tmp_path / "a.tif") == Dimensions("ZYXS", (3, 5, 7, 3), ())
     assert_planes(tmp_path / "a.tif", {f"a_z{z}": colours[z] for z in range(3)})
 
 
@@ -124,7 +124,7 @@ def test_samples_that_are_no_colours_are_channels(tmp_path, planar, count):
     pixels = make_pixels(count, 5, 7)
     stored = pixels if planar == "separate" else np.moveaxis(pixels, 0, -1)
     write_stack(tmp_path / "a.tif", stored, planarconfig=planar)
-    assert read_layout(tmp_path / "a.tif").names == tuple(f"channel {number + 1}" for number in range(count))
+    assert read_dimensions(tmp_path / "a.tif").names == tuple(f"channel {number + 1}" for number in range(count))
     assert_planes(tmp_path / "a.tif", {"a": pixels})
 
 
@@ -134,7 +134,7 @@ def test_alpha_and_colours_are_no_channels(tmp_path):
     write_stack(tmp_path / "rgba.tif", make_pixels(5, 7, 4), photometric="rgb", extrasamples=["unassalpha"])
     write_stack(tmp_path / "planar.tif", make_pixels(3, 5, 7), photometric="rgb", planarconfig="separate")
     for name in ("gray", "rgba", "planar"):
-        assert read_layout(tmp_path / f"{name}.tif") is None
+        assert read_dimensions(tmp_path / f"{name}.tif") is None
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -182,14 +182,14 @@ def test_labels_of_imagej_name_the_channels(tmp_path):
     labels = ["Hoechst", "actin"] * 3  # one a plane, channels first
     metadata = {"axes": "ZCYX", "Labels": labels}
     write_stack(tmp_path / "a.tif", make_pixels(3, 2, 5, 7), imagej=True, metadata=metadata)
-    assert read_layout(tmp_path / "a.tif").names == ("Hoechst", "actin")
+    assert read_dimensions(tmp_path / "a.tif").names == ("Hoechst", "actin")
 
 
 @pytest.mark.parametrize("names", [["DAPI", "DAPI"], None])
 def test_names_that_tell_nothing_apart_are_numbers(tmp_path, names):
     metadata = {"axes": "CYX"} | ({"Channel": {"Name": names}} if names else {})
     write_stack(tmp_path / "a.tif", make_pixels(2, 5, 7), ome=True, metadata=metadata)
-    assert read_layout(tmp_path / "a.tif").names == ("channel 1", "channel 2")
+    assert read_dimensions(tmp_path / "a.tif").names == ("channel 1", "channel 2")
 
 
 # Samples and ids.
@@ -269,7 +269,7 @@ def test_one_image_is_no_stack(tmp_path, kind):
         with tifffile.TiffWriter(file, ome=True) as tiff:
             tiff.write(image, subifds=1, metadata={"axes": "YX"})
             tiff.write(image[::2, ::2], subfiletype=1)
-    assert read_layout(file) is None
+    assert read_dimensions(file) is None
     planes = read_planes(file)
     np.testing.assert_array_equal(planes[file.stem], colours if kind == "slide" else image)
 

@@ -166,7 +166,7 @@ def compare_methods(sources: Sequence[str], weights: str, with_plain: bool) -> N
     samples = {source: Main.choose_samples(source, weights) for source in sources}
     methods = build_methods(sources, [sample for chosen in samples.values() for sample in chosen], weights, with_plain)
     row = ("| {:<33} | {:<16} |" + " {:<20} |" * len(TABLE_SCORES) + " {:>6} |").format
-    titles = dict(zip(Evaluate_model.SCORES, Evaluate_model.TITLES, strict=True))
+    titles = Evaluate_model.TITLES
     lines = [row("images", "method", *(titles[score] for score in TABLE_SCORES), "false"), "|---" * 8 + "|"]
     for source, chosen in samples.items():
         groups = {name: Evaluate_model.group_by_kind(rows) for name, rows in score_methods(chosen, methods).items()}
