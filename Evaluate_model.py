@@ -31,8 +31,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from data.channels import likely_channel
 from data.files import UserError, hash_file, run_script, write_rows, write_whole
-from data.images import read_image
 from data.matching import (
     SEED,
     THRESHOLDS,
@@ -50,12 +50,13 @@ from data.matching import (
     panoptic_quality,
     ratio,
 )
-from data.outputs import provenance_of_run, read_provenance
+from data.outputs import provenance_of_run, read_provenance, without_channel
 from data.predictions import find_predicted, read_predicted
 from data.records import read_training_record
 from data.report import write_report
 from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
+from data.stacks import find_channels, read_sample_image
 from data.truth import describe_kinds, read_labels
 from Preprocessed_data import image_kind
 
@@ -126,7 +127,7 @@ def open_truth(source: str | Path) -> dict[str, Sample | np.ndarray]:
     """Returns id -> files to read later or, from a solution .csv, id -> labels."""
     if Path(source).suffix.lower() == ".csv":
         return read_solution(source)
-    truths = {sample.id: sample for sample in find_samples(source, with_truth=True)}
+    truths = {sample.id: sample for sample in find_channels(find_samples(source, with_truth=True))}
     if not any(sample.has_truth for sample in truths.values()):
         raise UserError(
             f"{source} holds images but no truth; expected ID/masks/*.png, or a folder with images/ and masks/ in it"
@@ -167,7 +168,7 @@ def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -
     known = []  # pairs of a provenance and the first file that has it
     for file in files:
         try:
-            provenance = provenance_of_run(read_provenance(file))
+            provenance = without_channel(provenance_of_run(read_provenance(file)))
         except (OSError, UserError):
             continue  # named when it is read whole
         if provenance and provenance not in [other for other, _ in known]:
@@ -190,8 +191,8 @@ def read_truth(truth: Sample | np.ndarray) -> tuple[np.ndarray, str]:
     """Returns labels, (H, W) int32, and the kind of image."""
     if isinstance(truth, np.ndarray):
         return truth, UNKNOWN_KIND
-    image = read_image(truth.image)
-    return read_labels(truth, image.shape[:2]), image_kind(image)
+    image = read_sample_image(truth)
+    return read_labels(truth, image.shape[:2]), image_kind(likely_channel(image))
 
 
 def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_labels: np.ndarray) -> dict:

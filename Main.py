@@ -20,14 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
+from data.channels import likely_channel
 from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
 from data.outputs import claim_out, default_out, prediction_files
 from data.pictures import save_comparison, show_pictures
 from data.records import find_record
 from data.sources import Sample, find_samples
+from data.stacks import find_channels, read_sample_image
 from data.tables import report_tables
-from data.truth import read_sample
+from data.truth import read_labels
 from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
 from Model import load_unet
 from Predict_masks import PredictionOptions, describe_provenance, predict_samples, show_predictions
@@ -36,7 +38,7 @@ from Preprocessed_data import find_training_data, to_display
 
 def choose_samples(data: str, weights: str) -> list[Sample]:
     """The images of a source that these weights were validated on, or else not trained on."""
-    samples = find_samples(data, with_truth=True)
+    samples = find_channels(find_samples(data, with_truth=True))
     record = find_record(weights)
     trained = record.get("training_ids", [])
     validated = record.get("validation_ids", [])
@@ -55,8 +57,9 @@ def compare_with_truth(samples: Sequence[Sample], rows: Sequence[dict], out: Pat
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The picture, the truth and the predicted labels of an image."""
-        image, truth = read_sample(samples_by_id[name])
-        return to_display(image), truth, read_image(prediction_files(out, name).labels)
+        sample = samples_by_id[name]
+        image = likely_channel(read_sample_image(sample))
+        return to_display(image), read_labels(sample, image.shape[:2]), read_image(prediction_files(out, name).labels)
 
     file = out / "comparison.png"
     save_comparison(rows, read, file)

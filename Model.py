@@ -263,7 +263,7 @@ def load_unet(file: str | Path, precision: str = "float32") -> keras.Model:
         UserError: no such file, not a Keras file, or a model of another architecture.
     """
     if not Path(file).is_file():
-        raise UserError(f"{file}: no such weights; python Train.py trains some")
+        raise UserError(f"{file}: no such weights; those of the project are weights/unet.keras")
     try:
         model = keras.models.load_model(file, compile=False, safe_mode=True)
         input_shape = model.input_shape

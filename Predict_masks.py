@@ -63,6 +63,7 @@ from data.omezarr import import_zarr
 from data.outputs import Provenance, claim_out, default_out, find_unfinished, make_folders, remove_unfinished
 from data.pictures import show_predictions
 from data.pixels import check_image
+from data.report import REPORT
 from data.results import OVERLAY_PIXELS, write_image, write_results, write_slide
 from data.runs import ImageWork, Run, RunLog, collect_work, describe_skipped, read_ahead
 from data.scales import (
@@ -480,9 +481,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"saved the picture of them to {show_predictions(out)}")
     if not args.report:
         command = repeat_command("Predict_masks.py", argv, "--report", without=["--overwrite"])
-        print(f"look at {out / 'overlays'}, or at all on one page: {command}")
+        is_old = ", for the report there is of an earlier run" if (out / REPORT).exists() else ""
+        print(f"look at {out / 'overlays'}, or at all on one page{is_old}: {command}")
     if skipped:
         print(describe_skipped(sorted(skipped)))
+        if any("--channel" in reason for reason in skipped.values()):
+            print(f"predict them alone: python Predict_masks.py --data IMAGE --channel NAME --out {out}")
     return 1 if skipped else 0
 
 

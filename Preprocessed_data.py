@@ -26,9 +26,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from data.artifacts import find_ground, remove_outliers
-from data.channels import COLOURS
+from data.channels import COLOURS, likely_channel
 from data.files import UserError, find_beside_scripts, run_script
-from data.images import read_image
 from data.intensity import (
     HIGH_PERCENTILE,
     LOW_PERCENTILE,
@@ -45,6 +44,7 @@ from data.intensity import (
 from data.pictures import draw_thumbnails, save_contact_sheet
 from data.pixels import invert
 from data.sources import Sample, find_samples
+from data.stacks import find_channels, read_sample_image
 from data.tiles import group_tiles
 from data.truth import read_labels
 
@@ -399,7 +399,7 @@ def read_readable(samples: Iterable[Sample]) -> tuple[list[np.ndarray], list[np.
     skipped = 0
     for sample in tqdm(samples, desc="reading", unit="image", disable=None):
         try:
-            image = read_image(sample.image)
+            image = likely_channel(read_sample_image(sample))
             shape = image.shape[:2]
             labels.append(read_labels(sample, shape) if sample.has_truth else np.zeros(shape, np.int32))
             images.append(image)
@@ -425,7 +425,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    samples = find_samples(args.data, with_truth=True)
+    samples = find_channels(find_samples(args.data, with_truth=True))
     images, labels, skipped = read_readable(samples)
     if not images:
         raise UserError(f"{args.data}: none of its {len(samples)} images can be read")

@@ -54,8 +54,8 @@ from data.curves import (
     save_examples,
 )
 from data.files import UserError, hash_file, import_optional, run_script, write_whole
-from data.images import read_image
 from data.intensity import optical_density
+from data.layouts import format_names
 from data.nuclei import Calibration
 from data.records import (
     CHECKPOINT,
@@ -75,16 +75,18 @@ from data.records import (
 )
 from data.scales import Network, PredictionJob, finish_labels, make_thumbnails, run_jobs
 from data.sources import Sample, find_samples
-from data.truth import describe_truth, load_samples
+from data.stacks import find_channels
+from data.truth import describe_truth, load_samples, read_seen, read_true_image
 from Model import keras
 from Preprocessed_data import (
     STAINED_TISSUE,
+    find_colours,
     find_training_data,
     hold_out_kind,
     image_kind,
+    prepare_image,
     split_sources,
     to_display,
-    to_grayscale,
 )
 
 
@@ -117,7 +119,7 @@ def train(
     is_writer = process == 0
     options.check(processes)
     loggers = prepare_keras(options, tensorboard if is_writer else None)
-    samples = find_samples(*data, with_truth=True)
+    samples = find_channels(find_samples(*data, with_truth=True))
     out = Path(out)
     if is_writer:
         out.mkdir(parents=True, exist_ok=True)
@@ -167,9 +169,12 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
         probabilities: (N,) of the training ids, how often each is drawn.
         record: what training.json says before the first epoch, with the ids of both sides.
     """
-    images, labels = load_samples(samples)
+    images, labels = load_samples(samples, options.channel)
     line, warnings = describe_truth(samples, images, labels)
     print(line)
+    merges = [sample.id for sample, image in zip(samples, images, strict=True) if find_colours(image)]
+    if merges and options.channel is None:
+        warnings.append(f"colours of {format_names(merges)} show different things; --channel names that of the nuclei")
     for warning in warnings:
         print(f"warning: {warning}")
     # The split.
@@ -186,7 +191,8 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     # What the network sees of each image, and how often each is drawn.
     kinds = {name: image_kind(image) for name, image in zip(ids, images, strict=True)}
     with ThreadPoolExecutor() as pool:
-        grays = list(pool.map(to_grayscale, images))
+        backgrounds = [None if options.channel else read_seen(sample).get("background") for sample in samples]
+        grays = [gray for gray, *_ in pool.map(prepare_image, images, backgrounds)]
     pairs = {}
     for name, image, gray, image_labels in zip(ids, images, grays, labels, strict=True):
         varies_stain = kinds[name] == STAINED_TISSUE and name in training_ids
@@ -199,10 +205,12 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
 
 def load_examples(samples: Sequence[Sample], pairs: dict[str, Pair], record: dict) -> list[Example]:
     """The images that are predicted after every epoch, as people look at them: validation images, if there are any."""
-    files = {sample.id: sample.image for sample in samples}
+    samples = {sample.id: sample for sample in samples}
+    channel = record["options"]["channel"]
     chosen = choose_examples(record["validation_ids"], record["validation_kinds"])
     chosen = chosen or record["training_ids"][:EXAMPLE_COUNT]
-    return [crop_example(name, to_display(read_image(files[name])), *pairs[name][:2]) for name in chosen]
+    images = {name: to_display(read_true_image(samples[name], channel)) for name in chosen}
+    return [crop_example(name, image, *pairs[name][:2]) for name, image in images.items()]
 
 
 def build_model(options: TrainingOptions, out: Path, record: dict, resume: bool) -> tuple[keras.Model, list[dict]]:

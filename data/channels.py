@@ -73,6 +73,30 @@ def pick_channels(names: Sequence[str], wanted: str | None) -> list[int]:
     return matches[:1]
 
 
+def pick_gray_or_colours(image: np.ndarray | Channels, wanted: str | None, file: object) -> np.ndarray:
+    """The one channel (H, W) that is wanted of an image; without a wish, colours (H, W, 3) stay together.
+
+    Raises:
+        UserError: there is no such channel, or several may be meant.
+    """
+    try:
+        image = narrow_channels(image, wanted)
+        if isinstance(image, Channels) and len(image.names) == 1:
+            return image.planes[0]
+        if isinstance(image, Channels):
+            raise UserError(f"which of its channels {', '.join(image.names)} shows the nuclei? name it with --channel")
+        if image.ndim == 3 and wanted not in (None, "max"):
+            return image[..., pick_channels(COLOURS, wanted)[0]]
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return image
+
+
+def likely_channel(image: np.ndarray | Channels) -> np.ndarray:
+    """Of several channels the first that may show the nuclei, (H, W); other images stay as they are."""
+    return take_channel(narrow_channels(image, None), 0)
+
+
 def take_channel(image: np.ndarray | Channels, index: int | None) -> np.ndarray:
     """The channel with this index of several channels, (H, W); other images stay as they are."""
     return image.planes[index] if isinstance(image, Channels) else image

@@ -170,6 +170,9 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(main())
     except UserError as error:
         _print_error(str(error))
+    except BrokenPipeError:  # of a reader such as `head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        sys.exit(1)
     except OSError as error:
         if not error.filename:
             raise

@@ -35,6 +35,7 @@ FINE_TUNING = {"epochs": 10, "crops": None, "learning_rate": 5e-4}
 CROPS_PER_IMAGE = 16
 MIN_CROPS = 256
 MAX_CROPS = 1024
+CHANNELS = "red, green, blue, a name in the file, a number from 1, or max, the brightest of all at each pixel"
 COMMAND = "    python "  # begins the lines of a docstring that become the examples of the help
 
 
@@ -53,6 +54,7 @@ class TrainingOptions:
     seed: int = SEED
     hold_out: str | None = None  # kind of image
     from_weights: str | None = None  # file that the training starts from; None: from random weights
+    channel: str | None = None  # of images with several, as in `PredictionOptions`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -206,6 +208,7 @@ def train_parser(doc: str) -> OptionParser:
     files = parser.add_argument_group("files")
     default_data = "data/stage1_train(.zip) and data/tnbc(.zip), where they are"
     files.add_argument("--data", nargs="+", metavar="SOURCE", help=f"images with their truth (default {default_data})")
+    files.add_argument("--channel", help=f"{CHANNELS} (default that of the truth's prediction, or a nuclear stain)")
     files.add_argument("--out", default=TRAINED, help="folder to write to (default %(default)s)")
     files.add_argument("--from", dest="from_weights", metavar="FILE", help="trained weights to start from")
     files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")
@@ -247,8 +250,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
     files.add_argument("--overwrite", action="store_true", help="redo images that are done")
     images = parser.add_argument_group("images (found out for each image, where not given)")
-    channel = "red, green, blue, a name in the file, a number from 1, or max, the brightest of all at each pixel"
-    images.add_argument("--channel", help=channel)
+    images.add_argument("--channel", help=CHANNELS)
     images.add_argument("--background", choices=BACKGROUNDS, help="on which nuclei are bright, or dark")
     images.add_argument("--project", choices=PROJECTIONS, help="make one image of all planes along z")
     images.add_argument("--diameter", type=float, metavar="PIXELS", help="of the nuclei; sets the scale")

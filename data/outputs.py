@@ -151,7 +151,7 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
                 f"{files.labels} was changed by another program; --overwrite would replace it: "
                 "move it, or name another --out"
             )
-        if provenance_of_run(known) != provenance:
+        if not is_of_run(known, provenance):
             raise UserError(
                 f"{files.labels} was predicted with other weights or settings; "
                 "redo all with --overwrite, or name another --out"
@@ -191,6 +191,18 @@ def read_provenance(labels: Path) -> Provenance:
 def provenance_of_run(provenance: Provenance) -> Provenance:
     """What the labels of one run share: weights and settings, without what is of the image alone."""
     return {key: value for key, value in provenance.items() if key not in IMAGE_KEYS}
+
+
+def without_channel(provenance: Provenance) -> Provenance:
+    """A provenance as if no channel had been named."""
+    options = provenance.get("options")
+    return provenance | {"options": options | {"channel": None}} if options else provenance
+
+
+def is_of_run(known: Provenance, run: Provenance) -> bool:
+    """Whether labels are of the weights and settings of a run; a run without --channel keeps those of any channel."""
+    known = provenance_of_run(known)
+    return known == run or (without_channel(run) == run and without_channel(known) == run)
 
 
 def write_prediction(

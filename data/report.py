@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -50,7 +50,11 @@ TRUTH_MEANINGS = {
 
 
 def write_report(
-    out: str | Path, ids: Sequence[str], scores: str | Path | None = None, read_truth: ReadTruth | None = None
+    out: str | Path,
+    ids: Sequence[str],
+    scores: str | Path | None = None,
+    read_truth: ReadTruth | None = None,
+    skipped: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes report.html into a folder of predictions, from the files that lie there.
 
@@ -62,6 +66,7 @@ def write_report(
         ids: of the images.
         scores: scores.csv, with a row for each id.
         read_truth: gives the true labels of an id; needed with scores.
+        skipped: id -> reason of images without a prediction, which are named at the top.
 
     Returns:
         The file.
@@ -75,7 +80,8 @@ def write_report(
         cards = pool.map(draw_card, itertools.count(), shown, itertools.repeat(read_truth))
         cards = list(tqdm(cards, "writing the report", len(shown), unit="image", disable=None))
     frame = Template(FRAME.read_text(encoding="utf-8"))
-    page = frame.substitute(describe_page(Path(out), entries, len(shown)), cards="".join(cards))
+    places = describe_page(Path(out), entries, len(shown))
+    page = frame.substitute(places, skipped=list_skipped(skipped or {}), cards="".join(cards))
     file = Path(out, REPORT)
     with write_whole(file) as part:
         part.write_text(page, encoding="utf-8")
@@ -147,6 +153,15 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
         "orders": list_choices(orders),
         "legend": legend,
     }
+
+
+def list_skipped(skipped: Mapping[str, str]) -> str:
+    """The images without a prediction and the reasons, as HTML; "" where there are none."""
+    if not skipped:
+        return ""
+    items = "".join(f"<li><b>{escape(name)}</b>: {escape(text)}</li>" for name, text in skipped.items())
+    count = "1 image was" if len(skipped) == 1 else f"{len(skipped):,} images were"
+    return f'<section class="skipped"><p>{count} skipped:</p><ul>{items}</ul></section>'
 
 
 def sum_up(entries: Sequence[Entry]) -> dict[str, str]:

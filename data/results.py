@@ -6,7 +6,7 @@ Out: files of `data.outputs.prediction_files`, and files of all images in the sa
 
 import argparse
 import functools
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarra
         picture: (H, W, 3) uint8, the image as people look at it.
     """
     files = prediction_files(run.out, work.sample.id)
-    save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job)
+    save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job, run.options.channel)
     overlay = outline_nuclei(picture, labels)
     write_prediction(files, labels, overlay, add_image(run.provenance, work, job), work.pixel_size)
 
@@ -81,7 +81,8 @@ def write_slide(
             with write_whole(files.tiled_mask) as mask:
                 save(mask, map(mask_of, iterate_strips(labels)), dtype=np.uint8)
             small_labels = subsample(labels, OVERLAY_PIXELS)
-            save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job)
+            name = work.sample.id
+            save_measurements(files, labels, work.image, name, work.pixel_size, job, run.options.channel)
         with write_whole(files.overlay) as overlay:
             save_png(overlay, outline_nuclei(picture, small_labels), FAST_COMPRESSION)
     files.mask.unlink(missing_ok=True)  # of a smaller image of this name
@@ -92,7 +93,7 @@ def add_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Pr
     return provenance | {"image": work.checksum, "seen": describe_job(job)}
 
 
-def write_results(out: Path, ids: Sequence[str], skipped: Container[str], args: argparse.Namespace) -> None:
+def write_results(out: Path, ids: Sequence[str], skipped: Mapping[str, str], args: argparse.Namespace) -> None:
     """Writes the tables of all images, and what the options of Predict_masks.py ask for beside them; says where.
 
     Tables, report and Kaggle's table hold the images of earlier runs too, for their labels lie in the same folder.
@@ -100,13 +101,13 @@ def write_results(out: Path, ids: Sequence[str], skipped: Container[str], args: 
     Args:
         out: folder of the predictions.
         ids: of the images of this run that are predicted.
-        skipped: ids of the others; what an earlier run predicted for them is no answer to this one.
+        skipped: id -> reason of the others; what an earlier run predicted for them is no answer to this one.
         args: the options.
     """
     print(f"saved masks, labels and overlays to {out}")
     present = [name for name in find_predictions(out) if name not in skipped]
     all_ids = [name for name in present if prediction_files(out, name).are_complete()]
-    report_tables(out, all_ids, ids)
+    report_tables(out, all_ids, ids, skipped)
     if args.rois or args.geojson:
         save_outlines(out, ids, args.rois, args.geojson)
         print(f"saved the outlines of nuclei to {out}, in rois/ or geojson/")
@@ -116,4 +117,4 @@ def write_results(out: Path, ids: Sequence[str], skipped: Container[str], args: 
     if args.submission:
         print(f"saved Kaggle's table to {save_submission(out, all_ids)}")
     if args.report:
-        print(f"saved the report to {write_report(out, all_ids)}")
+        print(f"saved the report to {write_report(out, all_ids, skipped=skipped)}")

@@ -76,6 +76,12 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
     return sorted(expanded, key=lambda sample: sample.id)
 
 
+def find_channels(samples: Iterable[Sample]) -> list[Sample]:
+    """Lets samples with truth be read by their channels; those of several planes stay, and are refused when read."""
+    groups = [(sample, split_sample(sample, None)) for sample in samples]
+    return [parts[0] if len(parts) == 1 else sample for sample, parts in groups]
+
+
 def split_sample(sample: Sample, project: str | None) -> list[Sample]:
     """A sample for each scene and plane of one file; arguments as for `expand_planes`."""
     scenes = [None] if sample.masks else read_scene_dimensions(sample.image)

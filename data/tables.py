@@ -6,12 +6,12 @@ Out: tables/ID.csv and tables/ID.json of each image, nuclei.csv and images.csv o
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.channels import Channels
+from data.channels import COLOURS, Channels, pick_channels
 from data.files import read_rows, write_rows, write_whole
 from data.images import SceneRows, open_rows
 from data.measure import Columns, measure_image, measure_nuclei, write_table
@@ -31,6 +31,7 @@ def save_measurements(
     name: str,
     pixel_size: float | None,
     job: PredictionJob,
+    wanted_channel: str | None = None,
 ) -> None:
     """Writes the table of the nuclei of an image, and what images.csv says of it.
 
@@ -41,7 +42,9 @@ def save_measurements(
         name: id of the image.
         pixel_size: micrometres; None where it is not known.
         job: how the image was seen, and the confidence of its nuclei.
+        wanted_channel: of the options; None: it was found out.
     """
+    channel = name_channel(image, job, wanted_channel)
     names = ()
     if isinstance(image, Channels):
         names = image.names
@@ -50,9 +53,18 @@ def save_measurements(
     seen = describe_job(job)
     scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
     warnings = list_warnings(nuclei, job)
-    row = measure_image(nuclei, labels.shape, name, pixel_size, seen["reading"], scale, seen["background"], warnings)
+    row = measure_image(nuclei, labels.shape, name, pixel_size, channel, scale, seen["background"], warnings)
     write_table(files.nuclei, nuclei)
     save_row(files.row, row)
+
+
+def name_channel(image: np.ndarray | TiffRows | SceneRows | Channels, job: PredictionJob, wanted: str | None) -> str:
+    """The channel in which nuclei were sought; "" for a gray image, and for colours that were seen together."""
+    if isinstance(image, Channels) and wanted not in (None, "max"):
+        return image.names[pick_channels(image.names, wanted)[0]]
+    if job.channel is not None:
+        return job.reading or COLOURS[job.channel]
+    return "max" if wanted == "max" else ""
 
 
 def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
@@ -76,12 +88,13 @@ def save_row(file: Path, row: dict[str, object]) -> None:
         part.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
 
 
-def save_tables(out: str | Path, ids: Sequence[str]) -> dict[str, int]:
+def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] | None = None) -> dict[str, int]:
     """Puts the tables of images together as nuclei.csv and images.csv.
 
     Args:
         out: folder of the predictions.
         ids: of the images.
+        skipped: id -> reason of images without a prediction, which images.csv names too.
 
     Returns:
         id -> number of nuclei.
@@ -90,7 +103,8 @@ def save_tables(out: str | Path, ids: Sequence[str]) -> dict[str, int]:
     rows = [json.loads(file.row.read_text(encoding="utf-8")) for file in files]
     # Images differ in their columns: in the names of channels, and an older version may have written fewer.
     image_columns = dict.fromkeys(name for row in rows for name in row)
-    write_rows(Path(out, IMAGES_TABLE), image_columns, rows)
+    skipped_rows = [{"image": name, "warnings": f"skipped: {text}"} for name, text in (skipped or {}).items()]
+    write_rows(Path(out, IMAGES_TABLE), image_columns, rows + skipped_rows)
     nuclei_columns = {}
     for file in files:
         with open(file.nuclei, newline="", encoding="utf-8") as stream:
@@ -99,9 +113,11 @@ def save_tables(out: str | Path, ids: Sequence[str]) -> dict[str, int]:
     return {name: row["count"] for name, row in zip(ids, rows, strict=True)}
 
 
-def report_tables(out: str | Path, ids: Sequence[str], run_ids: Sequence[str] | None = None) -> None:
+def report_tables(
+    out: str | Path, ids: Sequence[str], run_ids: Sequence[str] | None = None, skipped: Mapping[str, str] | None = None
+) -> None:
     """Puts the tables of these images together, and says how many nuclei they hold, and those of this run if fewer."""
-    counts = save_tables(out, ids)
+    counts = save_tables(out, ids, skipped)
     found = f"{sum(counts.values())} nuclei in {len(ids)} images"
     if run_ids is not None and len(run_ids) < len(ids):
         found += f", {sum(counts[name] for name in run_ids)} of them in the {len(run_ids)} of this run"

@@ -4,6 +4,8 @@ In:  samples of `data.sources` with one mask per nucleus or one file of labels.
 Out: labels (H, W) int32, 0 background, one number per nucleus.
 """
 
+import functools
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +17,16 @@ import numpy as np
 from skimage.measure import label
 from tqdm import tqdm
 
+from data.channels import pick_gray_or_colours
 from data.files import File, UserError
 from data.images import read_image
 from data.intensity import brightness
 from data.label_files import check_jpeg, is_background, is_binary, part_mask, read_label_file, read_values
 from data.layouts import check_one_truth, format_names
 from data.nuclei import local_contrast
+from data.outputs import prediction_files
 from data.sources import Sample
+from data.stacks import read_sample_image
 
 ONE_NUCLEUS = "have one nucleus; is all that is nucleus one number, or the truth one file a nucleus?"
 MASKS_KIND = "one file a nucleus"
@@ -40,8 +45,8 @@ FULL = 255  # numbers in 8 bits
 MAX_PIECES_FULL = 1.1  # of a number, where all numbers of 8 bits are used
 
 
-def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Reads images and labels in several threads, with a progress bar.
+def load_samples(samples: Sequence[Sample], channel: str | None = None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Reads images and labels in several threads, with a progress bar; `channel` as for `read_true_image`.
 
     Returns:
         images: list of (H, W) or (H, W, 3), as in the files.
@@ -53,7 +58,7 @@ def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.n
     images = []
     labels = []
     with ThreadPoolExecutor() as pool:  # decoders release Python's lock
-        pairs = pool.map(read_sample, samples)
+        pairs = pool.map(functools.partial(read_sample, channel=channel), samples)
         bar = tqdm(pairs, "reading", len(samples), unit="image", disable=None)
         try:
             for image, image_labels in bar:
@@ -65,13 +70,35 @@ def load_samples(samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.n
     return images, labels
 
 
-def read_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def read_sample(sample: Sample, channel: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W) or (H, W, 3) and labels (H, W) int32 of one sample with truth."""
-    image = read_image(sample.image)
+    image = read_true_image(sample, channel)
     if image.ndim == 3 and (image == image[..., :1]).all():
         # Most images are gray in three equal channels; memory holds one of them.
         image = np.broadcast_to(image[..., :1].copy(), image.shape)
     return image, read_labels(sample, image.shape[:2])
+
+
+def read_true_image(sample: Sample, channel: str | None = None) -> np.ndarray:
+    """The image (H, W) or (H, W, 3) of a sample with truth, or that channel of it which shows the nuclei.
+
+    Args:
+        sample: of `find_channels`.
+        channel: of `pick_channels`; None: that in which Predict_masks.py found the labels, or one with a nuclear name.
+    """
+    image = read_sample_image(sample)
+    return pick_gray_or_colours(image, channel or read_seen(sample).get("channel") or None, sample.image)
+
+
+def read_seen(sample: Sample) -> dict:
+    """How the image of labels/ID.tif was seen, as tables/ID.json beside it says; {} for any other truth."""
+    labels = sample.truths[0] if len(sample.truths) == 1 else None
+    if not isinstance(labels, Path):
+        return {}
+    files = prediction_files(labels.parent.parent, labels.stem)
+    if files.labels != labels or not files.row.is_file():
+        return {}
+    return json.loads(files.row.read_text(encoding="utf-8"))
 
 
 def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.channels import Channels, narrow_channels, pick_channels
+from data.channels import Channels, likely_channel, narrow_channels, pick_channels, pick_gray_or_colours
 from data.files import UserError
 
 
@@ -39,3 +39,23 @@ def test_channels_are_narrowed_to_those_that_may_be_meant():
     np.testing.assert_array_equal(narrow_channels(channels, "max"), channels.planes.max(0))
     image = np.zeros((2, 2), np.uint16)
     assert narrow_channels(image, "gfp") is image
+
+
+CHANNELS = Channels(("GFP", "DAPI"), np.arange(8).reshape(2, 2, 2))
+COLOURS = np.arange(12).reshape(2, 2, 3)
+
+
+def test_the_channel_of_a_truth_is_one_or_all_colours():
+    np.testing.assert_array_equal(pick_gray_or_colours(CHANNELS, None, "a.tif"), CHANNELS.planes[1])
+    np.testing.assert_array_equal(pick_gray_or_colours(CHANNELS, "1", "a.tif"), CHANNELS.planes[0])
+    np.testing.assert_array_equal(pick_gray_or_colours(COLOURS, "blue", "a.png"), COLOURS[..., 2])
+    assert pick_gray_or_colours(COLOURS, None, "a.png") is COLOURS
+    with pytest.raises(UserError, match="a.tif: which of its channels a, b shows the nuclei"):
+        pick_gray_or_colours(Channels(("a", "b"), CHANNELS.planes), None, "a.tif")
+    with pytest.raises(UserError, match="a.tif: no channel 'RFP'"):
+        pick_gray_or_colours(CHANNELS, "RFP", "a.tif")
+
+
+def test_people_look_at_the_first_channel_that_may_show_nuclei():
+    np.testing.assert_array_equal(likely_channel(CHANNELS), CHANNELS.planes[1])
+    assert likely_channel(COLOURS) is COLOURS

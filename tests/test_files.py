@@ -5,11 +5,13 @@ import hashlib
 import logging
 import re
 import resource
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from conftest import encode_png, only, write_archive
+from conftest import ROOT, encode_png, only, write_archive
 
 from data import files
 from data.files import UNFINISHED, UserError, describe_file, hash_file, run_script, write_whole
@@ -146,7 +148,6 @@ def test_a_mistake_of_the_user_is_one_line(capsys, line):
         KeyError("missing"),
         MemoryError(),
         OSError("no name of a file"),
-        BrokenPipeError(errno.EPIPE, "Broken pipe"),
     ],
     ids=repr,
 )
@@ -155,6 +156,16 @@ def test_a_fault_of_the_program_keeps_its_traceback(capsys, fault):
         run_script(raising(fault))
     assert raised.value is fault
     assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault():
+    code = "from data.files import run_script; run_script(lambda: [print('line' * 99) for _ in range(9999)] and 0)"
+    script = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script.stdout.readline()
+    script.stdout.close()
+    assert script.wait(timeout=60) == 1
+    assert script.stderr.read() == b""
+    script.stderr.close()
 
 
 def test_ctrl_c_ends_with_130(capsys):

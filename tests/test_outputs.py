@@ -214,6 +214,21 @@ def test_labels_of_other_weights_or_settings_are_refused(images, other):
     assert find_unfinished(images) == ["b"]
 
 
+def test_a_run_without_a_channel_keeps_the_labels_of_any(images):
+    def named(channel, **more):
+        """The provenance of a run with this --channel."""
+        return PROVENANCE | {"options": {"channel": channel, "diameter": None} | more}
+
+    image = {"image": describe_file(images / "b.png")}
+    write(images.parent / "out", "b", draw_nuclei()[1], named("2") | image)
+    write(images.parent / "out", "c", draw_nuclei()[1], named(None) | {"image": describe_file(images / "c.png")})
+    (images.parent / "out/masks/a.png").unlink(missing_ok=True)
+    assert find_unfinished(images, named(None)) == ["a"]
+    for other in (named("1"), named(None, diameter=9)):
+        with pytest.raises(UserError, match=r"labels/b\.tif was predicted with other"):
+            find_unfinished(images, other)
+
+
 @pytest.mark.parametrize("spacing", [{"indent": 2}, {"separators": (" ,", " : ")}, {"separators": (",", ":")}])
 def test_provenance_in_another_order_and_spacing_is_the_same(images, spacing):
     settings = dict(reversed(PROVENANCE["settings"].items()))

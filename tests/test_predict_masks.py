@@ -487,10 +487,30 @@ def test_the_nuclear_channel_is_predicted_or_the_one_that_is_wanted(
         assert count_nuclei(work / channel, "a.ome") == count
         provenance = data.outputs.read_provenance(work / channel / "labels/a.ome.tif")
         assert provenance["options"]["channel"] == channel
+        (row,) = read_table(work / channel / "images.csv")
+        assert row["channel"] == {"gfp": "GFP", "2": "DAPI"}[channel]
     assert "was chosen" not in capsys.readouterr().out
     for out, is_bright in (("out", False), ("gfp", True), ("2", False)):  # the last cell is of GFP alone
         overlay = np.asarray(Image.open(work / out / "overlays/a.ome.png"))
         assert (overlay[105, 147].min() > 127) == is_bright
+
+
+def test_an_image_that_needs_a_channel_is_predicted_alone_into_the_same_folder(tmp_path, predict, capsys):
+    images = save_fields(tmp_path / "images", ["a.png"], 6)
+    field = draw_field(0, 12)
+    Image.fromarray(np.dstack([field, 0 * field, np.roll(field, 70, axis=1)])).save(images / "b.png")
+    command = ["--data", str(images), "--out", "out", "--report"]
+    assert Predict_masks.main(command) == 1
+    printed = capsys.readouterr()
+    assert "skipped b: its channels blue and red both look like nuclei" in printed.err
+    assert "predict them alone: python Predict_masks.py --data IMAGE --channel NAME --out out" in printed.out
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "1 image was skipped:" in page and "<b>b</b>: its channels blue and red" in page
+    predict("--data", images / "b.png", "--out", "out", "--channel", "red")
+    work = predict(*command)  # which keeps the choice
+    assert "all 2 images are done" in capsys.readouterr().out
+    assert [(row["image"], row["channel"]) for row in read_table(work / "out/images.csv")] == [("a", ""), ("b", "red")]
+    assert "skipped" not in (work / "out/report.html").read_text(encoding="utf-8").split("</style>")[1]
 
 
 def test_an_image_without_the_channel_is_skipped_with_its_reason(tmp_path, monkeypatch, capsys):
@@ -599,12 +619,15 @@ def test_tables_hold_the_images_of_earlier_runs_in_the_folder_too(tmp_path, pred
     assert [row["image"] for row in read_table(work / "out/nuclei.csv")] == ["a"] * 6 + ["b"] * 12 + ["c"] * 6
     assert {row["ImageId"] for row in read_table(work / "out/submission.csv")} == set("abc")
     assert "24 nuclei in 3 images" in (work / "out/report.html").read_text(encoding="utf-8")
-    # What is skipped now, or lacks its table, is not in the tables.
+    # What lacks its table is not in the tables; what is skipped now is named with its reason.
     (source / "b.png").write_bytes(b"no image")
     (work / "out/tables/c.csv").unlink()
     arguments = ["--data", str(source / "a.png"), str(source / "b.png"), "--out", "out"]
     assert Predict_masks.main(arguments) == 1
-    assert [row["image"] for row in read_table(work / "out/images.csv")] == ["a"]
+    first, skipped = read_table(work / "out/images.csv")
+    assert (first["image"], skipped["image"], skipped["count"]) == ("a", "b", "")
+    assert skipped["warnings"].startswith("skipped: ") and "b.png" in skipped["warnings"]
+    assert {row["image"] for row in read_table(work / "out/nuclei.csv")} == {"a"}
 
 
 def test_a_large_image_has_the_table_of_its_labels(tmp_path, large_images, predict):

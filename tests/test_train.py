@@ -18,6 +18,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tifffile
 from conftest import ROOT, SMALL, TINY, draw_nuclei, draw_pair, draw_source, make_crops, save_image, write_source
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -30,6 +31,7 @@ from data.files import UserError, hash_file
 from data.images import read_image
 from data.intensity import optical_density
 from data.sources import find_samples
+from data.stacks import find_channels
 from data.truth import read_labels
 from Evaluate_model import dice_score
 from Preprocessed_data import FLUORESCENCE, STAINED_TISSUE, to_grayscale
@@ -351,6 +353,43 @@ def test_a_kind_held_out_is_validated_on(drawn):
     assert sorted(record["training_ids"] + record["validation_ids"]) == IDS
     assert len(probabilities) == 6
     assert record["options"]["hold_out"] == STAINED_TISSUE
+
+
+@pytest.mark.parametrize("named", [None, "1"])
+def test_corrected_labels_of_a_channel_are_trained_on_in_that_channel(tmp_path, named):
+    image, labels = draw_nuclei((40, 40))
+    other = np.random.default_rng(0).integers(0, 250, image.shape, np.uint8)
+    stack = tmp_path / "images/a.tif"
+    stack.parent.mkdir()
+    tifffile.imwrite(stack, np.stack([other, image]), imagej=True, metadata={"axes": "CYX"})
+    out = tmp_path / "nuclei"
+    Predict_masks.main(["--data", str(stack), "--out", str(out), "--channel", "2"])
+    tifffile.imwrite(out / "labels/a.tif", labels.astype(np.uint16))  # as corrected in another program
+    samples = find_channels(find_samples(tmp_path / "images", out, with_truth=True))
+    pairs, _, _ = Train.load_data(samples, dataclasses.replace(TINY, channel=named))
+    np.testing.assert_array_equal(pairs["a"].gray, to_grayscale(other if named else image))
+    np.testing.assert_array_equal(pairs["a"].labels, labels)
+
+
+def test_labels_on_a_background_that_was_named_are_trained_on_that_background(tmp_path, capsys):
+    image, labels = draw_nuclei((40, 40))
+    save_image(tmp_path / "images/a.png", 255 - image)
+    out = tmp_path / "nuclei"
+    Predict_masks.main(["--data", str(tmp_path / "images"), "--out", str(out), "--background", "dark"])
+    tifffile.imwrite(out / "labels/a.tif", labels.astype(np.uint16))
+    pairs, _, _ = Train.load_data(find_samples(tmp_path / "images", out, with_truth=True), TINY)
+    assert pairs["a"].gray[labels > 0].mean() < pairs["a"].gray[labels == 0].mean()  # bright nuclei by themselves
+
+
+def test_merges_of_colours_are_named(tmp_path, capsys):
+    image, labels = draw_nuclei((40, 40))
+    merge = np.dstack([np.rot90(image), 0 * image, image])
+    source = write_source(tmp_path / "source", {"a": (merge, labels)})
+    pairs, _, _ = Train.load_data(find_samples(source), TINY)
+    assert "warning: colours of a show different things; --channel names that of the nuclei" in capsys.readouterr().out
+    pairs, _, _ = Train.load_data(find_samples(source), dataclasses.replace(TINY, channel="blue"))
+    assert "--channel" not in capsys.readouterr().out
+    np.testing.assert_array_equal(pairs["a"].gray, to_grayscale(image))
 
 
 def test_the_density_is_kept_of_stained_tissue_that_is_trained_on(drawn):
