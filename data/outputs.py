@@ -42,7 +42,7 @@ class PredictionFiles:
     tiled_mask: Path
     overlay: Path
     nuclei: Path  # table, a row for each nucleus
-    row: Path  # of the table of images
+    row: Path  # what images.csv says of the image, as a .json
     rois: Path
     geojson: Path
     zarr: Path  # a folder
@@ -53,7 +53,12 @@ class PredictionFiles:
 
     def are_complete(self) -> bool:
         """Whether labels, mask, overlay and tables are there."""
-        return all(f.exists() for f in (self.labels, self.existing_mask(), self.overlay, self.nuclei, self.row))
+        files = (self.labels, self.existing_mask(), self.overlay, self.nuclei, self.row)
+        return all(file.exists() for file in files)
+
+    def read_row(self) -> dict:
+        """What images.csv says of the image, by the names of the columns; None for an empty cell."""
+        return json.loads(self.row.read_text(encoding="utf-8"))
 
 
 def prediction_files(out: str | Path, name: str) -> PredictionFiles:
