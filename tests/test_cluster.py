@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tifffile
-from conftest import ROOT
+from conftest import ROOT, draw_nuclei, draw_source, save_image
 
 import data.outputs
 import Model
@@ -24,10 +24,8 @@ import Predict_masks
 import Train
 from data import cluster
 from data.files import UserError
-from data.options import DATA
-from data.sources import find_samples
 
-IMAGES = 48
+IMAGES = 32
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +38,9 @@ def workers():
 
 @pytest.fixture
 def command(tmp_path):
-    """The command's --data and --weights: the sample's images under new names, a tiny network."""
-    samples = find_samples(ROOT / DATA)
-    (tmp_path / "images").mkdir()
+    """The command's --data and --weights: drawn images, a tiny network."""
     for number in range(IMAGES):
-        content = samples[number % len(samples)].image.read_bytes()
-        (tmp_path / "images" / f"{number:03}.png").write_bytes(content)
+        save_image(tmp_path / "images" / f"{number:03}.png", draw_nuclei((64, 80), number)[0])
     keras.utils.set_random_seed(1)
     Model.Unet(2, 2).build().save(tmp_path / "unet.keras")
     return ["--data", str(tmp_path / "images"), "--weights", str(tmp_path / "unet.keras")]
@@ -243,7 +238,9 @@ def finish(process):
     return re.search("digest (.*)", answer)[1], answer
 
 
-def test_two_processes_train_in_step_and_one_writes(source, tmp_path):
+def test_two_processes_train_in_step_and_one_writes(tmp_path):
+    source = tmp_path / "source"
+    draw_source(source, 4, shapes=((32, 32),))  # of one shape, for JAX compiles the network for each
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

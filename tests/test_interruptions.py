@@ -1,5 +1,6 @@
 """Kills, full disks, locked folders, vanished files: what is there is whole, the rest is said."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -20,6 +21,7 @@ from conftest import ROOT, draw_source
 import Evaluate_model
 import Model
 import Predict_masks
+import Preprocessed_data
 import Train
 from data import scales
 from data.files import UNFINISHED, run_script
@@ -27,7 +29,7 @@ from data.sources import find_samples
 from data.truth import load_samples
 
 NOBODY = 65534
-IMAGES = 120
+IMAGES = 60
 LIMIT = 20_000  # bytes of a file, in a process whose disk is to be full
 
 
@@ -64,11 +66,20 @@ def start(script, *arguments, **options):
     return subprocess.Popen(command, cwd=ROOT, **pipes, **options)
 
 
-def only_line(answer):
-    """The one line on stderr that is the script's own."""
-    lines = [x for x in answer.splitlines() if x.startswith("error: ") or "Traceback" in x]
-    assert len(lines) == 1 and lines[0].startswith("error: "), answer
-    return lines[0]
+@pytest.fixture
+def mistake_of(capsys):
+    """mistake_of(work): the one line with which a script's work ends, with exit code 2, in this process."""
+
+    def mistake_of(work):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_script(work)
+        answer = capsys.readouterr().err
+        lines = [line for line in answer.splitlines() if line.startswith("error: ") or "Traceback" in line]
+        assert ended.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), answer
+        return lines[0]
+
+    return mistake_of
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
@@ -119,13 +130,20 @@ def test_killed_while_evaluating(prepared, tmp_path):
         assert found.items() <= expected.items()
 
 
+@contextlib.contextmanager
 def full_disk():
-    """No file may grow further, as where the disk is full; for a process that starts."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+    """No file may grow further, as where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("script", ["Predict_masks.py", "Train.py", "Model.py", "Preprocessed_data.py"])
-def test_no_room_is_one_line_and_leaves_what_was_there(prepared, source, tmp_path, script):
+@pytest.mark.usefixtures("keep_precision")
+@pytest.mark.parametrize("script", [Predict_masks, Train, Model, Preprocessed_data], ids=lambda script: script.__name__)
+def test_no_room_is_one_line_and_leaves_what_was_there(prepared, source, tmp_path, mistake_of, script):
     out = tmp_path / "out"
     (out / "overlays").mkdir(parents=True)
     before = {Path(name): b"of an earlier run" for name in ("unet.keras", "overlays/image_00.png", "it.png")}
@@ -133,34 +151,30 @@ def test_no_room_is_one_line_and_leaves_what_was_there(prepared, source, tmp_pat
         (out / name).write_bytes(content)
     small = ["--epochs", 1, "--crops", 8, "--crop-size", 64, "--depth", 2, "--base-filters", 8]
     options = {
-        "Predict_masks.py": ["--data", ROOT / "data/sample", "--weights", prepared / "unet.keras", "--out", out],
-        "Train.py": ["--data", source, "--out", out, *small],
-        "Model.py": ["--out", out / "it.png"],
-        "Preprocessed_data.py": ["--data", source, "--out", out / "it.png"],
+        Predict_masks: ["--data", ROOT / "data/sample", "--weights", prepared / "unet.keras", "--out", out],
+        Train: ["--data", source, "--out", out, *small],
+        Model: ["--out", out / "it.png"],
+        Preprocessed_data: ["--data", source, "--out", out / "it.png"],
     }
-    process = start(script, *options[script], preexec_fn=full_disk)
-    _, errors = process.communicate()
-    line = only_line(errors)
-    assert process.returncode == 2 and str(out) in line and "File too large after" in line
+    with full_disk():
+        line = mistake_of(lambda: script.main([str(word) for word in options[script]]))
+    assert str(out) in line and "File too large after" in line
     after = read_files(out)
     assert all(after[name] == content for name, content in before.items())
     assert not any(UNFINISHED in str(name) for name in after)
-    if script == "Train.py":
+    if script is Train:
         assert after == before  # nor a history of an epoch without weights
 
 
-def test_a_full_disk_is_named_with_what_is_free(prepared, tmp_path):
+def test_a_full_disk_is_named_with_what_is_free(prepared, tmp_path, mistake_of):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk here; the test above limits the file size")
     try:
-        answer = start("Predict_masks.py", *predict_command(prepared, disk / "out"))
-        _, errors = answer.communicate()
-        line = only_line(errors)
-        assert answer.returncode == 2 and str(disk) in line
-        assert "No space left on device" in line
+        line = mistake_of(lambda: Predict_masks.main(predict_command(prepared, disk / "out")))
+        assert str(disk) in line and "No space left on device" in line
         found = read_files(disk)
         assert found and not any(UNFINISHED in str(name) for name in found)
         Predict_masks.main(predict_command(prepared, tmp_path / "out"))
@@ -180,7 +194,7 @@ def as_nobody():
     os.seteuid(0)
 
 
-def test_a_folder_that_may_not_be_written(prepared, capsys, request):
+def test_a_folder_that_may_not_be_written(prepared, mistake_of, request):
     out = prepared / "locked"
     Predict_masks.main(predict_command(prepared, out))
     (out / "masks/image_07.png").unlink()
@@ -192,17 +206,14 @@ def test_a_folder_that_may_not_be_written(prepared, capsys, request):
     for folder in folders:
         folder.chmod(0o555)
     request.getfixturevalue("as_nobody")
-    capsys.readouterr()
     for work in (
         lambda: Predict_masks.main(predict_command(prepared, out)),
         lambda: Predict_masks.main(predict_command(prepared, out / "new")),
         lambda: Train.main(["--data", str(prepared / "source"), "--out", str(out / "new")]),
         lambda: Evaluate_model.save_scores(rows, out),
     ):
-        with pytest.raises(SystemExit) as ended:
-            run_script(work)
-        line = only_line(capsys.readouterr().err)
-        assert ended.value.code == 2 and str(out) in line and "Permission denied" in line
+        line = mistake_of(work)
+        assert str(out) in line and "Permission denied" in line
     assert read_files(out) == before
 
 
