@@ -22,7 +22,6 @@ if __name__ == "__main__":
     evaluate_model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -333,11 +332,12 @@ def save_scores(rows: Sequence[dict], out: str | Path) -> None:
     ordered = sorted(rows, key=lambda row: (row["dice"], row["id"]))
     scores = [{column: row[column] for column in SCORE_COLUMNS} for row in ordered]
     write_rows(Path(out, "scores.csv"), SCORE_COLUMNS, scores)
-    with write_whole(Path(out, "summary.csv")) as file, open(file, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(("kind", "images", "score", "mean", "low", "high"))
-        for kind, group in group_by_kind(rows).items():
-            table.writerows((kind, len(group), score, *interval) for score, interval in summarise(group).items())
+    summaries = [
+        {"kind": kind, "images": len(group), "score": score, "mean": mean, "low": low, "high": high}
+        for kind, group in group_by_kind(rows).items()
+        for score, (mean, low, high) in summarise(group).items()
+    ]
+    write_rows(Path(out, "summary.csv"), summaries[0], summaries)
     with write_whole(Path(out, "scores.png")) as file:
         draw_scores(rows).savefig(file, dpi=110)
     print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")

@@ -4,7 +4,6 @@ In:  labels (H, W) int32, pictures (H, W, 3) uint8.
 Out: files of `prediction_files` in one folder. Every file is written whole or not at all.
 """
 
-import csv
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_whole
+from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_rows, write_whole
 from data.images import read_image
 from data.run_lengths import encode_runs
 from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
@@ -312,10 +311,10 @@ def save_submission(out: str | Path, ids: Iterable[str]) -> Path:
         submission.csv in the folder.
     """
     file = Path(out, "submission.csv")
-    with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(("ImageId", "EncodedPixels"))
-        for name in ids:
-            nuclei = encode_runs(read_image(prediction_files(out, name).labels))
-            table.writerows((name, runs) for runs in nuclei or [""])
+    rows = (
+        {"ImageId": name, "EncodedPixels": runs}
+        for name in ids
+        for runs in encode_runs(read_image(prediction_files(out, name).labels)) or [""]
+    )
+    write_rows(file, ("ImageId", "EncodedPixels"), rows)
     return file
