@@ -108,8 +108,8 @@ def evaluate(
             tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
             skipped.append(name)
             continue
-        shapes = [labels.shape] if predictions[name].mask is None else [mask.shape, labels.shape]
-        for file, shape in zip(predictions[name].files(), shapes, strict=False):  # a table has no shape of its own
+        # Of one file mask and labels have one shape; a table has none of its own.
+        for file, shape in zip(predictions[name].files(), (mask.shape, labels.shape), strict=False):
             if shape != truth.shape:  # the files are of other images: stop
                 raise UserError(f"{file} is {shape} but the truth is {truth.shape}")
         rows.append({"id": name, "kind": kind, **score_image(truth, mask, labels)})

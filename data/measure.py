@@ -275,4 +275,5 @@ def format_column(column: np.ndarray) -> list[str]:
     """
     if column.dtype.kind != "f":
         return [str(value) for value in column.tolist()]
-    return ["" if math.isnan(value) else format(value + 0.0, NUMBER_FORMAT) for value in column.tolist()]
+    column = column + 0.0  # -0.0 becomes 0.0
+    return ["" if math.isnan(value) else format(value, NUMBER_FORMAT) for value in column.tolist()]
