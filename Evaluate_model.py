@@ -51,7 +51,7 @@ from data.matching import (
 )
 from data.outputs import provenance_of_run, read_provenance
 from data.predictions import find_predicted, read_predicted
-from data.records import read_training_record
+from data.records import KEPT_WEIGHTS, read_training_record
 from data.report import write_report
 from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
@@ -326,21 +326,23 @@ def format_comparison(differences: dict, other: str) -> str:
     return "\n".join(lines)
 
 
-def save_scores(rows: Sequence[dict], out: str | Path) -> None:
-    """Writes `scores.csv` (worst Dice first), `summary.csv` and `scores.png` into the folder `out`."""
-    Path(out).mkdir(parents=True, exist_ok=True)
+def save_scores(rows: Sequence[dict], out: str | Path) -> Path:
+    """Writes `scores.csv` (worst Dice first), `summary.csv` and `scores.png` into a folder; returns the first."""
+    file = Path(out, "scores.csv")
+    file.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(rows, key=lambda row: (row["dice"], row["id"]))
     scores = [{column: row[column] for column in SCORE_COLUMNS} for row in ordered]
-    write_rows(Path(out, "scores.csv"), SCORE_COLUMNS, scores)
+    write_rows(file, SCORE_COLUMNS, scores)
     summaries = [
         {"kind": kind, "images": len(group), "score": score, "mean": mean, "low": low, "high": high}
         for kind, group in group_by_kind(rows).items()
         for score, (mean, low, high) in summarise(group).items()
     ]
     write_rows(Path(out, "summary.csv"), summaries[0], summaries)
-    with write_whole(Path(out, "scores.png")) as file:
-        draw_scores(rows).savefig(file, dpi=110)
+    with write_whole(Path(out, "scores.png")) as part:
+        draw_scores(rows).savefig(part, dpi=110)
     print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")
+    return file
 
 
 def report_scores(truth_source: str | Path, predicted_dir: str | Path, rows: Sequence[dict], scores: Path) -> None:
@@ -401,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = None
     if args.ids:
         ids = validation_ids(args.ids, args.truth)
-        weights = Path(args.ids).with_name("unet.keras")  # what these ids were held out from
+        weights = Path(args.ids).with_name(KEPT_WEIGHTS)  # what these ids were held out from
     if args.compare:  # says now that it is wrong, not after the tables
         check_ids(ids, open_truth(args.truth), find_predicted(args.compare), args.truth, args.compare)
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
@@ -411,9 +413,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
     predicted = Path(args.predicted)
     out = Path(args.out or (predicted if predicted.is_dir() else predicted.parent))
-    save_scores(rows, out)
+    scores = save_scores(rows, out)
     if args.report:
-        report_scores(args.truth, predicted, rows, out / "scores.csv")
+        report_scores(args.truth, predicted, rows, scores)
     return 1 if skipped else 0
 
 

@@ -17,11 +17,10 @@ from PIL import Image
 
 from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_rows, write_whole
 from data.images import read_image
+from data.layouts import FOLDERS, OPTIONAL_FOLDERS, SOURCE_RECORD, Sample
 from data.run_lengths import encode_runs
-from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
+from data.sources import has_wildcard, source_name
 
-FOLDERS = ("masks", "labels", "overlays", "tables")
-OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # that are there where they were asked for
 IMAGE_KEYS = ("image", "seen")  # of a provenance: its size and checksum, and how it was seen
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
