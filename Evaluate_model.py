@@ -22,7 +22,6 @@ if __name__ == "__main__":
     evaluate_model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,7 +51,7 @@ from data.matching import (
 )
 from data.outputs import provenance_of_run, read_provenance, without_channel
 from data.predictions import find_predicted, read_predicted
-from data.records import read_training_record
+from data.records import KEPT_WEIGHTS, read_training_record
 from data.report import write_report
 from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
@@ -110,8 +109,8 @@ def evaluate(
             tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
             skipped.append(name)
             continue
-        shapes = [labels.shape] if predictions[name].mask is None else [mask.shape, labels.shape]
-        for file, shape in zip(predictions[name].files(), shapes, strict=False):  # a table has no shape of its own
+        # Of one file mask and labels have one shape; a table has none of its own.
+        for file, shape in zip(predictions[name].files(), (mask.shape, labels.shape), strict=False):
             if shape != truth.shape:  # the files are of other images: stop
                 raise UserError(f"{file} is {shape} but the truth is {truth.shape}")
         rows.append({"id": name, "kind": kind, **score_image(truth, mask, labels)})
@@ -328,20 +327,23 @@ def format_comparison(differences: dict, other: str) -> str:
     return "\n".join(lines)
 
 
-def save_scores(rows: Sequence[dict], out: str | Path) -> None:
-    """Writes `scores.csv` (worst Dice first), `summary.csv` and `scores.png` into the folder `out`."""
-    Path(out).mkdir(parents=True, exist_ok=True)
+def save_scores(rows: Sequence[dict], out: str | Path) -> Path:
+    """Writes `scores.csv` (worst Dice first), `summary.csv` and `scores.png` into a folder; returns the first."""
+    file = Path(out, "scores.csv")
+    file.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(rows, key=lambda row: (row["dice"], row["id"]))
     scores = [{column: row[column] for column in SCORE_COLUMNS} for row in ordered]
-    write_rows(Path(out, "scores.csv"), SCORE_COLUMNS, scores)
-    with write_whole(Path(out, "summary.csv")) as file, open(file, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(("kind", "images", "score", "mean", "low", "high"))
-        for kind, group in group_by_kind(rows).items():
-            table.writerows((kind, len(group), score, *interval) for score, interval in summarise(group).items())
-    with write_whole(Path(out, "scores.png")) as file:
-        draw_scores(rows).savefig(file, dpi=110)
+    write_rows(file, SCORE_COLUMNS, scores)
+    summaries = [
+        {"kind": kind, "images": len(group), "score": score, "mean": mean, "low": low, "high": high}
+        for kind, group in group_by_kind(rows).items()
+        for score, (mean, low, high) in summarise(group).items()
+    ]
+    write_rows(Path(out, "summary.csv"), summaries[0], summaries)
+    with write_whole(Path(out, "scores.png")) as part:
+        draw_scores(rows).savefig(part, dpi=110)
     print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")
+    return file
 
 
 def report_scores(truth_source: str | Path, predicted_dir: str | Path, rows: Sequence[dict], scores: Path) -> None:
@@ -402,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = None
     if args.ids:
         ids = validation_ids(args.ids, args.truth)
-        weights = Path(args.ids).with_name("unet.keras")  # what these ids were held out from
+        weights = Path(args.ids).with_name(KEPT_WEIGHTS)  # what these ids were held out from
     if args.compare:  # says now that it is wrong, not after the tables
         check_ids(ids, open_truth(args.truth), find_predicted(args.compare), args.truth, args.compare)
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
@@ -412,9 +414,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
     predicted = Path(args.predicted)
     out = Path(args.out or (predicted if predicted.is_dir() else predicted.parent))
-    save_scores(rows, out)
+    scores = save_scores(rows, out)
     if args.report:
-        report_scores(args.truth, predicted, rows, out / "scores.csv")
+        report_scores(args.truth, predicted, rows, scores)
     return 1 if skipped else 0
 
 

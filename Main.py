@@ -82,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     written, unread = predict_samples(samples, model, out, describe_provenance(args.weights, options), options)
     rows, unscored = evaluate(data, out, written)
     print(format_table(rows))
-    save_scores(rows, out)
+    scores = save_scores(rows, out)
     report_tables(out, written)
     predictions = show_predictions(out)
     comparison = compare_with_truth(samples, rows, out)
     print(f"saved masks, labels and overlays too, and {predictions} and {comparison}")
-    report_scores(data, out, rows, out / "scores.csv")
+    report_scores(data, out, rows, scores)
     show_pictures(comparison)
     return 1 if unread or unscored else 0
 

@@ -132,8 +132,8 @@ def segmentation_loss(truth, probability):
     """
     target = truth[..., :2]
     valid = truth[..., 2:]
-    p = ops.clip(probability, 1e-6, 1 - 1e-6)
-    entropy = -(target * ops.log(p) + (1 - target) * ops.log(1 - p))
+    clipped = ops.clip(probability, 1e-6, 1 - 1e-6)  # 0 has no logarithm
+    entropy = -(target * ops.log(clipped) + (1 - target) * ops.log(1 - clipped))
     entropy = _sum_pixels(entropy * valid) / ops.maximum(_sum_pixels(valid), 1.0)
     intersection = _sum_pixels(target * probability * valid)
     total_area = _sum_pixels((target + probability) * valid)
@@ -155,8 +155,8 @@ def dice(truth, probability):
     valid = truth[..., 2:]
     predicted = ops.cast(probability[..., :1] > 0.5, "float32") * valid
     target = truth[..., :1] * valid
-    # Both empty is perfect agreement, 1.
     total_area = _sum_pixels(predicted + target)
+    # The 1e-6 gives two empty masks, which agree, a Dice of 1.
     score = (2 * _sum_pixels(predicted * target) + 1e-6) / (total_area + 1e-6)
     return score[:, 0]
 

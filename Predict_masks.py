@@ -98,7 +98,7 @@ def read_work(sample: Sample, options: PredictionOptions) -> ImageWork | None:
     """Reads an image and makes its jobs; None for an image that is too large to be read whole."""
     if math.prod(read_shape(sample.image, options.level or 0, sample.scene)) > LARGE_IMAGE:
         return None
-    checksum = describe_file(sample.image)
+    checksum = describe_file(sample.image)  # before it is read, so that a later change shows
     image = read_whole(sample, options)
     narrowed = narrow_channels(image, options.channel)
     pixel_size = find_pixel_size(sample, options)

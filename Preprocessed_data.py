@@ -117,7 +117,7 @@ def prepare_image(
         debris: (H, W) bool, pixels that are far too bright for nuclei; None where there are none.
     """
     ground = find_ground(brightness(image))
-    normalization, channel = _measure(image, ground, background)
+    normalization, channel = _prepare_channel(image, ground, background)
     gray = normalize(channel, normalization.low, normalization.high)
     if ground is not None:
         gray[ground] = 0
@@ -136,10 +136,12 @@ def measure_normalization(
         ground: (H, W) bool of `find_ground`; these pixels do not count.
         background: "dark" or "bright"; None: it is found out.
     """
-    return _measure(image, ground, background)[0]
+    return _prepare_channel(image, ground, background)[0]
 
 
-def _measure(image: np.ndarray, ground: np.ndarray | None, background: str | None) -> tuple[Normalization, np.ndarray]:
+def _prepare_channel(
+    image: np.ndarray, ground: np.ndarray | None, background: str | None
+) -> tuple[Normalization, np.ndarray]:
     """The normalization of an image, and its channel (H, W) without hot and dead pixels."""
     channel, median, noise = clean_channel(brightness(image), ground)
     is_bright = _is_mostly_bright(picture_values(channel, ground)) if background is None else background == "bright"

@@ -132,7 +132,7 @@ def make_target(labels: np.ndarray) -> np.ndarray:
 
 
 def whole_image(gray: np.ndarray, labels: np.ndarray, multiple: int) -> Crop:
-    """A validation image at its own size as a batch of one, padded to what the network takes.
+    """A validation image at its own size as a batch of one, padded to a size that the network takes.
 
     Returns:
         gray (1, H', W', 1) and target (1, H', W', 3), H' and W' the next multiples.

@@ -47,7 +47,7 @@ def paste_nuclei(gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
 
 
 def _is_inside(box: tuple[slice, slice], shape: tuple[int, int]) -> bool:
-    """Whether the box of a nucleus does not touch the edge of the crop, which may cut the nucleus off."""
+    """Whether a nucleus lies off the edge of the crop; at the edge it may be cut off."""
     return all(side.start > 0 and side.stop < length for side, length in zip(box, shape, strict=True))
 
 

@@ -30,7 +30,8 @@ TRUTH_FOLDERS = {  # folder -> endings of the truth in it
     "geojson": (".geojson",),
 }
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
-OTHER_RESULTS = ("masks", "overlays", "rois", "geojson", "tables")  # folders beside labels/ in such a folder
+FOLDERS = ("masks", "labels", "overlays", "tables")  # in such a folder
+OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # likewise, where they were asked for
 OUTLINE_ENDINGS = (*TRUTH_FOLDERS["rois"], *TRUTH_FOLDERS["geojson"])
 NNUNET_FOLDER = re.compile("images(Tr|Ts|Val)")
 NNUNET_TEST = "imagesTs"  # images that nobody need have labelled
@@ -212,7 +213,8 @@ def pair_truths(
     """
     files = [(parts, file) for parts, file in files if not is_in_results(parts[:-1], results)]
     if () in results:
-        files = [(parts, file) for parts, file in files if parts[0] not in OTHER_RESULTS]
+        no_truth = {*FOLDERS, *OPTIONAL_FOLDERS} - {"labels"}
+        files = [(parts, file) for parts, file in files if parts[0] not in no_truth]
     index = index_files(files)
     paired = []
     for sample in samples:
@@ -244,7 +246,8 @@ def _result_folders(paths: Iterable[Path]) -> list[Path]:
 
 def _lies_in_results(file: File, outs: Iterable[Path]) -> bool:
     """Whether a file is one of those that Predict_masks.py writes into these folders."""
-    folders = [os.path.join(os.path.abspath(out), folder, "") for out in outs for folder in ("labels", *OTHER_RESULTS)]
+    names = (*FOLDERS, *OPTIONAL_FOLDERS)
+    folders = [os.path.join(os.path.abspath(out), name, "") for out in outs for name in names]
     return os.path.abspath(str(file)).startswith(tuple(folders))
 
 

@@ -26,6 +26,7 @@ from data.files import write_whole
 from data.shapes import count_hull_pixels, measure_ellipses, measure_perimeters
 from data.slides import STRIP
 
+WARNING_SEPARATOR = "; "  # between the warnings of an image, which share a cell
 NUMBER_FORMAT = ".8g"  # a hundredth of a pixel in a slide of 100,000 pixels
 LENGTHS = (
     "centroid_row",
@@ -255,7 +256,7 @@ def measure_image(
         "density_per_megapixel": count / (pixels / 1e6),
         "density_per_mm2": count / (pixels * side**2 / 1e6),
         "mean_confidence": np.mean(confidence) if len(confidence) else math.nan,
-        "warnings": "; ".join(warnings),
+        "warnings": WARNING_SEPARATOR.join(warnings),
     }
 
 
@@ -275,4 +276,5 @@ def format_column(column: np.ndarray) -> list[str]:
     """
     if column.dtype.kind != "f":
         return [str(value) for value in column.tolist()]
-    return ["" if math.isnan(value) else format(value + 0.0, NUMBER_FORMAT) for value in column.tolist()]
+    column = column + 0.0  # -0.0 becomes 0.0
+    return ["" if math.isnan(value) else format(value, NUMBER_FORMAT) for value in column.tolist()]

@@ -28,7 +28,7 @@ MIN_DEVIATION = 1e-3  # of gray
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is fitted to one network on its validation images; by default to an earlier one."""
+    """What is fitted to one network on its validation images; the defaults were fitted to an earlier one."""
 
     nucleus_threshold: float = NUCLEUS_THRESHOLD
     seed_threshold: float = SEED_THRESHOLD

@@ -6,7 +6,6 @@ Out: zarr/ID.zarr, a folder: the labels and smaller and smaller levels of them, 
 Source: https://ngff.openmicroscopy.org/0.5
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -36,10 +35,9 @@ def save_zarr(out: str | Path, ids: Sequence[str]) -> None:
     """Writes the labels of images as OME-Zarr, from their label files and tables."""
     for name in ids:
         files = prediction_files(out, name)
-        pixel_size = json.loads(files.row.read_text(encoding="utf-8"))["pixel_size_um"]
         files.zarr.parent.mkdir(exist_ok=True)
         with open_rows(files.labels) as labels:
-            write_zarr(files.zarr, labels, name, pixel_size)
+            write_zarr(files.zarr, labels, name, files.read_row()["pixel_size_um"])
 
 
 def write_zarr(file: Path, labels: np.ndarray | TiffRows, name: str, pixel_size: float | None = None) -> None:

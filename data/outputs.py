@@ -4,7 +4,6 @@ In:  labels (H, W) int32, pictures (H, W, 3) uint8.
 Out: files of `prediction_files` in one folder. Every file is written whole or not at all.
 """
 
-import csv
 import itertools
 import json
 import os
@@ -16,13 +15,12 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_whole
+from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_rows, write_whole
 from data.images import read_image
+from data.layouts import FOLDERS, OPTIONAL_FOLDERS, SOURCE_RECORD, Sample
 from data.run_lengths import encode_runs
-from data.sources import SOURCE_RECORD, Sample, has_wildcard, source_name
+from data.sources import has_wildcard, source_name
 
-FOLDERS = ("masks", "labels", "overlays", "tables")
-OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # that are there where they were asked for
 IMAGE_KEYS = ("image", "seen")  # of a provenance: its size and checksum, and how it was seen
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
@@ -42,7 +40,7 @@ class PredictionFiles:
     tiled_mask: Path
     overlay: Path
     nuclei: Path  # table, a row for each nucleus
-    row: Path  # of the table of images
+    row: Path  # what images.csv says of the image, as a .json
     rois: Path
     geojson: Path
     zarr: Path  # a folder
@@ -53,7 +51,12 @@ class PredictionFiles:
 
     def are_complete(self) -> bool:
         """Whether labels, mask, overlay and tables are there."""
-        return all(f.exists() for f in (self.labels, self.existing_mask(), self.overlay, self.nuclei, self.row))
+        files = (self.labels, self.existing_mask(), self.overlay, self.nuclei, self.row)
+        return all(file.exists() for file in files)
+
+    def read_row(self) -> dict:
+        """What images.csv says of the image, by the names of the columns; None for an empty cell."""
+        return json.loads(self.row.read_text(encoding="utf-8"))
 
 
 def prediction_files(out: str | Path, name: str) -> PredictionFiles:
@@ -319,10 +322,10 @@ def save_submission(out: str | Path, ids: Iterable[str]) -> Path:
         submission.csv in the folder.
     """
     file = Path(out, "submission.csv")
-    with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(("ImageId", "EncodedPixels"))
-        for name in ids:
-            nuclei = encode_runs(read_image(prediction_files(out, name).labels))
-            table.writerows((name, runs) for runs in nuclei or [""])
+    rows = (
+        {"ImageId": name, "EncodedPixels": runs}
+        for name in ids
+        for runs in encode_runs(read_image(prediction_files(out, name).labels)) or [""]
+    )
+    write_rows(file, ("ImageId", "EncodedPixels"), rows)
     return file

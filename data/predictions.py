@@ -82,7 +82,9 @@ def read_submission(file: Path) -> dict[str, Predicted]:
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             for row in csv.DictReader(stream):
-                runs[row["ImageId"]] += [row["EncodedPixels"]] if row["EncodedPixels"] else []
+                texts = runs[row["ImageId"]]  # [] for an image without nuclei
+                if row["EncodedPixels"]:
+                    texts.append(row["EncodedPixels"])
     except (KeyError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{file}: expected a table with the columns ImageId,EncodedPixels") from None
     return {name: Predicted(file, runs=tuple(texts)) for name, texts in runs.items()}

@@ -138,7 +138,7 @@ def keep_former(out: Path, overwrite: bool) -> None:
 
 
 def can_resume(out: Path, run_id: str) -> bool:
-    """Whether the folder holds at least one epoch of this training, and not its end."""
+    """Whether the folder holds at least one epoch of this training, which has not ended."""
     if not ((out / CHECKPOINT).is_file() and (out / TRAINING_RECORD).is_file()):
         return False
     return read_training_record(out / TRAINING_RECORD).get("run_id") == run_id

@@ -5,7 +5,6 @@ Out: one file that needs neither network nor other files; data/report.html is it
 """
 
 import itertools
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,8 +99,7 @@ def read_entries(out: str | Path, ids: Iterable[str], scores: dict[str, dict[str
         files = prediction_files(out, name)
         if not files.are_complete():
             raise UserError(f"{out}: the report needs the overlay and tables of {name}, which Predict_masks.py writes")
-        row = json.loads(files.row.read_text(encoding="utf-8"))
-        entries.append(Entry(name, files, row, scores.get(name, {})))
+        entries.append(Entry(name, files, files.read_row(), scores.get(name, {})))
     return sorted(entries, key=rank_by_score if scores else rank_by_doubt)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data.images import open_rows, read_image, subsample
+from data.measure import WARNING_SEPARATOR
 from data.options import UNKNOWN_KIND
 from data.outputs import PredictionFiles
 from data.pictures import LABEL_PIXELS, OUTCOME_COLOURS, draw_difference, draw_thumbnails
@@ -55,7 +56,7 @@ class Entry:
 
     def warnings(self) -> list[str]:
         """What is doubtful about it."""
-        return self.row["warnings"].split("; ") if self.row["warnings"] else []
+        return self.row["warnings"].split(WARNING_SEPARATOR) if self.row["warnings"] else []
 
     def errors(self) -> dict[str, int]:
         """How many nuclei are missed, false, split or merged; {} without a truth."""

@@ -47,25 +47,25 @@ class ImageWork:
 
 
 class RunLog:
-    """Keeps which images are written and which are skipped, and prints what is worth knowing of each."""
+    """Notes which images are written and which are skipped, and prints what is worth knowing of each."""
 
     def __init__(self):
         self.written: list[str] = []
         self.skipped: dict[str, str] = {}  # id -> reason
 
     def add(self, name: str, reading: str) -> None:
-        """Keeps that an image is written; `reading` is the channel or background that was chosen, "" for the usual."""
+        """Notes that an image is written; `reading` is the channel or background that was chosen, "" for the usual."""
         self.written.append(name)
         if reading:
             tqdm.write(f"{name}: {reading} was chosen; --channel or --background chooses another")
 
     def skip(self, name: str, reason: object) -> None:
-        """Keeps why an image is skipped."""
+        """Notes and prints why an image is skipped."""
         tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
         self.skipped[name] = str(reason)
 
     def wait_for(self, name: str, writing: Future) -> None:
-        """Waits until the files of an image are written; an image that cannot be decided on is skipped."""
+        """Waits until the files of an image are written; it is skipped where its channel cannot be chosen."""
         try:
             reading = writing.result()
         except UserError as error:

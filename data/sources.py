@@ -343,8 +343,12 @@ def _format_left_out(left_out: LeftOut) -> str:
         if not files:
             continue
         text = f"{len(files)} {reason[len(files) > 1]}"
-        details = [file.name if reason == LINKS else Path(file.name).suffix.lower() or file.name for file in files]
-        shown = [] if reason in (MASKS, RESULTS, WITHOUT_TRUTH) else sorted(set(details))
+        if reason in (MASKS, RESULTS, WITHOUT_TRUTH):
+            shown = []
+        elif reason == LINKS:
+            shown = sorted({file.name for file in files})
+        else:
+            shown = sorted({Path(file.name).suffix.lower() or file.name for file in files})
         if len(shown) > SHOWN_DETAILS:
             shown[SHOWN_DETAILS:] = ["…"]
         texts.append(f"{text} ({', '.join(shown)})" if shown else text)

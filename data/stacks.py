@@ -83,7 +83,7 @@ def find_channels(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def split_sample(sample: Sample, project: str | None) -> list[Sample]:
-    """A sample for each scene and plane of one file; arguments as for `expand_planes`."""
+    """A sample for each scene and plane of one file; `project` as in `expand_planes`. What has masks is no stack."""
     scenes = [None] if sample.masks else read_scene_dimensions(sample.image)
     parts = []
     for scene, dimensions in enumerate(scenes):
@@ -119,7 +119,7 @@ def sample_of_plane(sample: Sample, dimensions: Dimensions, plane: Plane) -> Sam
 
 
 def read_scene_dimensions(file: File) -> list[Dimensions | None]:
-    """Those of each scene of a microscope's file, or those of another file, as `read_dimensions`."""
+    """The dimensions of each scene of a microscope's file; of another file those of `read_dimensions` alone."""
     if not is_microscope_file(file):
         return [read_dimensions(file)]
     try:

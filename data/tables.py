@@ -100,7 +100,7 @@ def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] 
         id -> number of nuclei.
     """
     files = [prediction_files(out, name) for name in ids]
-    rows = [json.loads(file.row.read_text(encoding="utf-8")) for file in files]
+    rows = [file.read_row() for file in files]
     # Images differ in their columns: in the names of channels, and an older version may have written fewer.
     image_columns = dict.fromkeys(name for row in rows for name in row)
     skipped_rows = [{"image": name, "warnings": f"skipped: {text}"} for name, text in (skipped or {}).items()]
