@@ -33,7 +33,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -88,6 +87,8 @@ from Preprocessed_data import (
     split_sources,
     to_display,
 )
+
+Start = tuple[dict[str, np.ndarray], Calibration]  # scores of `score_jobs`, and the calibration they are made with
 
 
 def train(
@@ -171,12 +172,9 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     """
     images, labels = load_samples(samples, options.channel)
     line, warnings = describe_truth(samples, images, labels)
-    print(line)
     merges = [sample.id for sample, image in zip(samples, images, strict=True) if find_colours(image)]
     if merges and options.channel is None:
         warnings.append(f"colours of {format_names(merges)} show different things; --channel names that of the nuclei")
-    for warning in warnings:
-        print(f"warning: {warning}")
     # The split.
     ids = [sample.id for sample in samples]
     if options.hold_out:
@@ -184,8 +182,8 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     else:
         split = split_sources(samples, images, options.seed)
     training_ids, validation_ids = split
-    if not validation_ids:
-        print(f"warning: {ONE_PICTURE}")
+    warnings += [] if validation_ids else [ONE_PICTURE]
+    print("\n".join([line, *(f"warning: {warning}" for warning in warnings)]))
     if options.from_weights:
         check_validation_is_unseen(options.from_weights, validation_ids)
     # What the network sees of each image, and how often each is drawn.
@@ -209,8 +207,8 @@ def load_examples(samples: Sequence[Sample], pairs: dict[str, Pair], record: dic
     channel = record["options"]["channel"]
     chosen = choose_examples(record["validation_ids"], record["validation_kinds"])
     chosen = chosen or record["training_ids"][:EXAMPLE_COUNT]
-    images = {name: to_display(read_true_image(samples[name], channel)) for name in chosen}
-    return [crop_example(name, image, *pairs[name][:2]) for name, image in images.items()]
+    images = [to_display(read_true_image(samples[name], channel)) for name in chosen]
+    return [crop_example(name, image, *pairs[name][:2]) for name, image in zip(chosen, images, strict=True)]
 
 
 def build_model(options: TrainingOptions, out: Path, record: dict, resume: bool) -> tuple[keras.Model, list[dict]]:
@@ -388,13 +386,6 @@ def fit_epochs(model: keras.Model, options: TrainingOptions, shower: ShowEpochs,
             shower.draw(model)  # as it may have been stopped before these pictures
 
 
-class Start(NamedTuple):
-    """What the weights that a training starts from reach on its validation images."""
-
-    scores: dict[str, np.ndarray]  # (images,) of `score_jobs`
-    calibration: Calibration
-
-
 def score_start(network: keras.Model, record: dict, validation: list[Pair]) -> Start | None:
     """Scores the weights that a training starts from; None for random ones, and where nothing is left to validate."""
     weights = record["options"]["from_weights"]
@@ -405,7 +396,7 @@ def score_start(network: keras.Model, record: dict, validation: list[Pair]) -> S
     scores = score_jobs(jobs, [pair.labels for pair in validation], trained.calibration)
     means = f"Dice {scores['dice'].mean():.4f}, AP {scores['ap'].mean():.4f}"
     print(f"{weights}: {means} of whole predictions of the validation images")
-    return Start(scores, trained.calibration)
+    return scores, trained.calibration
 
 
 def finish_training(network: keras.Model, out: Path, record: dict, validation: list[Pair], start: Start | None) -> None:
@@ -424,7 +415,8 @@ def finish_training(network: keras.Model, out: Path, record: dict, validation: l
         calibration = calibrate(jobs, truths)
         record["calibration"] = {"weights_sha256": hash_file(out / KEPT_WEIGHTS)} | dataclasses.asdict(calibration)
     if start is not None:
-        record["fine_tuning"] = compare_scores(start.scores, score_jobs(jobs, truths, start.calibration))
+        scores, calibration = start
+        record["fine_tuning"] = compare_scores(scores, score_jobs(jobs, truths, calibration))
     save_record(out, record)
 
 

@@ -5,7 +5,6 @@ Out: labels (H, W) int32, 0 background, one number per nucleus.
 """
 
 import functools
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -98,7 +97,7 @@ def read_seen(sample: Sample) -> dict:
     files = prediction_files(labels.parent.parent, labels.stem)
     if files.labels != labels or not files.row.is_file():
         return {}
-    return json.loads(files.row.read_text(encoding="utf-8"))
+    return files.read_row()
 
 
 def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
