@@ -29,6 +29,7 @@ TRUTH_FOLDERS = {  # folder -> endings of the truth in it
     "rois": (".zip", ".roi"),
     "geojson": (".geojson",),
 }
+TABLE_ENDINGS = (".csv", ".json")  # of what Predict_masks.py writes beside its folders
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
 FOLDERS = ("masks", "labels", "overlays", "tables")  # in such a folder
 OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # likewise, where they were asked for
@@ -258,11 +259,11 @@ def check_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]
         UserError: images without truth, truth without an image, or an image with truth in several places.
     """
     truths = {str(file) for sample in samples for file in sample.truths}
-    for reason in (MASKS, UNREAD):
-        left_out[reason] = [file for file in left_out[reason] if str(file) not in truths]
     outs = _result_folders(paths)
+    for reason in (MASKS, UNREAD):
+        others = [file for file in left_out[reason] if str(file) not in truths and not _lies_in_results(file, outs)]
+        left_out[reason] = [file for file in others if file.parent not in outs or file.suffix not in TABLE_ENDINGS]
     orphans = [file for file in (*left_out[MASKS], *left_out[UNREAD]) if is_truth(file)]
-    orphans = [file for file in orphans if not _lies_in_results(file, outs)]
     for sample in samples:
         check_one_truth(sample)
     if not truths and (not orphans or all(sample.masks for sample in samples)):

@@ -356,7 +356,7 @@ def test_a_kind_held_out_is_validated_on(drawn):
 
 
 @pytest.mark.parametrize("named", [None, "1"])
-def test_corrected_labels_of_a_channel_are_trained_on_in_that_channel(tmp_path, named):
+def test_corrected_labels_of_a_channel_are_trained_on_in_that_channel(tmp_path, capsys, named):
     image, labels = draw_nuclei((40, 40))
     other = np.random.default_rng(0).integers(0, 250, image.shape, np.uint8)
     stack = tmp_path / "images/a.tif"
@@ -365,7 +365,9 @@ def test_corrected_labels_of_a_channel_are_trained_on_in_that_channel(tmp_path, 
     out = tmp_path / "nuclei"
     Predict_masks.main(["--data", str(stack), "--out", str(out), "--channel", "2"])
     tifffile.imwrite(out / "labels/a.tif", labels.astype(np.uint16))  # as corrected in another program
+    capsys.readouterr()
     samples = find_channels(find_samples(tmp_path / "images", out, with_truth=True))
+    assert capsys.readouterr().err == ""  # the other results are not left out
     pairs, _, _ = Train.load_data(samples, dataclasses.replace(TINY, channel=named))
     np.testing.assert_array_equal(pairs["a"].gray, to_grayscale(other if named else image))
     np.testing.assert_array_equal(pairs["a"].labels, labels)
