@@ -33,10 +33,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import tifffile
-from keras import layers
 from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2gray
@@ -63,6 +61,7 @@ from data.options import DATA, PRECISIONS, WEIGHTS
 from data.outputs import save_tiles
 from data.sources import Sample, find_samples, source_name
 from data.truth import load_samples, read_sample
+from Model import keras
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN_SIZE = 128  # pixels
@@ -92,19 +91,19 @@ def build_plain_unet() -> keras.Model:
 
     def convolve(x, filters):
         for _ in range(2):
-            x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+            x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
         return x
 
     x = gray = keras.Input((PLAIN_SIZE, PLAIN_SIZE, 1))
     skips = []
     for filters in (16, 32, 64, 128):
         skips.append(convolve(x, filters))
-        x = layers.MaxPooling2D()(skips[-1])
+        x = keras.layers.MaxPooling2D()(skips[-1])
     x = convolve(x, 256)
     for filters in (128, 64, 32, 16):
-        x = layers.Conv2DTranspose(filters, 2, strides=2)(x)
-        x = convolve(layers.Concatenate()([skips.pop(), x]), filters)
-    return keras.Model(gray, layers.Conv2D(1, 1, activation="sigmoid")(x))
+        x = keras.layers.Conv2DTranspose(filters, 2, strides=2)(x)
+        x = convolve(keras.layers.Concatenate()([skips.pop(), x]), filters)
+    return keras.Model(gray, keras.layers.Conv2D(1, 1, activation="sigmoid")(x))
 
 
 def train_plain(samples: list[Sample]) -> keras.Model:
@@ -396,7 +395,7 @@ def compare_speeds(data: Sequence[str], images: str, weights: str, sides: list[i
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=[DATA], help="images with truth (default %(default)s)")
+    parser.add_argument("--data", nargs="+", default=[DATA], help=f"images with truth (default {DATA})")
     parser.add_argument("--weights", default=WEIGHTS, help="default %(default)s")
     parser.add_argument("--plain", action="store_true", help="train and score the plain recipe too")
     parser.add_argument("--speed", action="store_true", help="time instead of scoring")
