@@ -180,6 +180,15 @@ def provenance(digest="one", **settings):
     return json.dumps({"weights_sha256": digest, "settings": known | settings})
 
 
+def test_predictions_of_images_that_needed_a_channel_are_scored_with_the_others(case):
+    truth, predicted = case
+    run = {"weights_sha256": "one", "settings": {}}
+    describe(predicted, json.dumps(run | {"options": {"channel": None, "diameter": None}}))
+    named = json.dumps(run | {"options": {"channel": "2", "diameter": None}})
+    save_labels(predicted / "labels/missed.tif", draw().astype(np.uint16), named)
+    assert len(Evaluate_model.evaluate(truth, predicted)[0]) == 3
+
+
 @pytest.mark.parametrize(
     "other",
     [
