@@ -28,6 +28,7 @@ MIN_CONFLUENT_SHARE = 1 / 3  # of an image that nuclei cover, if its many bright
 HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
 HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
 MERGED_DIAMETER_RATIO = 2  # nuclei that become so much wider at the smaller size have merged
+MIN_REMAINING_SHARE = 0.5  # of the area of nuclei that is nucleus at the smaller size too; with less they are lost
 NARROW_DIAMETER = 10  # pixels; an image of narrower nuclei is doubled until they are wider
 MAX_DIAMETER = 100  # pixels; an image of wider nuclei is halved until they are narrower
 THUMBNAIL_HALVINGS = (5, 4, 3, 2)  # of the thumbnails that wide nuclei are looked for in, smallest first
@@ -294,21 +295,35 @@ def predict_jobs(network: Network, jobs: Iterable[PredictionJob], pool: Executor
                     job.scales = (halvings,)
                     job.labels_future = pool.submit(separate, *probabilities, area_scale=4.0**halvings)
                 else:
-                    job.probabilities = average_scales(job.probabilities, probabilities)
-                    job.labels_future = pool.submit(keep_unless_merged, job, job.labels_future, halvings, separate)
+                    earlier = job.labels_future
+                    job.labels_future = pool.submit(choose_labels, job, earlier, probabilities, halvings, separate)
 
 
-def keep_unless_merged(job: PredictionJob, earlier: Future, halvings: int, separate: Callable) -> np.ndarray:
-    """Labels of a job's new probabilities, or the earlier labels if its nuclei have merged.
+def choose_labels(
+    job: PredictionJob, earlier: Future, smaller: Probabilities, halvings: int, separate: Callable
+) -> np.ndarray:
+    """Labels of the mean with a smaller size, or the earlier labels if nuclei have merged or most of them are lost.
 
     Nuclei that are as wide as was given, or very wide ones as wide as thumbnails show, have not merged: the earlier
-    labels were pieces of them. It runs in a thread; nothing changes the probabilities of the job until it is done.
+    labels were pieces of them. It runs in a thread; nothing else changes the job until it is done.
+
+    Args:
+        job: gets the mean, if its labels are returned.
+        earlier: the labels (H, W) int32 of the job until now.
+        smaller: probabilities at the smaller size.
+        halvings: how often that is halved.
+        separate: of `separate_nuclei`.
     """
-    labels = separate(*job.probabilities, area_scale=4.0 ** job.scales[0])
     before = earlier.result()
+    mean = average_scales(job.probabilities, smaller)
+    labels = separate(*mean, area_scale=4.0 ** job.scales[0])
     known = job.diameter or (job.wide_diameter if first_scale(job) > 0 else 0.0)
-    if before.any() and common_diameter(labels) > MERGED_DIAMETER_RATIO * max(common_diameter(before), known):
-        return before
+    if before.any():
+        have_merged = common_diameter(labels) > MERGED_DIAMETER_RATIO * max(common_diameter(before), known)
+        are_lost = not known and labels[before > 0].astype(bool).mean() < MIN_REMAINING_SHARE
+        if have_merged or are_lost:
+            return before
+    job.probabilities = mean
     job.scales += (halvings,)
     return labels
 

@@ -48,16 +48,17 @@ def test_images_of_wide_nuclei_are_predicted_at_smaller_sizes_too(tmp_path):
         assert scales == tuple(range(halvings + 1))
 
 
-def test_where_nuclei_merge_at_a_smaller_size_the_larger_one_is_kept():
-    class Merging(Threshold):
-        """Takes an image that was reduced for one nucleus."""
+@pytest.mark.parametrize("probability", [1, 0], ids=["merge", "are lost"])
+def test_where_nuclei_merge_or_are_lost_at_a_smaller_size_the_larger_one_is_kept(probability):
+    class Reduced(Threshold):
+        """Takes all of an image that was reduced for one nucleus, or for none."""
 
         def predict_on_batch(self, batch):
             answer = super().predict_on_batch(batch)
-            return answer if batch.shape[1] == 128 else np.zeros_like(answer) + (1, 0)
+            return answer if batch.shape[1] == 128 else np.zeros_like(answer) + (probability, 0)
 
     gray = draw_disks((128, 128), [(40, 40), (90, 90)], 20)
-    labels, scales = Predict_masks.find_nuclei(Merging(), gray)
+    labels, scales = Predict_masks.find_nuclei(Reduced(), gray)
     assert scales == (0,)
     np.testing.assert_array_equal(labels, nuclei.separate_nuclei(gray, 0 * gray))
     assert labels.max() == 2

@@ -212,6 +212,7 @@ def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkey
     diameters = [(1000, 1000), (1, 1000), (1, 1)][halvings]
     monkeypatch.setattr(scales, "HALVING_DIAMETERS", diameters)
     monkeypatch.setattr(scales, "MERGED_DIAMETER_RATIO", 1000)
+    monkeypatch.setattr(scales, "MIN_REMAINING_SHARE", 0)
     samples = find_samples(tmp_path / "images")
     Predict_masks.predict_samples(samples, model, tmp_path / "whole", {})
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
