@@ -37,7 +37,7 @@ MIN_THUMBNAIL_DIAMETER = 12  # pixels, in the thumbnail; narrower nuclei are loo
 MIN_CERTAINTY = 0.7  # mean distance of the probability from 0.5, doubled, inside of nuclei
 MAX_COVERED_SHARE = 0.9  # of a thumbnail that nuclei cover
 MANY_NUCLEI = 10  # so many sure, narrow nuclei at full size contradict wide ones in thumbnails; noise seldom has them
-MIN_HALF_SIZE_SHARE = 0.6  # of the area of such nuclei that is nucleus at half size too; of grain it is less
+MIN_HALF_SIZE_SHARE = 0.75  # of the area of such nuclei that is nucleus at half size too; of grain it is less
 # Work.
 BATCH_PIXELS = 8 * 256 * 256  # in one batch; more is no faster
 
