@@ -287,8 +287,8 @@ def test_a_foreign_file_is_refused_by_name(tmp_path, what):
     assert [file.name for file in tmp_path.iterdir()] == ["foreign.keras"]  # nothing was run
 
 
-def test_missing_weights_are_named_with_what_makes_them(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.keras.*python Train\.py"):
+def test_missing_weights_are_named_with_those_of_the_project(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.keras: no such weights.* weights/unet\.keras"):
         Model.load_unet(tmp_path / "gone.keras")
 
 
