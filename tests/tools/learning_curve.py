@@ -44,10 +44,9 @@ OUT = Path(__file__).resolve().parents[2] / "weights"
 SEED = 2018
 COUNTS = (1, 2, 4, 8, 16)  # images to train on
 TEST_IMAGES = 30  # at most
-CROPS = 160  # of a training from trained weights, all epochs together
+CROPS = 640  # of a training, all epochs together
 EPOCHS = 4  # so few that the last one is kept, see FIXED_EDGES_SHARE
 TRAINED, NOTHING = STARTS = ("trained weights", "nothing")
-CROPS_FACTOR = {TRAINED: 1, NOTHING: 4}  # times --crops; from nothing there is more to learn
 COLOURS = {TRAINED: "#0072B2", NOTHING: "#D55E00"}
 POINT = ("kind", "start", "images", "seed")
 SCORES = {"Dice": "dice", "AP": "ap", "AP50": "ap50"}  # column -> of `Evaluate_model.score_image`
@@ -146,7 +145,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, required=True, help="kind of image to learn")
     parser.add_argument("--from", dest="weights", required=True, metavar="FILE", help="weights that never saw the kind")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each point (default %(default)s)")
-    parser.add_argument("--crops", type=int, default=CROPS, help="of a training from weights (default %(default)s)")
+    parser.add_argument("--crops", type=int, default=CROPS, help="of a training (default %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder (default %(default)s)")
     args = parser.parse_args()
     pairs = find_kind(args.data, args.kind, args.weights)
@@ -165,8 +164,7 @@ def main() -> None:
         chosen = [pairs[index][0] for index in order_images(others, groups, seed)[:count]]
         more = ["--from", args.weights] if start == TRAINED else []
         with tempfile.TemporaryDirectory() as folder:
-            crops = CROPS_FACTOR[start] * args.crops
-            weights = train_on(chosen, seed, crops, more, Path(folder)) if chosen else args.weights
+            weights = train_on(chosen, seed, args.crops, more, Path(folder)) if chosen else args.weights
             rows.append(point | score(weights, images, truths))
         print(*rows[-1].values(), sep=", ", flush=True)
         with open(table, "a", newline="") as stream:
