@@ -205,7 +205,7 @@ def without_channel(provenance: Provenance) -> Provenance:
 def is_of_run(known: Provenance, run: Provenance) -> bool:
     """Whether labels are of the weights and settings of a run; a run without --channel keeps those of any channel."""
     known = provenance_of_run(known)
-    return known == run or (without_channel(run) == run and without_channel(known) == run)
+    return run in (known, without_channel(known))
 
 
 def write_prediction(
