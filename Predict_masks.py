@@ -107,7 +107,10 @@ def read_work(sample: Sample, options: PredictionOptions) -> ImageWork | None:
 
 def find_pixel_size(sample: Sample, options: PredictionOptions) -> float | None:
     """Micrometres that a pixel of an image is wide, as given or as its file says."""
-    return options.pixel_size or read_pixel_size(sample.image, options.level or 0, sample.scene)
+    own = read_pixel_size(sample.image, options.level or 0, sample.scene)
+    if options.pixel_size and own and not math.isclose(own, options.pixel_size, rel_tol=0.01):
+        tqdm.write(f"{sample.id}: --pixel-size {options.pixel_size:g} is used; the file says {own:.4g} micrometres")
+    return options.pixel_size or own
 
 
 def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[PredictionJob]:
@@ -448,12 +451,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = expand_planes(find_samples(*args.data), args.project)
     out = Path(args.out or default_out(*args.data))
     args.precision = args.precision or fastest_precision()
-    model = load_unet(args.weights, args.precision)
     names = [field.name for field in dataclasses.fields(PredictionOptions)]
     options = PredictionOptions(**{name: getattr(args, name) for name in names})
     options.check()
     if args.zarr:
         import_zarr()  # says now that it is missing, not after the prediction
+    model = load_unet(args.weights, args.precision)
     provenance = describe_provenance(args.weights, options)
     claim_out(out, *args.data)
     remove_unfinished(out)

@@ -134,6 +134,13 @@ class PredictionOptions(Limits):
             raise UserError(f"--level must be 0, the largest, or more, not {self.level}")
 
 
+def number(text: str) -> float:
+    """A number of the command line; argparse reports the error of another text."""
+    if text.count(",") == 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number; write a point, {text.replace(',', '.')}")
+    return float(text)
+
+
 class OptionParser(argparse.ArgumentParser):
     """A parser that shows a script's docstring, names the nearest option, and reports a mistake in one line."""
 
@@ -224,7 +231,7 @@ def train_parser(doc: str) -> OptionParser:
     add_number(recipe, "--batch-size", default.batch_size, "crops a batch")
     add_number(recipe, "--crop-size", default.crop_size, "side of a crop, pixels")
     rates = f"default {default.learning_rate}, with --from {FINE_TUNING['learning_rate']}"
-    recipe.add_argument("--learning-rate", type=float, help=f"highest rate of the schedule ({rates})")
+    recipe.add_argument("--learning-rate", type=number, help=f"highest rate of the schedule ({rates})")
     add_number(recipe, "--base-filters", default.base_filters, "filters at full resolution")
     add_number(recipe, "--depth", default.depth, "poolings")
     add_number(recipe, "--seed", default.seed, "of split, weights and crops")
@@ -253,13 +260,13 @@ def predict_masks_parser(doc: str) -> OptionParser:
     images.add_argument("--channel", help=CHANNELS)
     images.add_argument("--background", choices=BACKGROUNDS, help="on which nuclei are bright, or dark")
     images.add_argument("--project", choices=PROJECTIONS, help="make one image of all planes along z")
-    images.add_argument("--diameter", type=float, metavar="PIXELS", help="of the nuclei; sets the scale")
-    images.add_argument("--pixel-size", type=float, metavar="MICROMETRES", help="of a pixel; the labels keep it")
+    images.add_argument("--diameter", type=number, metavar="PIXELS", help="of the nuclei; sets the scale")
+    images.add_argument("--pixel-size", type=number, metavar="MICROMETRES", help="of a pixel; the labels keep it")
     images.add_argument("--level", type=int, metavar="N", help="of slides with a pyramid (default 0, the largest)")
     kept = parser.add_argument_group("nuclei that are kept (default all)")
-    kept.add_argument("--min-confidence", type=float, default=0.0, metavar="SHARE", help="from 0 to 1; see nuclei.csv")
-    kept.add_argument("--min-area", type=float, default=0.0, metavar="PIXELS", help="smaller nuclei are left out")
-    kept.add_argument("--max-area", type=float, metavar="PIXELS", help="larger nuclei are left out")
+    kept.add_argument("--min-confidence", type=number, default=0.0, metavar="SHARE", help="from 0 to 1; see nuclei.csv")
+    kept.add_argument("--min-area", type=number, default=0.0, metavar="PIXELS", help="smaller nuclei are left out")
+    kept.add_argument("--max-area", type=number, metavar="PIXELS", help="larger nuclei are left out")
     kept.add_argument("--clear-border", action="store_true", help="nuclei at the edge of the image are left out")
     results = parser.add_argument_group("results")
     results.add_argument("--show", action="store_true", help="show the files afterwards")

@@ -21,6 +21,7 @@ from data.files import UserError, read_rows, write_whole
 from data.outputs import prediction_files, provenance_of_run, read_provenance
 from data.pictures import OUTCOME_COLOURS
 from data.report_cards import ERRORS, Entry, ReadTruth, count_nuclei, draw_card, swatch
+from data.tables import WARNINGS
 
 REPORT = "report.html"
 FRAME = Path(__file__).with_name(REPORT)
@@ -132,7 +133,8 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
         items = "".join(f"<li>{swatch(name)}{name}</li>" for name in OUTCOME_COLOURS)
         legend = f'<ul class="legend" aria-label="Colours of the difference">{items}</ul>'
     meanings = MEANINGS | TRUTH_MEANINGS if has_truth else MEANINGS
-    marks = [mark for entry in entries for mark in (*entry.warnings(), *entry.error_names())]
+    marks = {mark for entry in entries for mark in (*entry.warnings(), *entry.error_names())}
+    meanings |= {warning: advice for warning, advice in WARNINGS.items() if warning in marks}
     orders = {"rank": "worst Dice" if has_truth else "doubtful"}
     orders |= {"ap": "worst AP", "errors": "most errors"} if has_truth else {}
     orders |= {"count": "few nuclei", "id": "id"}
@@ -146,7 +148,7 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
         "provenance": escape(describe_provenances(entries)),
         "meanings": "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in meanings.items()),
         "kinds": list_choices({"": "all"}, sorted({entry.kind() for entry in entries})),
-        "marks": list_choices({"": "all", "any": "marked", "none": "not marked"}, sorted(set(marks))),
+        "marks": list_choices({"": "all", "any": "marked", "none": "not marked"}, sorted(marks)),
         "score_filters": score_filters,
         "orders": list_choices(orders),
         "legend": legend,

@@ -22,6 +22,16 @@ from data.tiffs import TiffRows
 
 NUCLEI_TABLE = "nuclei.csv"
 IMAGES_TABLE = "images.csv"
+NO_NUCLEI = "no nuclei"
+NO_SIGNAL = "hardly more than noise"
+DEBRIS = "very bright debris was left out"
+WIDE_NUCLEI = "very wide nuclei"
+WARNINGS = {  # of an image -> what to do
+    NO_NUCLEI: "Right for an empty field. If you see nuclei, predict it with --channel, --background or --diameter.",
+    NO_SIGNAL: "Only what stands out from the noise is looked for: do not count very dim nuclei here.",
+    DEBRIS: "Objects far brighter than all others are no nuclei. If one is, cut it out and predict it alone.",
+    WIDE_NUCLEI: "Their confidence is not reliable: look at the overlay. Where it is wrong, predict with --diameter.",
+}
 
 
 def save_measurements(
@@ -68,16 +78,16 @@ def name_channel(image: np.ndarray | TiffRows | SceneRows | Channels, job: Predi
 
 
 def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
-    """What is doubtful about the answer to an image, for people who look at the doubtful ones first."""
+    """What is doubtful about the answer to an image, as WARNINGS has it."""
     warnings = []
     if not len(nuclei["label"]):
-        warnings.append("no nuclei")
+        warnings.append(NO_NUCLEI)
     if not job.has_signal:
-        warnings.append("hardly more than noise")
+        warnings.append(NO_SIGNAL)
     if job.debris is not None:
-        warnings.append("very bright debris was left out")
+        warnings.append(DEBRIS)
     if job.scales and max(job.scales) > len(HALVING_DIAMETERS):
-        warnings.append("very wide nuclei")
+        warnings.append(WIDE_NUCLEI)
     return warnings
 
 

@@ -1,4 +1,4 @@
-"""The tables of nuclei and images: against scikit-image, known shapes, strips, empty images, the files."""
+"""The tables of nuclei and images: against scikit-image and CellProfiler, known shapes, strips, empty images, files."""
 
 import csv
 import math
@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import draw_nuclei
+from cp_measure.core.measureobjectintensity import get_intensity
+from cp_measure.core.measureobjectsizeshape import get_sizeshape
 from skimage.draw import ellipse
 from skimage.measure import regionprops_table
+from skimage.segmentation import relabel_sequential
 
 from data import measure
 from data.images import open_rows
@@ -34,6 +37,28 @@ LABELLED = {  # property of scikit-image -> column
     "orientation": "orientation_rad",
 }
 STATISTICS = ("mean", "median", "std", "min", "max")
+CELLPROFILER = {  # feature of CellProfiler -> column
+    "Area": "area_px",
+    "Center_Y": "centroid_row_px",
+    "Center_X": "centroid_column_px",
+    "BoundingBoxMinimum_Y": "bbox_min_row_px",
+    "BoundingBoxMinimum_X": "bbox_min_column_px",
+    "BoundingBoxMaximum_Y": "bbox_max_row_px",
+    "BoundingBoxMaximum_X": "bbox_max_column_px",
+    "EquivalentDiameter": "equivalent_diameter_area_px",
+    "MajorAxisLength": "axis_major_length_px",
+    "MinorAxisLength": "axis_minor_length_px",
+    "Perimeter": "perimeter_px",
+    "FormFactor": "form_factor",
+    "Eccentricity": "eccentricity",
+    "Solidity": "solidity",
+    "Intensity_MeanIntensity": "intensity_mean_gray",
+    "Intensity_MedianIntensity": "intensity_median_gray",
+    "Intensity_StdIntensity": "intensity_std_gray",
+    "Intensity_MinIntensity": "intensity_min_gray",
+    "Intensity_MaxIntensity": "intensity_max_gray",
+    "Intensity_IntegratedIntensity": "intensity_integrated_gray",
+}
 SHAPE = (150, 190)
 
 
@@ -145,6 +170,20 @@ def test_many_nuclei_keep_their_own_pixels(shape):
     np.testing.assert_array_equal(columns["label"], np.arange(1, count + 1))
     expected = np.median(image.reshape(count, 3), axis=1)[::-1]
     np.testing.assert_array_equal(columns["intensity_median_gray"], expected)
+
+
+# Against CellProfiler.
+
+
+def test_shapes_and_intensities_are_those_of_cellprofiler():
+    labels, _, _ = relabel_sequential(draw_ellipses())
+    image = np.random.default_rng(5).random(SHAPE)
+    columns = measure.measure_nuclei(labels, image)
+    expected = get_sizeshape(labels, image) | get_intensity(labels, image)
+    assert len(expected["Area"]) == labels.max() > 30
+    for feature, column in CELLPROFILER.items():
+        np.testing.assert_allclose(columns[column], expected[feature], rtol=1e-9, atol=1e-9, err_msg=column)
+    np.testing.assert_allclose(np.degrees(columns["orientation_rad"]), expected["Orientation"], rtol=1e-9)
 
 
 # Known shapes.

@@ -646,7 +646,7 @@ def test_a_large_image_has_the_table_of_its_labels(tmp_path, large_images, predi
             assert float(row[f"intensity_mean_{name}"]) == pytest.approx(plane[inside].mean())
 
 
-def test_labels_keep_the_pixel_size_and_show_nuclei_in_fiji(tmp_path, predict):
+def test_labels_keep_the_pixel_size_and_show_nuclei_in_fiji(tmp_path, predict, capsys):
     file = tmp_path / "images/a.tif"
     file.parent.mkdir()
     tifffile.imwrite(file, draw_field(0, 6), imagej=True, resolution=(4, 4), metadata={"unit": "um"})
@@ -657,8 +657,12 @@ def test_labels_keep_the_pixel_size_and_show_nuclei_in_fiji(tmp_path, predict):
         assert tiff.imagej_metadata["unit"] == "um"
         assert (tiff.imagej_metadata["min"], tiff.imagej_metadata["max"]) == (0, 6)
     assert data.outputs.read_provenance(labels)["seen"]["background"] == "dark"
+    capsys.readouterr()
     predict("--data", file, "--out", "given", "--pixel-size", "0.5")
+    assert "a: --pixel-size 0.5 is used; the file says 0.25 micrometres\n" in capsys.readouterr().out
     assert read_pixel_size(work / "given/labels/a.tif") == 0.5
+    predict("--data", file, "--out", "same", "--pixel-size", "0.2501")
+    assert "is used" not in capsys.readouterr().out
 
 
 def test_outlines_are_written_where_they_are_wanted_later_too(tmp_path, predict):

@@ -174,6 +174,13 @@ def test_names_of_files_are_text_and_nothing_else(page, predictions):
     assert outputs.prediction_files(predictions, HOSTILE).overlay.as_uri() in links
 
 
+def test_the_warnings_of_its_images_are_explained(page):
+    explained = [term.get_attribute("textContent") for term in page.find_elements(By.CSS_SELECTOR, "details dt")]
+    assert explained[-2:] == ["no nuclei", "hardly more than noise"] and "very wide nuclei" not in explained
+    advice = page.find_elements(By.CSS_SELECTOR, "details dd")[-2].get_attribute("textContent")
+    assert "--channel" in advice
+
+
 def test_filters_show_what_fits_them(page):
     assert len(list_shown(page)) == 5
     fill(page, "search", "EMP")

@@ -56,7 +56,8 @@ def test_help_loads_no_slow_library_and_ends_with_examples(script):
     ("words", "message"),
     [
         (("--daat", "a"), "no option --daat; is --data meant?"),
-        (("--diameter", "wide"), "argument --diameter: invalid float value: 'wide'"),
+        (("--diameter", "wide"), "argument --diameter: invalid number value: 'wide'"),
+        (("--diameter", "0,5"), "argument --diameter: 0,5 is not a number; write a point, 0.5"),
         (("--zzz",), "no option --zzz"),
     ],
 )
