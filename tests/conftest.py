@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import os
@@ -170,6 +171,14 @@ class Recorder(Threshold):
     def predict_on_batch(self, batch):
         self.batches.append(batch.shape)
         return super().predict_on_batch(batch)
+
+
+@functools.cache
+def load_once(file=str(ROOT / "weights/unet.keras"), precision="float32"):
+    """As `Model.load_unet`; the tests of a process share a network, which takes seconds to load and to trace."""
+    import Model  # here, for most tests need none
+
+    return Model.load_unet(file, precision)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from bioimageio.spec import ValidationContext, load_model_description
-from conftest import ROOT, draw_disks
+from conftest import ROOT, draw_disks, load_once
 from scipy import ndimage
 
 import Model
@@ -44,7 +44,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def trained():
-    return Model.load_unet(WEIGHTS)
+    return load_once()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, draw_disks, save_image
+from conftest import ROOT, draw_disks, load_once, save_image
 from ome_zarr_models import open_ome_zarr
 from ome_zarr_models.v05.image_label import ImageLabel
 
@@ -134,6 +134,7 @@ def test_a_killed_write_leaves_nothing_under_the_name(tmp_path, has_older):
 
 def test_it_is_written_where_it_is_wanted_later_too(tmp_path, monkeypatch):
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 10_000)
+    monkeypatch.setattr(Predict_masks, "load_unet", load_once)
     for name, shape in (("small", (90, 90)), ("large", (90, 180))):
         nuclei = draw_disks(shape, [(25, 25), (60, 60)], 9)
         save_image(tmp_path / f"images/{name}.png", (15 + 140 * nuclei).astype(np.uint8))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import roifile
 import tifffile
-from conftest import Recorder, Threshold, draw_disks
+from conftest import Recorder, Threshold, draw_disks, load_once
 from PIL import Image
 from scipy import ndimage
 from skimage.draw import disk
@@ -424,6 +424,7 @@ def count_nuclei(out, name):
 @pytest.fixture
 def predict(tmp_path, monkeypatch):
     """predict("--data", "a"): runs the command with the committed weights in an empty working directory."""
+    monkeypatch.setattr(Predict_masks, "load_unet", load_once)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import save_image
+from conftest import load_once, save_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -15,7 +15,6 @@ from scipy import ndimage
 from skimage.draw import disk
 
 import Evaluate_model
-import Model
 import Predict_masks
 from data import nuclei, outputs, pictures, slides, tables
 from data.images import read_image
@@ -45,7 +44,7 @@ RADII = st.lists(st.sampled_from([0, 5, 6, 7, 8, 9]), min_size=12, max_size=12).
 @pytest.fixture(scope="module")
 def unet():
     """The committed network."""
-    return Model.load_unet(ROOT / Predict_masks.WEIGHTS)
+    return load_once()
 
 
 def assert_well_numbered(labels, scale=0):

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_once
 from scipy import ndimage
 from skimage.color import combine_stains, rgb_from_hed
 from skimage.draw import disk
 from skimage.transform import resize
 
 import Evaluate_model
-import Model
 import Predict_masks
 import Preprocessed_data
 from data import artifacts
@@ -25,7 +25,7 @@ OFFSET = 420  # gray levels of a camera
 @pytest.fixture(scope="module")
 def unet():
     """The committed network."""
-    return Model.load_unet(ROOT / "weights/unet.keras")
+    return load_once()
 
 
 def draw_nuclei(diameter, count=12, seed=0, blur=None):

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 import tifffile
-from conftest import Recorder, Threshold, draw_disks
+from conftest import Recorder, Threshold, draw_disks, load_once
 from PIL import Image
 from skimage.draw import disk
 
@@ -21,7 +21,7 @@ from data.sources import find_samples
 
 @pytest.fixture(scope="module")
 def unet():
-    return Predict_masks.load()
+    return load_once()
 
 
 # Scales.

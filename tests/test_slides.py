@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tifffile
-from conftest import draw_disks
+from conftest import draw_disks, load_once
 from PIL import Image
 from scipy import ndimage
 
@@ -25,10 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def small_strips(monkeypatch):
-    """Strips, tiles and context of an eighth of their size, so that small images have several."""
+    """Strips, tiles, windows and context smaller than usual, so that small images have several."""
     monkeypatch.setattr(slides, "STRIP", 64)
     monkeypatch.setattr(slides, "TILE", 128)
     monkeypatch.setattr(slides, "CONTEXT_ROWS", 32)
+    monkeypatch.setattr(slides, "WINDOW", 128)
     monkeypatch.setattr(data.outputs, "TIFF_TILE", 16)
 
 
@@ -203,7 +204,7 @@ def test_the_first_strip_has_nothing_to_match():
 
 @pytest.mark.parametrize("halvings", [0, 1, 2])
 def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkeypatch, halvings):
-    model = Model.load_unet(ROOT / Predict_masks.WEIGHTS)
+    model = load_once()
     files = [sample.image for sample in find_samples(ROOT / DATA) if "fluorescence" in sample.id]
     images = [brightness(read_image(file))[:200, :200] for file in files[:4]]
     image = np.block([images[:2], images[2:]])[:370, :390]
@@ -216,6 +217,8 @@ def test_a_large_image_in_tiles_is_as_it_is_whole(tmp_path, small_strips, monkey
     samples = find_samples(tmp_path / "images")
     Predict_masks.predict_samples(samples, model, tmp_path / "whole", {})
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
+    monkeypatch.setattr(slides, "STRIP", 128)  # three of them
+    monkeypatch.setattr(slides, "TILE", 256)  # two in each
     written, skipped = Predict_masks.predict_samples(samples, model, tmp_path / "tiles", {})
     assert (written, skipped) == (["big"], {})
     whole = tifffile.imread(tmp_path / "whole/labels/big.tif")
