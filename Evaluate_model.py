@@ -281,13 +281,13 @@ def format_table(rows: Sequence[dict]) -> str:
 
 
 def format_interval(mean: float, low: float, high: float, sign: str = "", digits: int = 3) -> str:
-    """A mean with its interval, which one image has not; sign "+" is for differences.
+    """A mean with its interval, which few images do not have; sign "+" is for differences.
 
     >>> format_interval(0.5, 0.25, 1), format_interval(0.5, 0.25, 1, "+")
     ('0.500 [0.250, 1.000]', '+0.500 [+0.250, +1.000]')
     """
     mean, low, high = (f"{value:{sign}.{digits}f}" for value in (mean, low, high))
-    return f"{mean} [one image]" if low.strip("+") == "nan" else f"{mean} [{low}, {high}]"
+    return f"{mean} [few images]" if low.strip("+") == "nan" else f"{mean} [{low}, {high}]"
 
 
 def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:

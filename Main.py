@@ -23,7 +23,7 @@ import numpy as np
 from data.channels import likely_channel
 from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
-from data.outputs import claim_out, default_out, prediction_files
+from data.outputs import default_out, find_complete, prediction_files
 from data.pictures import save_comparison, show_pictures
 from data.records import find_record
 from data.sources import Sample, find_samples
@@ -32,7 +32,7 @@ from data.tables import report_tables
 from data.truth import read_labels
 from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
 from Model import load_unet
-from Predict_masks import PredictionOptions, describe_provenance, predict_samples, show_predictions
+from Predict_masks import PredictionOptions, describe_provenance, predict_samples, prepare_out, show_predictions
 from Preprocessed_data import find_training_data, to_display
 
 
@@ -78,12 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load_unet(args.weights, options.precision)
     samples = choose_samples(data, args.weights)
     open_truth(data)  # stops now, before the prediction, if the source has no truth
-    claim_out(out, data)
-    written, unread = predict_samples(samples, model, out, describe_provenance(args.weights, options), options)
-    rows, unscored = evaluate(data, out, written)
+    provenance = describe_provenance(args.weights, options)
+    unfinished = prepare_out(samples, out, provenance, [data], args.overwrite)
+    _, unread = predict_samples(unfinished, model, out, provenance, options)
+    predicted = [sample.id for sample in samples if sample.id not in unread]
+    rows, unscored = evaluate(data, out, predicted)
     print(format_table(rows))
     scores = save_scores(rows, out)
-    report_tables(out, written)
+    report_tables(out, find_complete(out), predicted)
     predictions = show_predictions(out)
     comparison = compare_with_truth(samples, rows, out)
     print(f"saved masks, labels and overlays too, and {predictions} and {comparison}")

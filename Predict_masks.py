@@ -418,6 +418,27 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
     return read_gray
 
 
+def prepare_out(
+    samples: Sequence[Sample], out: Path, provenance: Provenance, sources: Sequence[str], overwrite: bool
+) -> Sequence[Sample]:
+    """Makes the folder of the results, and returns the samples that are to be predicted into it.
+
+    Raises:
+        UserError: results of other weights or settings lie there, and are not to be overwritten.
+    """
+    claim_out(out, *sources)
+    remove_unfinished(out)
+    if overwrite:
+        return samples
+    unfinished = find_unfinished(samples, out, provenance)
+    done = len(samples) - len(unfinished)
+    if done == len(samples):
+        print(f"all {done} images are done already; --overwrite predicts them anew")
+    elif done:
+        print(f"{done} of {len(samples)} images are done; --overwrite to redo")
+    return unfinished
+
+
 # Many machines: what a worker of a cluster does.
 
 
@@ -458,14 +479,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_zarr()  # says now that it is missing, not after the prediction
     model = load_unet(args.weights, args.precision)
     provenance = describe_provenance(args.weights, options)
-    claim_out(out, *args.data)
-    remove_unfinished(out)
-    unfinished = samples if args.overwrite else find_unfinished(samples, out, provenance)
-    done = len(samples) - len(unfinished)
-    if done == len(samples):
-        print(f"all {done} images are done already; --overwrite predicts them anew")
-    elif done:
-        print(f"{done} of {len(samples)} images are done; --overwrite to redo")
+    unfinished = prepare_out(samples, out, provenance, args.data, args.overwrite)
     started = time.perf_counter()
     if args.scheduler and unfinished:
         paths = [args.weights, out, *args.data]

@@ -412,7 +412,7 @@ def finish_training(network: keras.Model, out: Path, record: dict, validation: l
     jobs = predict_grays(network, weights, [pair.gray for pair in validation])
     truths = [pair.labels for pair in validation]
     if can_choose(record):
-        calibration = calibrate(jobs, truths)
+        calibration = calibrate(jobs, truths, start[1] if start is not None else None)
         record["calibration"] = {"weights_sha256": hash_file(out / KEPT_WEIGHTS)} | dataclasses.asdict(calibration)
     if start is not None:
         scores, calibration = start

@@ -4,6 +4,7 @@ In:  labels (H, W) and probabilities of nucleus and of border, of whole images o
 Out: confidence (K,) float in [0, 1]; labels without the nuclei that are not wanted; a `Calibration`.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from data.scales import PredictionJob, finish_labels
 
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
-MIN_FITTED = 50  # nuclei, right and wrong ones; with fewer the confidence of the shipped network stays
+MIN_FITTED = 50  # nuclei, of right and of wrong ones each; with fewer all nuclei get the same confidence
 DIGITS = 2  # of a confidence; later ones would change with the size of the batches
 REGULARIZATION = 100  # of the logistic regression, the inverse of its strength
 
@@ -97,17 +98,20 @@ def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration,
     return is_kept
 
 
-def calibrate(jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray]) -> Calibration:
+def calibrate(
+    jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], calibration: Calibration | None = None
+) -> Calibration:
     """Chooses thresholds and fits the confidence, on validation images.
 
-    A threshold other than the usual one is taken only if it raises the mean AP of the images beyond chance: the 95 %
+    A threshold other than that of before is taken only if it raises the mean AP of the images beyond chance: the 95 %
     interval of the paired difference must lie above 0.
 
     Args:
-        jobs: of each image, predicted.
+        jobs: the prediction of each image.
         truths: true labels (H, W) int of each image.
+        calibration: that of the weights that a training started from; None: the usual one.
     """
-    calibration = Calibration()
+    calibration = calibration or Calibration()
     for name, values in (("nucleus_threshold", NUCLEUS_THRESHOLDS), ("seed_threshold", SEED_THRESHOLDS)):
         usual = getattr(calibration, name)
         scores = {}  # value -> AP (images,)
@@ -120,7 +124,7 @@ def calibrate(jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray]) -> Ca
             calibration = replace(calibration, **{name: best})
     tables, means = match_images(jobs, truths, calibration)
     is_right = np.concatenate([find_right(table) for table in tables])
-    return replace(calibration, confidence=fit_confidence(np.concatenate(means), is_right, calibration.confidence))
+    return replace(calibration, confidence=fit_confidence(np.concatenate(means), is_right))
 
 
 def match_images(
@@ -164,13 +168,16 @@ def find_right(table: coo_array) -> np.ndarray:
     return is_right[1:]
 
 
-def fit_confidence(
-    means: np.ndarray, is_right: np.ndarray, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    """Coefficients of a logistic regression of `is_right` (K,) on `means` (K, 2); `default` where too few are known."""
+def fit_confidence(means: np.ndarray, is_right: np.ndarray) -> tuple[float, float, float]:
+    """Coefficients of a logistic regression of `is_right` (K,) on `means` (K, 2).
+
+    Where too few are known, only the first is not 0: each nucleus then gets the share of right ones, by Laplace's rule.
+    """
     from sklearn.linear_model import LogisticRegression  # here, as only training fits it
 
-    if min(is_right.sum(), (~is_right).sum()) < MIN_FITTED:
-        return default
+    right = int(is_right.sum())
+    wrong = len(is_right) - right
+    if min(right, wrong) < MIN_FITTED:
+        return math.log((right + 1) / (wrong + 1)), 0.0, 0.0
     fit = LogisticRegression(C=REGULARIZATION).fit(means, is_right)
     return float(fit.intercept_[0]), *fit.coef_[0].tolist()

@@ -89,7 +89,7 @@ def describe_epoch(history: list[dict], record: dict) -> str:
         kept = "kept"
     else:
         kept = "kept (the best of the last fifth)" if rivals else "kept (the first of the last fifth)"
-    scores = f"loss {row['loss']:.4f}, Dice {row['dice']:.4f}, val_dice {row['val_dice']:.4f}"
+    scores = f"loss {row['loss']:.4f}, training Dice {row['dice']:.4f}, validation Dice {row['val_dice']:.4f}"
     return f"epoch {row['epoch']}/{epochs}: {row['seconds']} s, {scores}, {kept}"
 
 
@@ -112,7 +112,10 @@ def crop_example(name: str, picture: np.ndarray, gray: np.ndarray, truth: np.nda
 
 
 def save_examples(examples: Sequence[Example], predicted: Sequence[np.ndarray], epoch: int, out: Path) -> None:
-    """Draws examples.png: a row for each image, with the true nuclei outlined, and those that an epoch predicts."""
+    """Draws examples.png: a row for each image, with the true nuclei outlined, and those that an epoch predicts.
+
+    These are of the usual thresholds, for the own ones of the weights are chosen after the last epoch.
+    """
     pictures = []
     titles = []
     for (name, picture, _, truth), labels in zip(examples, predicted, strict=True):
@@ -127,8 +130,8 @@ def compare_scores(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) 
     """Compares scores (N,) of the same N images, image by image.
 
     Returns:
-        name of a score -> number of images, both means, and the mean difference with its 95 % interval by bootstrap
-        over images; None for the interval of one image. JSON types only.
+        name of a score -> number of images, both means, and the mean difference with its 95 % interval over
+        images; None for the interval of one image. JSON types only.
     """
     compared = {}
     for name, scores in after.items():
@@ -187,11 +190,13 @@ def report_training(out: Path, data: Sequence[str]) -> None:
         print(line)
     pictures = [out / name for name in (*CURVES, EXAMPLES)]
     print(f"saved the weights to {out / KEPT_WEIGHTS}, pictures to {', '.join(map(str, pictures))}")
+    print(f"{EXAMPLES} shows the usual thresholds; those of these weights were chosen afterwards")
     weights = shlex.quote(str(out / KEPT_WEIGHTS))
     print(f"use them:     python Predict_masks.py --data IMAGES --weights {weights}")
     scorable = find_scorable(data, record["validation_ids"])
     if scorable is not None:
-        print(f"score them:   python Main.py --data {shlex.quote(scorable)} --weights {weights}")
+        scored_out = shlex.quote(str(out / "scored"))
+        print(f"score them:   python Main.py --data {shlex.quote(scorable)} --weights {weights} --out {scored_out}")
     comparison = "python Evaluate_model.py --truth IMAGES --predicted PREDICTED --compare OTHERS_PREDICTED"
     print(f"compare them, on images that did not choose the epoch: {comparison}")
     print(

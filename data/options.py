@@ -192,7 +192,8 @@ def model_parser(doc: str) -> OptionParser:
     """The options of Model.py."""
     parser = OptionParser(doc)
     network = parser.add_argument_group("network")
-    network.add_argument("--depth", type=int, default=DEPTH, help="poolings (default %(default)s)")
+    depth = "how often the network halves the image (default %(default)s)"
+    network.add_argument("--depth", type=int, default=DEPTH, help=depth)
     filters = "filters at full resolution (default %(default)s)"
     network.add_argument("--base-filters", type=int, default=BASE_FILTERS, help=filters)
     files = parser.add_argument_group("files")
@@ -243,7 +244,8 @@ def train_parser(doc: str) -> OptionParser:
 def add_precision(group: argparse._ArgumentGroup, default: str | None = None) -> None:
     """Adds the option that says in which precision the network computes; None is the faster on the machine."""
     usual = default or "the faster on this machine"
-    group.add_argument("--precision", choices=PRECISIONS, default=default, help=f"of the network (default {usual})")
+    description = f"precision of the network (default {usual})"
+    group.add_argument("--precision", choices=PRECISIONS, default=default, help=description)
 
 
 def predict_masks_parser(doc: str) -> OptionParser:
@@ -258,11 +260,11 @@ def predict_masks_parser(doc: str) -> OptionParser:
     files.add_argument("--overwrite", action="store_true", help="redo images that are done")
     images = parser.add_argument_group("images (found out for each image, where not given)")
     images.add_argument("--channel", help=CHANNELS)
-    images.add_argument("--background", choices=BACKGROUNDS, help="on which nuclei are bright, or dark")
+    images.add_argument("--background", choices=BACKGROUNDS, help="ground on which nuclei are bright, or dark")
     images.add_argument("--project", choices=PROJECTIONS, help="make one image of all planes along z")
-    images.add_argument("--diameter", type=number, metavar="PIXELS", help="of the nuclei; sets the scale")
-    images.add_argument("--pixel-size", type=number, metavar="MICROMETRES", help="of a pixel; the labels keep it")
-    images.add_argument("--level", type=int, metavar="N", help="of slides with a pyramid (default 0, the largest)")
+    images.add_argument("--diameter", type=number, metavar="PIXELS", help="width of nuclei; sets the scale")
+    images.add_argument("--pixel-size", type=number, metavar="MICROMETRES", help="width of a pixel, for the tables")
+    images.add_argument("--level", type=int, metavar="N", help="level of a pyramid of slides (default 0, the largest)")
     kept = parser.add_argument_group("nuclei that are kept (default all)")
     kept.add_argument("--min-confidence", type=number, default=0.0, metavar="SHARE", help="from 0 to 1; see nuclei.csv")
     kept.add_argument("--min-area", type=number, default=0.0, metavar="PIXELS", help="smaller nuclei are left out")
@@ -276,7 +278,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     results.add_argument("--zarr", action="store_true", help="write labels as OME-Zarr, in several resolutions")
     results.add_argument("--submission", action="store_true", help="write Kaggle's table of them")
     machines = parser.add_argument_group("machines")
-    machines.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that predicts")
+    machines.add_argument("--scheduler", metavar="ADDRESS", help="Dask cluster that predicts, host:port")
     add_precision(machines)
     return parser
 
@@ -303,5 +305,6 @@ def main_parser(doc: str) -> OptionParser:
     files.add_argument("--data", help="images with their truth")
     files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
+    files.add_argument("--overwrite", action="store_true", help="redo images that are done, by any weights")
     add_precision(parser.add_argument_group("machine"), "float32")  # the same figures on every machine
     return parser

@@ -136,6 +136,11 @@ def find_predictions(out: str | Path) -> list[str]:
     return [name for name in names if prediction_files(out, name).existing_mask().exists()]
 
 
+def find_complete(out: str | Path) -> list[str]:
+    """Ids of the images in the folder of which no file lacks, sorted; only these have a table."""
+    return [image_id for image_id in find_predictions(out) if prediction_files(out, image_id).are_complete()]
+
+
 def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Provenance) -> list[Sample]:
     """The samples that lack a file, or whose labels are of another image, by its size and checksum.
 

@@ -19,7 +19,7 @@ from data.omezarr import save_zarr
 from data.outputs import (
     FAST_COMPRESSION,
     Provenance,
-    find_predictions,
+    find_complete,
     mask_of,
     prediction_files,
     save_png,
@@ -105,8 +105,7 @@ def write_results(out: Path, ids: Sequence[str], skipped: Mapping[str, str], arg
         args: the options.
     """
     print(f"saved masks, labels and overlays to {out}")
-    present = [name for name in find_predictions(out) if name not in skipped]
-    all_ids = [name for name in present if prediction_files(out, name).are_complete()]
+    all_ids = [name for name in find_complete(out) if name not in skipped]
     report_tables(out, all_ids, ids, skipped)
     if args.rois or args.geojson:
         save_outlines(out, ids, args.rois, args.geojson)

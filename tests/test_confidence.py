@@ -59,15 +59,16 @@ def test_confidence_is_the_share_of_right_nuclei():
     means = rng.uniform(0, 1, (20_000, 2))
     chance = 1 / (1 + np.exp(-(-4 + 9 * means[:, 0] - 3 * means[:, 1])))
     is_right = rng.uniform(size=len(means)) < chance
-    calibration = Calibration(confidence=fit_confidence(means, is_right, (0.0, 0.0, 0.0)))
+    calibration = Calibration(confidence=fit_confidence(means, is_right))
     confidence = score_confidence(means, calibration)
     np.testing.assert_allclose(confidence, chance, atol=0.03)
     assert brier_score_loss(is_right, confidence) < brier_score_loss(is_right, np.full(len(means), is_right.mean()))
 
 
-def test_with_few_nuclei_the_usual_confidence_stays():
-    usual = (1.0, 2.0, 3.0)
-    assert fit_confidence(np.zeros((60, 2)), np.arange(60) > 10, usual) == usual
+def test_with_few_nuclei_each_has_the_share_of_right_ones():
+    calibration = Calibration(confidence=fit_confidence(np.zeros((58, 2)), np.arange(58) >= 11))
+    assert score_confidence(np.array([[0.9, 0], [0.1, 0.8]]), calibration).tolist() == [0.8, 0.8]  # 48 of 60
+    assert fit_confidence(np.zeros((0, 2)), np.zeros(0, bool)) == (0, 0, 0)  # 0.5
 
 
 def answer_at(level):
@@ -83,11 +84,14 @@ def make_job(nucleus):
 
 
 def test_a_threshold_that_separates_better_is_chosen():
-    assert calibrate(*answer_at(0.44)) == Calibration(nucleus_threshold=0.45)  # none of those tried lies between
+    assert calibrate(*answer_at(0.44)).nucleus_threshold == 0.45  # none of those tried lies between
     assert calibrate(*answer_at(0.54)).nucleus_threshold == 0.45  # the usual one is right
     jobs, truths = answer_at(0.6)
     bright_ground = make_job(np.where(jobs[0].gray == 0.42, 0.47, jobs[0].gray))
     assert calibrate([bright_ground] * 6, truths).nucleus_threshold in (0.5, 0.55)
+    former = Calibration(nucleus_threshold=0.55, seed_threshold=0.6)
+    chosen = calibrate([bright_ground] * 6, truths, former)
+    assert (chosen.nucleus_threshold, chosen.seed_threshold) == (0.55, 0.6)
 
 
 def test_a_threshold_that_is_better_by_chance_is_not_chosen():
@@ -95,7 +99,10 @@ def test_a_threshold_that_is_better_by_chance_is_not_chosen():
     bright_ground = make_job(np.where(truths[0] > 0, 0.6, 0.47))
     assert calibrate([bright_ground] * 6, truths).nucleus_threshold > 0.45
     # Better on one image of six, the same on the others: the interval of the difference begins at 0.
-    assert calibrate([bright_ground, *jobs[1:]], truths) == Calibration(nucleus_threshold=0.45)
+    assert calibrate([bright_ground, *jobs[1:]], truths).nucleus_threshold == 0.45
+    # Better on both of two images, by other amounts: two images tell nothing.
+    half_ground = make_job(np.where(np.arange(80) < 40, jobs[0].gray, bright_ground.gray))
+    assert calibrate([bright_ground, half_ground], truths[:2]).nucleus_threshold == 0.45
 
 
 def test_weights_bring_their_calibration(tmp_path):

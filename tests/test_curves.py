@@ -41,7 +41,7 @@ def make_record(kept_epoch, epochs, ids=("a",)):
 
 def test_the_line_of_an_epoch_says_which_epoch_is_kept():
     history = [row | {"seconds": 2.5} for row in HISTORY]
-    scores = "2.5 s, loss 0.3333, Dice 0.3333, val_dice 0.3333"
+    scores = "2.5 s, loss 0.3333, training Dice 0.3333, validation Dice 0.3333"
     assert curves.describe_epoch(history, make_record(3, 9)) == f"epoch 3/9: {scores}, kept"
     assert curves.describe_epoch(history, make_record(2, 9)) == f"epoch 3/9: {scores}, epoch 2 stays kept"
     assert curves.describe_epoch(history, make_record(3, 9, ids=())).endswith(", kept (the last until now)")
@@ -83,15 +83,17 @@ def test_an_example_is_the_middle_of_an_image_with_truth_and_prediction(tmp_path
 @pytest.mark.parametrize(
     ("gains", "words"),
     [
-        ([0.1, 0.2, 0.1], "difference +0.1333 [+0.1000, +0.2000]: better than old.keras"),
+        ([0.1, 0.2, 0.1, 0.1, 0.2], "difference +0.1400 [+0.1000, +0.1800]: better than old.keras"),
+        ([0.1, 0.11, 0.1], "difference +0.1033 [+0.0890, +0.1177]: better than old.keras"),
+        ([0.1, 0.2, 0.1], "difference +0.1333 [-0.0101, +0.2768]: not shown to be better than old.keras"),
         ([0.3, -0.2, 0.2], "not shown to be better than old.keras"),
-        ([-0.1, -0.2], "difference -0.1500 [-0.2000, -0.1000]: not shown to be better than old.keras"),
+        ([-0.1, -0.2], "difference -0.1500 [-0.7853, +0.4853]: not shown to be better than old.keras"),
         ([0, 0], "difference +0.0000 [+0.0000, +0.0000]: not shown to be better than old.keras"),
         ([0.4], "difference +0.4000, without an interval, for which it takes two images: not shown to be better"),
     ],
 )
 def test_better_is_said_where_the_interval_of_the_paired_difference_lies_above_0(gains, words):
-    before = np.array([0.1, 0.4, 0.3])[: len(gains)]
+    before = np.array([0.1, 0.4, 0.3, 0.2, 0.5])[: len(gains)]
     compared = curves.compare_scores({"dice": before}, {"dice": before + gains})
     (line,) = curves.describe_change(compared, "old.keras")
     images = "1 validation image" if len(gains) == 1 else f"{len(gains)} validation images"

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 import skimage.io
 import tifffile
 from conftest import write_source
@@ -361,7 +362,9 @@ def test_the_difference_of_two_predictions_is_paired(case, tmp_path, capsys):
     others, _ = Evaluate_model.evaluate(truth, predicted)
     mean, low, high = Evaluate_model.compare(rows, others)["all"]["ap50"]
     assert mean == pytest.approx((0 + 1 / 5 + 1) / 3)
-    assert low == 0 and mean < high <= 1
+    sample = np.array([0, 1 / 5, 1])
+    expected = scipy.stats.t.interval(0.95, 2, sample.mean(), scipy.stats.sem(sample))
+    assert (low, high) == pytest.approx(expected) and low < 0 < 1 < high
     arguments = ["--truth", str(truth), "--predicted", str(perfect), "--compare"]
     Evaluate_model.main([*arguments, str(predicted)])
     assert "AP is not shown to differ" in capsys.readouterr().out  # a resample may hold "good" alone
@@ -514,7 +517,7 @@ def test_mean_median_and_pooled_are_three_things():
 
 
 def test_every_score_has_its_interval_on_the_screen_and_in_the_file(tmp_path):
-    rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
+    rows = rows_of(0.8, 0.9, 1.0, 0.8, 0.9) + rows_of(0.6, kind="stained tissue")
     rows[0] |= {"aji": 0.1, "count_error": -9}
     Evaluate_model.save_scores(rows, tmp_path)
     with (tmp_path / "summary.csv").open(newline="") as stream:
@@ -523,8 +526,8 @@ def test_every_score_has_its_interval_on_the_screen_and_in_the_file(tmp_path):
     other_columns = {"height", "width", "nuclei_true", "nuclei_predicted", "pixels", "ap_curve", *Evaluate_model.COUNTS}
     assert score(draw(), draw()).keys() - other_columns == set(Evaluate_model.SCORES)
     told = {(line["kind"], line["score"]): [float(line[name]) for name in ("mean", "low", "high")] for line in lines}
-    assert {line["kind"]: line["images"] for line in lines} == {"all": "4", "fluorescence": "3", "stained tissue": "1"}
-    for kind, group in (("all", rows), ("fluorescence", rows[:3])):
+    assert {line["kind"]: line["images"] for line in lines} == {"all": "6", "fluorescence": "5", "stained tissue": "1"}
+    for kind, group in (("all", rows), ("fluorescence", rows[:5])):
         for name in ("dice", "aji", "count_error"):
             values = np.array([row[name] for row in group])
             assert told[kind, name] == [values.mean(), *Evaluate_model.bootstrap_interval(values)]
@@ -542,7 +545,7 @@ def test_no_images_are_an_error_not_a_score():
 
 
 def test_table_has_a_row_for_all_and_one_for_each_kind():
-    rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
+    rows = rows_of(0.8, 0.9, 1.0, 0.8, 0.9) + rows_of(0.6, kind="stained tissue")
     pixels, nuclei = Evaluate_model.format_table(rows).split("\n\n")
     lines = pixels.splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -550,17 +553,17 @@ def test_table_has_a_row_for_all_and_one_for_each_kind():
         assert title in lines[0]
     assert lines[0].split()[-4:] == ["AP", "AP50", "F1@0.5", "F1@0.7"]
     assert [line[:15].strip() for line in lines[1:]] == ["all", "fluorescence", "stained tissue"]
-    assert [line[15:22].strip() for line in lines[1:]] == ["4", "3", "1"]
-    low, high = Evaluate_model.bootstrap_interval(np.array([0.8, 0.9, 1.0, 0.6]))
+    assert [line[15:22].strip() for line in lines[1:]] == ["6", "5", "1"]
+    low, high = Evaluate_model.bootstrap_interval(np.array([0.8, 0.9, 1.0, 0.8, 0.9, 0.6]))
     scores = "0.850 0.500 0.250 0.500 0.500 0.750 0.625"
-    assert lines[1].split()[2:] == ["0.825", f"[{low:.3f},", f"{high:.3f}]", *scores.split()]
-    assert "0.600 [one image]" in lines[3]
+    assert lines[1].split()[2:] == ["0.833", f"[{low:.3f},", f"{high:.3f}]", *scores.split()]
+    assert "0.600 [few images]" in lines[3]
     lines = nuclei.splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 120
     assert lines[0].split()[-4:] == ["all", "fluorescence", "stained", "tissue"]
     titles = "IoU AP AP50 F1@0.5 F1@0.7 AP75 precision recall PQ SQ RQ AJI count_error missed false merged split"
     assert [line.split()[0] for line in lines[1:]] == titles.split()
-    assert lines[9].split() == ["PQ", *2 * ["0.600", "[0.600,", "0.600]"], "0.600", "[one", "image]"]
+    assert lines[9].split() == ["PQ", *2 * ["0.600", "[0.600,", "0.600]"], "0.600", "[few", "images]"]
     assert lines[-1].split() == ["split", "8", "6", "2"]  # errors are sums
 
 
@@ -609,10 +612,10 @@ def test_scores_are_saved_with_the_worst_first(case, tmp_path, capsys):
 
 
 def test_the_figure_shows_every_image_and_the_mean_curve_of_every_kind():
-    rows = rows_of(0.8, 0.9, 1.0) + rows_of(0.6, kind="stained tissue")
+    rows = rows_of(0.8, 0.9, 1.0, 0.8, 0.9) + rows_of(0.6, kind="stained tissue")
     left, right = Evaluate_model.draw_scores(rows).axes
     drawn = [np.asarray(dots.get_offsets())[:, 0].tolist() for dots in left.collections]
-    assert drawn == [[0.8, 0.9, 1.0, 0.6], [0.8, 0.9, 1.0], [0.6]]
+    assert drawn == [[0.8, 0.9, 1.0, 0.8, 0.9, 0.6], [0.8, 0.9, 1.0, 0.8, 0.9], [0.6]]
     assert [line.get_ydata().tolist() for line in right.get_lines()] == [[0.5] * 10] * 3
     names = [text.get_text() for text in right.get_legend().get_texts()]
     assert names == ["all: 0.500", "fluorescence: 0.500", "stained tissue: 0.500"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import keras
 import pytest
@@ -33,6 +34,30 @@ def test_images_validated_on_are_scored_and_no_others(tmp_path, weights, capsys)
     ids = sorted(file.name for file in SAMPLE.iterdir())
     assert [file.stem for file in sorted((tmp_path / "masks").iterdir())] == ids[:2]
     assert "2 of 12 images, none of them trained on" in capsys.readouterr().out
+
+
+def test_a_rerun_predicts_nothing_and_keeps_what_other_weights_predicted(tmp_path, weights, capsys):
+    arguments = ["--data", str(SAMPLE), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    Main.main(arguments)
+    files = list((tmp_path / "out/labels").iterdir())
+    times = [file.stat().st_mtime_ns for file in files]
+    capsys.readouterr()
+    Main.main(arguments)
+    assert "all 2 images are done already" in capsys.readouterr().out
+    other = tmp_path / "unet.keras"
+    Model.Unet(1, 2).build().save(other)
+    arguments[3] = str(other)
+    with pytest.raises(UserError, match="was predicted with other weights"):
+        Main.main(arguments)
+    assert times == [file.stat().st_mtime_ns for file in files]
+    Main.main([*arguments, "--overwrite"])
+    assert len(list((tmp_path / "out/labels").iterdir())) == 12
+    (tmp_path / "training.json").write_text((weights.parent / "training.json").read_text())
+    capsys.readouterr()
+    Main.main(arguments)  # scores two of them
+    assert re.search(r"in 12 images, \d+ of them in the 2 of this run", capsys.readouterr().out)
+    with open(tmp_path / "out/images.csv", newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 12
 
 
 def test_without_a_record_nobody_knows_what_was_trained_on(tmp_path, weights, capsys):
