@@ -49,11 +49,15 @@ EXAMPLE = "data/sample/fluorescence_crowded_1/images/fluorescence_crowded_1.png"
 # The network.
 INPUT_SHAPE = (None, None, None, 1)
 OUTPUT_SHAPE = (None, None, None, 2)
-HALO_PIXELS = 6  # of the deepest feature map on each side; an answer depends on fewer
-# Training.
+# An answer depends on fewer pixels of the deepest feature map on each side. This holds where tiles begin at multiples
+# of 2 ** depth pixels, for their poolings are then those of the whole image.
+HALO_PIXELS = 6
 PROCESSOR = Path("/proc/cpuinfo")  # tells what the processor can, on Linux
+# Training.
 WEIGHT_DECAY = 1e-4
-BORDER_WEIGHT = 0.5  # the loss of borders counts half, because Dice depends on nuclei
+BORDER_WEIGHT = 0.5  # weight of the loss of borders, which only part nuclei; Dice is scored on nuclei alone
+SOFT_DICE_SMOOTHING = 1  # pixels; keeps images without nuclei at a soft Dice of 1 when nothing is predicted
+DICE_SMOOTHING = 1e-6  # pixels; gives two empty masks, which agree, a Dice of 1
 
 
 class Unet:
@@ -137,8 +141,7 @@ def segmentation_loss(truth, probability):
     entropy = _sum_pixels(entropy * valid) / ops.maximum(_sum_pixels(valid), 1.0)
     intersection = _sum_pixels(target * probability * valid)
     total_area = _sum_pixels((target + probability) * valid)
-    # The 1 keeps images without nuclei at a Dice of 1 when nothing is predicted.
-    soft_dice = (2 * intersection + 1) / (total_area + 1)
+    soft_dice = (2 * intersection + SOFT_DICE_SMOOTHING) / (total_area + SOFT_DICE_SMOOTHING)
     loss = entropy + 1 - soft_dice
     return loss[:, 0] + BORDER_WEIGHT * loss[:, 1]
 
@@ -156,8 +159,7 @@ def dice(truth, probability):
     predicted = ops.cast(probability[..., :1] > 0.5, "float32") * valid
     target = truth[..., :1] * valid
     total_area = _sum_pixels(predicted + target)
-    # The 1e-6 gives two empty masks, which agree, a Dice of 1.
-    score = (2 * _sum_pixels(predicted * target) + 1e-6) / (total_area + 1e-6)
+    score = (2 * _sum_pixels(predicted * target) + DICE_SMOOTHING) / (total_area + DICE_SMOOTHING)
     return score[:, 0]
 
 
@@ -308,7 +310,7 @@ def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0)
     padding = [(0, 0), (0, -height % multiple), (0, -width % multiple)]
     padded = np.pad(gray.reshape(-1, height, width), padding, "symmetric")  # (batch, H', W')
     scaled = padded
-    for _ in range(halvings):
+    for _ in range(halvings):  # none where it is negative
         scaled = halve(scaled)
     if halvings < 0:
         scaled = resize_images(scaled[..., None], [side * 2**-halvings for side in padded.shape[1:]])[..., 0]

@@ -60,7 +60,7 @@ from data.images import SceneRows, read_shape, subsample
 from data.intensity import brightness
 from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.omezarr import import_zarr
-from data.outputs import Provenance, claim_out, default_out, find_unfinished, make_folders, remove_unfinished
+from data.outputs import Provenance, default_out, find_unfinished, make_folders, record_sources, remove_unfinished
 from data.pictures import show_predictions
 from data.pixels import check_image
 from data.report import REPORT
@@ -82,12 +82,19 @@ from data.sources import Sample, find_samples
 from data.stacks import expand_planes, open_sample, read_whole
 from data.tiffs import TiffRows
 from Model import HALO_PIXELS, depth_of, fastest_precision, keras, load_unet, predict_probability, read_calibration
-from Preprocessed_data import find_colours, is_stained, measure_normalization, prepare_image, to_display, to_grayscale
+from Preprocessed_data import (
+    apply_normalization,
+    detect_stain,
+    find_colours,
+    measure_normalization,
+    prepare_image,
+    to_display,
+)
 
 DEFAULTS = PredictionOptions()
 READ_AHEAD = 8  # images
 LARGE_IMAGE = 2048 * 2048  # pixels; a larger image is predicted in strips
-NORMALIZATION_PIXELS = 4_000_000  # of a large image that its normalization is measured on
+NORMALIZATION_PIXELS = 4_000_000  # pixels of a large image, reduced, that its normalization is measured on
 GRAY_SETTINGS = ("BRIGHT_MEDIAN", "COLOUR_DIFFERENCE", "DEBRIS_RATIO", "MAX_CORRELATION", "MIN_COLOUR")
 
 
@@ -137,10 +144,10 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
         indices = [COLOURS.index(colour) for colour in colours]
         return [make_job(image[..., index], on_dark, COLOURS[index], index) for index in indices]
     job = make_job(image, options)
-    if options.background is None and job.has_bright_background and not is_stained(image):
+    if options.background is None and job.has_bright_background and not detect_stain(image):
         # A dark background that bright nuclei nearly cover, or of which little stands out, looks like a bright one.
         other = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
-        other.must_cover = True
+        other.must_be_confluent = True
         return [job, other]
     return [job]
 
@@ -244,12 +251,12 @@ def find_nuclei(
         diameter: of the nuclei in pixels; None: it is found out.
 
     Returns:
-        labels (H, W) int32, and the scales that they are predicted at: how often height and width are halved; negative:
-        doubled.
+        labels (H, W) int32; and how often height and width are halved for each scale that they are predicted at;
+        negative: doubled.
     """
     job = PredictionJob(gray, diameter=diameter, thumbnails=make_thumbnails(gray))
     run_jobs(network_of(model), [job])
-    return job.labels_future.result(), job.scales
+    return job.labels_future.result(), job.halvings
 
 
 def network_of(model: keras.Model) -> Network:
@@ -327,8 +334,8 @@ def predict_samples(
             bar.update(len(chunk))
             while len(writing) > READ_AHEAD:
                 log.wait_for(*writing.popleft())
-        for name, future in writing:
-            log.wait_for(name, future)
+        for image_id, future in writing:
+            log.wait_for(image_id, future)
     return log.answer()
 
 
@@ -366,14 +373,14 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
         read_gray = prepare_slide(chosen, job)
         # Scale and size of the nuclei are those of nine windows.
         windows = sample_windows(shape, read_gray)
-        sampled_labels, job.scales = find_nuclei(model, windows, run.options.diameter)
-        predict = functools.partial(predict_scales, run.network.predict, scales=job.scales)
-        halo = HALO_PIXELS * 2 ** (depth_of(model) + job.scales[-1])
+        sampled_labels, job.halvings = find_nuclei(model, windows, run.options.diameter)
+        predict = functools.partial(predict_scales, run.network.predict, halvings=job.halvings)
+        halo = HALO_PIXELS * 2 ** (depth_of(model) + job.halvings[-1])
         probabilities = predict_strips(shape, read_gray, predict, halo, sample.id[:20])
         separate = functools.partial(
             separate_nuclei,
             max_area=largest_area(sampled_labels) or None,
-            area_scale=4.0 ** job.scales[0],
+            area_scale=job.area_scale,
             calibration=run.network.calibration,
         )
         picture = to_display(subsample(chosen, OVERLAY_PIXELS))
@@ -407,7 +414,7 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
         strip = image[start:stop]
         if has_colours:
             strip = strip[..., channel]
-        gray = to_grayscale(strip, normalization)
+        gray = apply_normalization(strip, normalization)
         gray[brightness(strip) > normalization.debris] = 0  # as if it were background
         if ground is not None:
             rows = np.arange(start, stop) // step
@@ -426,7 +433,7 @@ def prepare_out(
     Raises:
         UserError: results of other weights or settings lie there, and are not to be overwritten.
     """
-    claim_out(out, *sources)
+    record_sources(out, *sources)
     remove_unfinished(out)
     if overwrite:
         return samples
@@ -448,8 +455,8 @@ def predict_on_worker(
     """What a Dask worker does; returns as `predict_samples`."""
     options = PredictionOptions(**json.loads(options_json))
     samples, model, provenance = prepare_worker(run, options, weights, *data)
-    missing = {name: "no longer there" for name in ids if name not in samples}
-    present = [samples[name] for name in ids if name in samples]
+    missing = {image_id: "no longer there" for image_id in ids if image_id not in samples}
+    present = [samples[image_id] for image_id in ids if image_id in samples]
     written, skipped = predict_samples(present, model, out, provenance, options)
     return written, missing | skipped
 
@@ -484,7 +491,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.scheduler and unfinished:
         paths = [args.weights, out, *args.data]
         written, skipped = predict_on_cluster(unfinished, options, paths, __file__, args.scheduler)
-        remove_unfinished(out)  # of workers that died
+        remove_unfinished(out)  # files of workers that died
     else:
         written, skipped = predict_samples(unfinished, model, out, provenance, options)
     seconds = time.perf_counter() - started

@@ -54,10 +54,10 @@ TISSUE_DATA = ("data/tnbc", "data/tnbc.zip")
 VALIDATION_PATIENTS = {"tnbc": ("04", "09", "11")}  # by source; a patient's images are PATIENT_NUMBER
 SHOWN_IMAGES = 16  # in the contact sheet
 # Gray.
-BRIGHT_MEDIAN = 0.4  # of the range from black to white; a median above it is a bright background
-COLOUR_DIFFERENCE = 0.02  # of white; a mean difference of the channels above it is a stain
-MIN_COLOUR = 0.1  # of the strongest channel; weaker channels of an RGB image show nothing
-MAX_CORRELATION = 0.95  # of the channels of an RGB image; with less they show different things
+BRIGHT_MEDIAN = 0.4  # share of the range from black to white; a median above it is a bright background
+COLOUR_DIFFERENCE = 0.02  # share of the value of white; channels that differ by more in the mean show a stain
+MIN_COLOUR = 0.1  # share of the strongest channel's signal; a weaker channel of an RGB image shows nothing
+MAX_CORRELATION = 0.95  # channels of an RGB image that correlate less show different things
 DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleus
 FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE = KINDS
 # The split.
@@ -65,19 +65,19 @@ VALIDATION_FRACTION = 0.15
 
 
 class Normalization(NamedTuple):
-    """How an image becomes gray: which channel, and the values that become 0 and 1."""
+    """How an image becomes gray: its background and stain choose the channel, `low` and `high` the range."""
 
     has_bright_background: bool
     low: float  # becomes black
     high: float  # becomes white
-    background: float  # value of the background
+    background_level: float  # value of the background
     noise: float  # its standard deviation
     is_stained: bool = False
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: float = np.inf  # what is brighter is no nucleus
 
 
-def to_grayscale(image: np.ndarray, normalization: Normalization | None = None) -> np.ndarray:
+def to_grayscale(image: np.ndarray) -> np.ndarray:
     """Makes the single channel that the network sees, in which nuclei are bright.
 
     On a dark background (fluorescence) it is the brightness. On a bright one, where nuclei absorb the light, it is the
@@ -87,7 +87,6 @@ def to_grayscale(image: np.ndarray, normalization: Normalization | None = None) 
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype.
-        normalization: of `measure_normalization`, where the image is a part of a larger one; then no ground is sought.
 
     Returns:
         gray: (H, W) float32 in [0, 1], as from `normalize`; all 0 where the image is constant.
@@ -95,10 +94,18 @@ def to_grayscale(image: np.ndarray, normalization: Normalization | None = None) 
     >>> to_grayscale(np.array([[0, 0, 100], [0, 200, 200]], np.uint16)).round(2).tolist()
     [[0.0, 0.0, 0.5], [0.0, 1.0, 1.0]]
     """
-    if normalization is None:
-        return prepare_image(image)[0]
+    return prepare_image(image)[0]
+
+
+def apply_normalization(image: np.ndarray, normalization: Normalization) -> np.ndarray:
+    """Makes the gray of a part of an image by the normalization of the whole; it does not look for ground.
+
+    Args:
+        image: (H, W) or (H, W, 3), any real dtype.
+        normalization: of `measure_normalization`.
+    """
     channel = select_channel(image, normalization.has_bright_background, normalization.is_stained)
-    channel = remove_outliers(channel, normalization.background, normalization.noise)
+    channel = remove_outliers(channel, normalization.background_level, normalization.noise)
     return normalize(channel, normalization.low, normalization.high)
 
 
@@ -144,8 +151,10 @@ def _prepare_channel(
 ) -> tuple[Normalization, np.ndarray]:
     """The normalization of an image, and its channel (H, W) without hot and dead pixels."""
     channel, median, noise = clean_channel(brightness(image), ground)
-    is_bright = _is_mostly_bright(picture_values(channel, ground)) if background is None else background == "bright"
-    has_stain = is_bright and is_stained(image)
+    is_bright = background == "bright"
+    if background is None:
+        is_bright = _is_mostly_bright(picture_values(channel, ground))
+    has_stain = is_bright and detect_stain(image)
     if is_bright:
         channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain), ground)
     values = picture_values(channel, ground)
@@ -180,7 +189,9 @@ def find_colours(image: np.ndarray) -> list[str]:
     pixels = image[::2, ::2].reshape(-1, 3)[:, shown].astype(np.float32)
     if (pixels.std(axis=0) == 0).any():
         return []
-    if np.corrcoef(pixels.T).min() >= MAX_CORRELATION or has_bright_background(image, find_ground(brightness(image))):
+    if np.corrcoef(pixels.T).min() >= MAX_CORRELATION:
+        return []
+    if detect_bright_background(image, find_ground(brightness(image))):
         return []
     return [COLOURS[index] for index in shown]
 
@@ -194,7 +205,7 @@ def select_channel(image: np.ndarray, has_bright_background: bool, is_stained: b
     return invert(brightness(image[..., 0] if image.ndim == 3 else image))
 
 
-def has_bright_background(image: np.ndarray, ground: np.ndarray | None = None) -> bool:
+def detect_bright_background(image: np.ndarray, ground: np.ndarray | None = None) -> bool:
     """Whether most of the image is nearer to its brightest than to its darkest parts.
 
     In stage1_train and stage1_test the median lies below 0.32 of the range on dark backgrounds, above 0.47 on bright
@@ -221,12 +232,12 @@ def image_kind(image: np.ndarray) -> str:
     >>> image_kind(np.zeros((4, 4), np.uint8))
     'fluorescence'
     """
-    if not has_bright_background(image):
+    if not detect_bright_background(image):
         return FLUORESCENCE
-    return STAINED_TISSUE if is_stained(image) else BRIGHTFIELD
+    return STAINED_TISSUE if detect_stain(image) else BRIGHTFIELD
 
 
-def is_stained(image: np.ndarray) -> bool:
+def detect_stain(image: np.ndarray) -> bool:
     """Whether the channels of an image, (H, W) or (H, W, 3), differ as those of stained tissue do."""
     if image.ndim == 2:
         return False
@@ -340,9 +351,9 @@ def hold_out_kind(ids: Sequence[str], images: Sequence[np.ndarray], kind: str) -
     Raises:
         UserError: no image is of this kind, or every one is.
     """
-    kinds = {name: image_kind(image) for name, image in zip(ids, images, strict=True)}
-    validation = sorted(name for name in ids if kinds[name] == kind)
-    training = sorted(name for name in ids if kinds[name] != kind)
+    kinds = {image_id: image_kind(image) for image_id, image in zip(ids, images, strict=True)}
+    validation = sorted(image_id for image_id in ids if kinds[image_id] == kind)
+    training = sorted(image_id for image_id in ids if kinds[image_id] != kind)
     if not (training and validation):
         known = sorted(set(kinds.values()))
         raise UserError(f"cannot hold out {kind!r}: the kinds here are {known}")

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 import Model
 from data.confidence import calibrate, score_jobs
-from data.crops import Crops, Pair, draw_probabilities, whole_image
+from data.crops import Crops, TrainingImage, draw_probabilities, whole_image
 from data.curves import (
     EXAMPLE_COUNT,
     Example,
@@ -61,12 +61,12 @@ from data.records import (
     HISTORY,
     KEPT_WEIGHTS,
     ONE_PICTURE,
+    back_up_training,
     can_choose,
     can_resume,
     check_validation_is_unseen,
     describe_run,
     find_record,
-    keep_former,
     read_history,
     read_interrupted,
     save_history,
@@ -75,7 +75,7 @@ from data.records import (
 from data.scales import Network, PredictionJob, finish_labels, make_thumbnails, run_jobs
 from data.sources import Sample, find_samples
 from data.stacks import find_channels
-from data.truth import describe_truth, load_samples, read_seen, read_true_image
+from data.truth import describe_truth, load_samples, read_prediction_row, read_true_image
 from Model import keras
 from Preprocessed_data import (
     STAINED_TISSUE,
@@ -162,7 +162,7 @@ def prepare_keras(options: TrainingOptions, tensorboard: str | None) -> list[ker
     return [keras.callbacks.TensorBoard(tensorboard, write_graph=False)]
 
 
-def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict[str, Pair], np.ndarray, dict]:
+def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict[str, TrainingImage], np.ndarray, dict]:
     """Reads all images and splits them.
 
     Returns:
@@ -189,19 +189,19 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     # What the network sees of each image, and how often each is drawn.
     kinds = {name: image_kind(image) for name, image in zip(ids, images, strict=True)}
     with ThreadPoolExecutor() as pool:
-        backgrounds = [None if options.channel else read_seen(sample).get("background") for sample in samples]
+        backgrounds = [None if options.channel else read_prediction_row(sample).get("background") for sample in samples]
         grays = [gray for gray, *_ in pool.map(prepare_image, images, backgrounds)]
     pairs = {}
     for name, image, gray, image_labels in zip(ids, images, grays, labels, strict=True):
         varies_stain = kinds[name] == STAINED_TISSUE and name in training_ids
-        pairs[name] = Pair(gray, image_labels, optical_density(image) if varies_stain else None)
+        pairs[name] = TrainingImage(gray, image_labels, optical_density(image) if varies_stain else None)
     sources = {sample.id: sample.source for sample in samples}
     groups = [f"{kinds[name]} in {sources[name]}" for name in training_ids]
     probabilities = draw_probabilities(groups, [pairs[name].gray.shape for name in training_ids])
     return pairs, probabilities, describe_run(options, keras.backend.backend(), kinds, images, labels, split)
 
 
-def load_examples(samples: Sequence[Sample], pairs: dict[str, Pair], record: dict) -> list[Example]:
+def load_examples(samples: Sequence[Sample], pairs: dict[str, TrainingImage], record: dict) -> list[Example]:
     """The images that are predicted after every epoch, as people look at them: validation images, if there are any."""
     samples = {sample.id: sample for sample in samples}
     channel = record["options"]["channel"]
@@ -386,7 +386,7 @@ def fit_epochs(model: keras.Model, options: TrainingOptions, shower: ShowEpochs,
             shower.draw(model)  # as it may have been stopped before these pictures
 
 
-def score_start(network: keras.Model, record: dict, validation: list[Pair]) -> Start | None:
+def score_start(network: keras.Model, record: dict, validation: list[TrainingImage]) -> Start | None:
     """Scores the weights that a training starts from; None for random ones, and where nothing is left to validate."""
     weights = record["options"]["from_weights"]
     if not (weights and record["validation_ids"]):
@@ -399,7 +399,9 @@ def score_start(network: keras.Model, record: dict, validation: list[Pair]) -> S
     return scores, trained.calibration
 
 
-def finish_training(network: keras.Model, out: Path, record: dict, validation: list[Pair], start: Start | None) -> None:
+def finish_training(
+    network: keras.Model, out: Path, record: dict, validation: list[TrainingImage], start: Start | None
+) -> None:
     """Predicts the validation images with the kept weights, and adds to training.json what that tells.
 
     It is the calibration, if these images may choose it; and the scores before and after, both with the thresholds of
@@ -479,7 +481,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         run_id = find_record(out / KEPT_WEIGHTS).get("run_id")
     elif process_number() == 0:
-        keep_former(out, args.overwrite)
+        back_up_training(out, args.overwrite)
     try:
         train(data, out, choose_options(args), run_id, args.resume, args.tensorboard)
     except KeyboardInterrupt:

@@ -7,19 +7,21 @@ Out: a mask of the ground; the channel without hot and dead pixels.
 import numpy as np
 from scipy import ndimage
 
+from data import intensity
+
 # Ground.
-EDGE_SHARE = 0.05  # of the pixels at the edge of the picture have the value of a ground
-MIN_GROUND = 0.0005  # of the image; a smaller flat region does not matter
+EDGE_SHARE = 0.05  # share of the pixels at the edge of the picture that have the value of a ground, at least
+MIN_GROUND = 0.0005  # share of the image; a smaller flat region does not matter
 MAX_FRAMES = 4  # one within the other: the margin of a figure, a line, the picture
-JUMP = 0.05  # of the range of values; pixels beside a ground differ by more
-MIN_JUMP = 3  # gray levels, of whole numbers
-JUMP_SHARE = 0.9  # of the pixels beside a ground that jump
-MIN_PICTURE = 0.01  # of the image
-LARGEST_SHARE = 0.5  # of the picture is its largest piece
-FADING_SHARE = 0.5  # to the flat pixels; with more pixels of nearly their value, a background fades
+JUMP = 0.05  # share of the range of values; pixels beside a ground differ by more
+MIN_JUMP = 3  # gray levels, the least jump where values are whole numbers
+JUMP_SHARE = 0.9  # share of the pixels beside a ground that jump, at least
+MIN_PICTURE = 0.01  # share of the image that is no ground, at least
+LARGEST_SHARE = 0.5  # share of the picture that its largest piece has, at least
+FADING_SHARE = 0.5  # pixels of nearly the value of a ground, per pixel of it; where there are more, a background fades
 # Hot and dead pixels.
-OUTLIER_NOISE = 10  # times the noise, between an outlier and the median of its neighbours
-OUTLIER_SIGNAL = 0.5  # of the signal of that median, likewise
+OUTLIER_NOISE = 10  # how far an outlier lies from the median of its neighbours, in standard deviations of the noise
+OUTLIER_SIGNAL = 0.5  # the same as a share of that median's signal; the larger of the two distances counts
 
 
 def find_ground(channel: np.ndarray) -> np.ndarray | None:
@@ -34,7 +36,7 @@ def find_ground(channel: np.ndarray) -> np.ndarray | None:
     Returns:
         (H, W) bool, or None where there is no such region.
     """
-    low, high = np.percentile(channel[::4, ::4], (0.5, 99.8))
+    low, high = np.percentile(channel[::4, ::4], (intensity.LOW_PERCENTILE, intensity.HIGH_PERCENTILE))
     jump = JUMP * float(high - low)
     if channel.dtype.kind in "ui":
         jump = max(jump, MIN_JUMP)
@@ -62,7 +64,7 @@ def _leaves_a_picture(channel: np.ndarray, ground: np.ndarray) -> bool:
     picture = channel[~ground]
     if picture.size < MIN_PICTURE * channel.size:
         return False
-    low, high = np.percentile(picture, (0.5, 99.8))
+    low, high = np.percentile(picture, (intensity.LOW_PERCENTILE, intensity.HIGH_PERCENTILE))
     pieces, _ = ndimage.label(~ground)
     largest = np.bincount(pieces.ravel())[1:].max()
     is_flat = float(high) - float(low) <= (MIN_JUMP if channel.dtype.kind in "ui" else 0)
@@ -100,19 +102,19 @@ def grow(region: np.ndarray) -> np.ndarray:
     return grown
 
 
-def remove_outliers(channel: np.ndarray, background: float, noise: float) -> np.ndarray:
+def remove_outliers(channel: np.ndarray, background_level: float, noise: float) -> np.ndarray:
     """Replaces hot and dead pixels, which are out of line with their neighbours, by the median of these.
 
     Args:
         channel: (H, W), any real dtype.
-        background: value of the background; a median far from it has a signal, which may vary more.
+        background_level: value of the background; a median far from it has a signal, which may vary more.
         noise: standard deviation of the background.
 
     Returns:
         (H, W) of the same dtype; the channel itself where it has no such pixels.
     """
     median = median_of_neighbours(channel)
-    signal = np.abs(median.astype(np.float32) - np.float32(background))
+    signal = np.abs(median.astype(np.float32) - np.float32(background_level))
     limit = np.maximum(OUTLIER_SIGNAL * signal, OUTLIER_NOISE * noise)
     is_outlier = np.abs(channel.astype(np.float32) - median.astype(np.float32)) > limit
     return np.where(is_outlier, median, channel) if is_outlier.any() else channel

@@ -14,16 +14,26 @@ from data.images import halve
 from data.intensity import normalize, percentile_range
 
 # Geometry.
-NUCLEUS_SHARE = 0.5  # of the crops are centred on a nucleus: large images are mostly background
-CROWDED_SHARE = 0.4  # of the crops get more nuclei, which touch others
-CENTRE_TRIES = 10  # places tried for such a centre
-SCALES = (0.5, 2.0)  # of the magnification
+NUCLEUS_SHARE = 0.5  # share of the crops that are centred on a nucleus: large images are mostly background
+CROWDED_SHARE = 0.4  # share of the crops that get more nuclei, which touch others
+CENTRE_TRIES = 10  # places tried for the centre of such a crop
+MAGNIFICATIONS = (0.5, 2.0)  # limits of the factor of size
 MAX_STRETCH = 0.15  # logarithm of the stretch of each axis
-HALVE_BELOW = 2**-0.5  # scale below which neighbouring pixels are averaged first
+HALVE_BELOW = 2**-0.5  # factor of size below which neighbouring pixels are averaged first
 # Shares of the optical density in green and in blue that are added to haematoxylin, which is mostly that in red.
 GREEN_SHARES = (-0.3, 1.5)  # at 1.5 strong eosin counts about half as much as haematoxylin
 BLUE_SHARES = (-0.3, 0.4)
+# Shares of the crops that are changed so.
+DIMMED_SHARE = 0.4
+HAZY_SHARE = 0.5
+TILTED_SHARE = 0.3
+BLURRED_SHARE = 0.3
+NOISY_SHARE = 0.5  # for each of the two sorts of noise
+REDUCED_CONTRAST_SHARE = 0.5
 # Intensity.
+KEPT_NUCLEI = 0.5  # share of the nuclei of such a crop that are not dimmed
+DIMMED_SIGNALS = (0.2, 1)  # share of its signal that a dimmed nucleus keeps
+SMOOTHING = 1.5  # pixels, standard deviation of the filter that keeps dimming from adding an edge
 GAMMAS = (0.5, 1.5)  # above 1 dim rims fade
 BLURS = (0.3, 1.5)  # standard deviation in pixels
 CONTRASTS = (0.6, 1.0)  # share of the range from black to white that is used
@@ -98,11 +108,13 @@ def warp(
     angle = rng.integers(4) * np.pi / 2
     if rng.random() < 0.5:
         angle += rng.uniform(0, np.pi / 2)
-    scale *= draw_log_uniform(rng, SCALES)
+    scale *= draw_log_uniform(rng, MAGNIFICATIONS)
     stretch = np.exp(rng.uniform(-MAX_STRETCH, MAX_STRETCH, 2))
     stretch[0] *= rng.choice([-1, 1])  # a flip
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn * stretch / scale  # from places in the crop to places in the image
+    # From places in the crop to places in the image. `*` stretches the columns of the matrix: rows and columns of the
+    # crop are stretched first, then turned.
+    matrix = turn * stretch / scale
     centre = draw_centre(labels, matrix, size, rng)
     # Places are counted from the corner of the image, pixels from the middle of the first.
     offset = centre - 0.5 - matrix @ np.full(2, (size - 1) / 2)
@@ -151,24 +163,24 @@ def change_intensity(
     truly soft nuclei wider. `fixed_edges` leaves out blur and gamma, so that a training can end with outlines as people
     draw them.
     """
-    if rng.random() < 0.4:
+    if rng.random() < DIMMED_SHARE:
         gray = dim_nuclei(gray, labels, rng)
-    if rng.random() < 0.5:
+    if rng.random() < HAZY_SHARE:
         gray = add_haze(gray, rng)
-    if rng.random() < 0.3:
+    if rng.random() < TILTED_SHARE:
         gray = tilt_illumination(gray, rng)
-    if not fixed_edges and rng.random() < 0.3:
+    if not fixed_edges and rng.random() < BLURRED_SHARE:
         gray = gaussian_filter(gray, rng.uniform(*BLURS))
     gray = np.clip(gray, 0, 1)
     if not fixed_edges:
         gray = gray ** np.float32(draw_log_uniform(rng, GAMMAS))
-    if rng.random() < 0.5:
+    if rng.random() < NOISY_SHARE:
         gray = add_photon_noise(gray, rng)
-    if rng.random() < 0.5:
+    if rng.random() < REDUCED_CONTRAST_SHARE:
         # Nothing is cut off at black or white: the dim rim of a nucleus belongs to it.
         contrast = rng.uniform(*CONTRASTS)
         gray = gray * contrast + rng.uniform(0, 1 - contrast)
-    if rng.random() < 0.5:
+    if rng.random() < NOISY_SHARE:
         gray = gray + rng.uniform(0, MAX_NOISE) * rng.standard_normal(gray.shape, np.float32)
     return np.clip(gray, 0, 1).astype(np.float32)
 
@@ -183,9 +195,9 @@ def dim_nuclei(gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -
     median = np.median(gray[labels == 0])
     surroundings = (uniform_filter(gray * background, SURROUNDINGS) + 1e-3 * median) / share
     count = labels.max() + 1
-    factors = np.where(rng.random(count) < 0.5, 1, rng.uniform(0.2, 1, count))
+    factors = np.where(rng.random(count) < KEPT_NUCLEI, 1, rng.uniform(*DIMMED_SIGNALS, count))
     factors[0] = 1
-    factor = gaussian_filter(factors[labels].astype(np.float32), 1.5)  # smoothed, so that it adds no edge
+    factor = gaussian_filter(factors[labels].astype(np.float32), SMOOTHING)
     return surroundings + (gray - surroundings) * factor
 
 

@@ -105,8 +105,8 @@ def collect_answers(answers: Iterable[Answer], count: int) -> Answer:
     with tqdm(total=count, desc="predicting", unit="image", disable=None) as bar:
         for written, skipped in answers:
             log.written += written
-            for name, reason in skipped.items():
-                log.skip(name, reason)
+            for image_id, reason in skipped.items():
+                log.skip(image_id, reason)
             bar.update(len(written) + len(skipped))
     return log.answer()
 

@@ -157,7 +157,7 @@ def score_jobs(
 
 def separate_job(job: PredictionJob, calibration: Calibration) -> np.ndarray:
     """Labels (H, W) int32 of a predicted job, as another calibration gives them."""
-    return separate_nuclei(*job.probabilities, area_scale=4.0 ** job.scales[0], calibration=calibration)
+    return separate_nuclei(*job.probabilities, area_scale=job.area_scale, calibration=calibration)
 
 
 def find_right(table: coo_array) -> np.ndarray:

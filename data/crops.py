@@ -1,6 +1,6 @@
 """Draws the crops that a network is fitted to, and makes the target of its answer.
 
-In:  pairs of a gray (H, W) float32 in [0, 1] and labels (H, W) int32 of whole images.
+In:  the gray (H, W) float32 in [0, 1] and the labels (H, W) int32 of whole images.
 Out: batches of gray (batch, size, size, 1) and target (batch, size, size, 3), float32.
 """
 
@@ -15,19 +15,20 @@ from data.empty_crops import draw_empty_crop
 from data.nuclei import common_diameter
 from data.options import TrainingOptions
 
-FIXED_EDGES_SHARE = 0.2  # of the batches, the last ones, in which neither blur nor gamma moves edges
-VARIED_STAIN_SHARE = 0.5  # of the crops of stained tissue; the others are as prediction sees them
-EMPTY_SHARE = 0.04  # of the crops have no nuclei and no image
-WIDE_NUCLEI = 33  # pixels; images of wider nuclei are shown at half their size too
-BORDER_WIDTH = 5  # pixels; nuclei closer than this have a border between them
+# Share of the batches, the last ones, without blur and gamma, which change how bright a nucleus is at its outline.
+FIXED_EDGES_SHARE = 0.2
+VARIED_STAIN_SHARE = 0.5  # share of the crops of stained tissue; the others are as prediction sees them
+EMPTY_SHARE = 0.04  # share of the crops that have no nuclei and no image
+WIDE_DIAMETER = 33  # pixels; images of wider nuclei are shown at half their size too
+BORDER_WIDTH = 5  # pixels; a pixel whose surroundings of 5×5 pixels hold two nuclei is border
 
 
-class Pair(NamedTuple):
+class TrainingImage(NamedTuple):
     """A whole image as the network sees it, and its nuclei."""
 
     gray: np.ndarray  # (H, W) float32 in [0, 1]
     labels: np.ndarray  # (H, W) int32
-    density: np.ndarray | None = None  # (H, W, 3) of `optical_density`, of stained tissue to train on
+    density: np.ndarray | None = None  # from `optical_density`, (H, W, 3), for stained tissue to train on
 
 
 class Crops:
@@ -35,12 +36,12 @@ class Crops:
 
     A batch holds gray (batch, size, size, 1) and targets (batch, size, size, 3), as in
     `make_target`. Each of several processes draws every n-th batch; the batches of epochs that are
-    done are left out. In the last ones, FIXED_EDGES_SHARE, blur and gamma no longer move the edges.
+    done are left out. In the last ones, FIXED_EDGES_SHARE, nothing moves the edges of nuclei.
     """
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        images: Sequence[TrainingImage],
         probabilities: Sequence[float],
         options: TrainingOptions,
         *,
@@ -48,11 +49,11 @@ class Crops:
         process: int = 0,
         processes: int = 1,
     ):
-        self.pairs = pairs  # of each image
-        self.probabilities = probabilities  # of drawing it
+        self.images = images
+        self.probabilities = probabilities  # that of each image to be drawn
         self.options = options
         self.batch_size = options.batch_size // processes
-        self.has_wide_nuclei = [common_diameter(pair.labels) > WIDE_NUCLEI for pair in pairs]
+        self.has_wide_nuclei = [common_diameter(image.labels) > WIDE_DIAMETER for image in images]
         batch_count = options.epochs * options.steps_per_epoch * processes
         self.batch_ids = range(process, batch_count, processes)[epochs_done * options.steps_per_epoch :]
         self.fixed_edges_from = (1 - FIXED_EDGES_SHARE) * batch_count
@@ -63,7 +64,7 @@ class Crops:
     def draw_images(self, index: int) -> tuple[np.ndarray, np.random.Generator]:
         """Indices of the images of a batch, and the generator that also augments them."""
         rng = np.random.default_rng([self.options.seed, self.batch_ids[index]])
-        return rng.choice(len(self.pairs), self.batch_size, p=self.probabilities), rng
+        return rng.choice(len(self.images), self.batch_size, p=self.probabilities), rng
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_indices, rng = self.draw_images(index)
@@ -81,7 +82,7 @@ class Crops:
         size = self.options.crop_size
         if rng.random() < EMPTY_SHARE:
             return draw_empty_crop(size, rng, fixed_edges)
-        gray, labels, density = self.pairs[image_index]
+        gray, labels, density = self.images[image_index]
         if density is not None and rng.random() < VARIED_STAIN_SHARE:
             gray = vary_stain(density, rng)
         is_wide = self.has_wide_nuclei[image_index]
@@ -91,12 +92,13 @@ class Crops:
 def draw_probabilities(groups: Sequence[str], shapes: Sequence[tuple[int, int]]) -> np.ndarray:
     """How often each image is drawn: a group of n images, of one kind and source, in proportion to sqrt(n).
 
-    Within such a group the same goes for the sizes, for a size often means a microscope. So what is rare
-    is seen often enough to be learned, and not so often that its few images are learned by heart.
+    Within such a group the same goes for the sizes, for a size often means a microscope: the k images of one size share
+    sqrt(n) * sqrt(k) / (sum of sqrt(k) over the sizes of the group) equally. So what is rare is seen often enough to be
+    learned, and not so often that its few images are learned by heart.
 
     Args:
-        groups: of each of N images, a name of its kind and source.
-        shapes: (H, W) of each image.
+        groups: N names of kind and source, one for each image.
+        shapes: N of (H, W), one for each image.
 
     Returns:
         (N,) float, sums to 1.
@@ -107,7 +109,7 @@ def draw_probabilities(groups: Sequence[str], shapes: Sequence[tuple[int, int]])
     for group in set(groups):
         chosen = np.flatnonzero(groups == group)
         _, size, count = np.unique(sizes[chosen], return_inverse=True, return_counts=True)
-        # The weights of a size add up to sqrt(count) in proportion, those of the group to sqrt(len(chosen)).
+        # The last division shares the weight of a size, sqrt(count), among its count images.
         weights[chosen] = np.sqrt(len(chosen)) / np.sqrt(count).sum() / np.sqrt(count[size])
     return weights / weights.sum()
 
@@ -119,8 +121,8 @@ def make_target(labels: np.ndarray) -> np.ndarray:
         labels: (H, W) int32.
 
     Returns:
-        (H, W, 3) float32 of 0 and 1: nucleus; border, where two nuclei lie within BORDER_WIDTH pixels; and whether the
-        pixel counts (1 everywhere).
+        (H, W, 3) float32 of 0 and 1: nucleus; border, where the square of BORDER_WIDTH pixels around a pixel holds two
+        nuclei; and whether the pixel counts (1 everywhere).
     """
     no_nucleus = np.iinfo(np.int32).max
     highest = maximum_filter(labels, BORDER_WIDTH)

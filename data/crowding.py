@@ -1,4 +1,4 @@
-"""Pastes nuclei of a crop again beside others, so that the network learns to part nuclei that touch.
+"""Pastes nuclei of a crop again beside others, so that the network learns to separate nuclei that touch.
 
 In:  gray (H, W) float32 in [0, 1] and labels (H, W) int32 of a crop, nuclei bright.
 Out: the same with more nuclei; what was a nucleus stays that nucleus.
@@ -8,11 +8,11 @@ import numpy as np
 from scipy.ndimage import find_objects, gaussian_filter
 
 MAX_PASTED = 8  # nuclei in a crop
-MIN_AREA = 40  # pixels of a nucleus that is pasted
+MIN_PASTED_AREA = 40  # pixels; smaller nuclei are not pasted
 MARGIN = 2  # pixels around a nucleus that are pasted with it, for its soft edge
 EDGE_WIDTH = 0.7  # pixels, standard deviation of the filter that softens what is pasted
-DISTANCES = (0.8, 1.15)  # from middle to middle, times the sum of the two radii
-MIN_FREE_SHARE = 0.7  # of a pasted nucleus that lies on background; the rest lies behind others
+DISTANCES = (0.8, 1.15)  # distance of the two middles, times the sum of the two radii
+MIN_FREE_SHARE = 0.7  # share of a pasted nucleus that lies on background; the rest lies behind others
 
 
 def paste_nuclei(gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,9 @@ def paste_nuclei(gray: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
     """
     areas = np.bincount(labels.ravel())
     boxes = find_objects(labels)
-    chosen = [label for label, box in enumerate(boxes, 1) if areas[label] >= MIN_AREA and _is_inside(box, labels.shape)]
+    chosen = [
+        label for label, box in enumerate(boxes, 1) if areas[label] >= MIN_PASTED_AREA and _is_inside(box, labels.shape)
+    ]
     if not chosen:
         return gray, labels
     radii = np.sqrt(areas / np.pi)

@@ -16,6 +16,7 @@ FIBRE_WIDTHS = (1, 4)  # standard deviation in pixels across a fibre
 FIBRE_LENGTH = 12  # times its width
 CELL_DISTANCES = (20, 120)  # pixels between the middles of cells
 WALL_WIDTHS = (1, 4)  # pixels, half the width of a cell's wall
+SOFTNESS = 0.7  # pixels, standard deviation of the filter that softens fibres and walls
 
 
 def draw_empty_crop(size: int, rng: np.random.Generator, fixed_edges: bool = False) -> Crop:
@@ -56,7 +57,7 @@ def draw_fibres(size: int, rng: np.random.Generator) -> np.ndarray:
     row_indices = np.clip(across + size, 0, side - 1).astype(int)
     column_indices = np.clip(along + size, 0, side - 1).astype(int)
     density = fibres[row_indices, column_indices] - rng.uniform(-1, 1)  # above 0 where there is a fibre
-    return gaussian_filter(np.maximum(density, 0), 0.7)
+    return gaussian_filter(np.maximum(density, 0), SOFTNESS)
 
 
 def draw_walls(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -69,4 +70,4 @@ def draw_walls(size: int, rng: np.random.Generator) -> np.ndarray:
     distances, _ = cells.query(pixels, 2)  # from each pixel to the two nearest cells
     to_wall = (distances[:, 1] - distances[:, 0]).reshape(size, size).astype(np.float32) / 2
     walls = np.exp(-((to_wall / rng.uniform(*WALL_WIDTHS)) ** 2))
-    return gaussian_filter(walls, 0.7)
+    return gaussian_filter(walls, SOFTNESS)

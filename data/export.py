@@ -78,8 +78,8 @@ def write_onnx(model, file: str | Path) -> None:
         UserError: no onnx here, or a layer that cannot be written as ONNX.
     """
     content = convert_network(model).SerializeToString()
-    with write_whole(file) as part:
-        part.write_bytes(content)
+    with write_whole(file) as temporary:
+        temporary.write_bytes(content)
 
 
 def convert_network(model):
@@ -202,7 +202,7 @@ def write_bioimageio(model, file: str | Path, halo: int) -> None:
     spec = import_optional("bioimageio.spec", "bioimageio.spec", "--export")
     side = total_downsampling(model)
     image, probability = make_test_tensors(model, side)
-    with tempfile.TemporaryDirectory() as name, write_whole(file) as part:
+    with tempfile.TemporaryDirectory() as name, write_whole(file) as temporary:
         folder = Path(name)
         write_onnx(model, folder / "unet.onnx")
         np.save(folder / "test_input.npy", image)
@@ -212,7 +212,7 @@ def write_bioimageio(model, file: str | Path, halo: int) -> None:
             content = describe_package(model.count_params(), side, halo)
             version = spec.model.v0_5.ModelDescr.implemented_format_version
             description = spec.model.v0_5.ModelDescr.model_validate({"format_version": version, **content})
-            spec.save_bioimageio_package(description, output_path=part)
+            spec.save_bioimageio_package(description, output_path=temporary)
 
 
 def make_test_tensors(model, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -229,7 +229,7 @@ def describe_package(parameters: int, side: int, halo: int) -> dict:
     """The description of the package, version 0.5 of bioimage.io's specification."""
     gray_axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["gray"]}]
     probability_axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["nucleus", "border"]}]
-    size = {"min": 2 * halo + side, "step": side}  # of a tile with its halo, as the specification wants it
+    size = {"min": 2 * halo + side, "step": side}  # sides of a tile with its halo, as the specification wants them
     for axis in "yx":
         gray_axes.append({"type": "space", "id": axis, "size": size})
         same_size = {"tensor_id": "gray", "axis_id": axis}

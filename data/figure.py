@@ -23,7 +23,7 @@ ARROWS = {  # layer -> colour and legend
 CONTRACTING = "#3b6fb6"  # colours of the feature maps
 COPIED = "#b9d0ee"
 EXPANSIVE = "#2a9d8f"
-GRAY = "#64748b"  # of what is said beside the boxes
+GRAY = "#64748b"  # colour of the texts beside the boxes
 EXAMPLE_SIDE = 1.6  # inches
 
 
@@ -82,8 +82,8 @@ def draw_unet(model, depth: int, file: str | Path, example: Sequence[np.ndarray]
         axes.plot([], [], color=colour, lw=3, label=text)
     axes.bar(0, 0, color=COPIED, label="copied features")
     axes.legend(loc="lower center", ncols=min(depth + 1, 3), frameon=False, fontsize=11)
-    with write_whole(file) as part:
-        figure.savefig(part, dpi=150, format=figure_format(file))
+    with write_whole(file) as temporary:
+        figure.savefig(temporary, dpi=150, format=figure_format(file))
 
 
 def _feature_maps(model, size: int) -> list[FeatureMap]:
@@ -116,7 +116,8 @@ def _feature_maps(model, size: int) -> list[FeatureMap]:
             x = maps[-1].right + 0.4 + width / 2
         left = x - width / 2
         low = top - 1.7 * (size / full_size) ** 0.6
-        maps.append(FeatureMap(name, size, filters, colour, left, left, x + width / 2, top, low))
+        right = x + width / 2
+        maps.append(FeatureMap(name, size, filters, colour, left=left, seam=left, right=right, top=top, low=low))
     return maps
 
 

@@ -43,7 +43,7 @@ def decoding(file: File, expected: str = "image") -> Iterator[None]:
     except UnidentifiedImageError as error:  # its own text is an address in memory
         raise UserError(f"{file}: not an image in a known format; replace or remove it") from error
     except Exception as error:  # the decoders raise a dozen kinds for a damaged file
-        if isinstance(error, OSError) and error.errno:  # of the operating system, not of Pillow
+        if isinstance(error, OSError) and error.errno:  # the operating system raised it, not Pillow
             raise OSError(error.errno, error.strerror, str(file)) from error
         if isinstance(error, KeyError) and not file.exists():  # an archive that was replaced
             raise UserError(f"{file}: no longer in the archive; run the command again") from error
@@ -110,25 +110,25 @@ def write_whole(file: str | Path) -> Iterator[Path]:
         OSError: with the name of `file`; where the disk is full, how far the writing came.
     """
     file = Path(file)
-    part = file.with_name(f"{UNFINISHED}{os.getpid()}-{file.name}")
+    temporary = file.with_name(f"{UNFINISHED}{os.getpid()}-{file.name}")
     old = file.with_name(f"{UNFINISHED}{os.getpid()}-old-{file.name}")
     try:
-        yield part
-        if part.is_dir() and file.exists():  # no folder can be renamed to one that is there
+        yield temporary
+        if temporary.is_dir() and file.exists():  # no folder can be renamed to one that is there
             os.replace(file, old)
-        os.replace(part, file)
+        os.replace(temporary, file)
     except OSError as error:
         if error.filename and UNFINISHED not in str(error.filename):  # it is of another file
             raise
-        raise OSError(error.errno, _explain_write_error(error, part), str(file)) from error
+        raise OSError(error.errno, _explain_write_error(error, temporary), str(file)) from error
     finally:
-        remove(part)
+        remove(temporary)
         remove(old)
 
 
 def write_rows(file: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
     """Writes rows, which are dicts by the names of the columns, as a .csv; what a row lacks is an empty cell."""
-    with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+    with write_whole(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, list(columns))
         table.writeheader()
         table.writerows(rows)
@@ -148,11 +148,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _explain_write_error(error: OSError, part: Path) -> str:
+def _explain_write_error(error: OSError, temporary: Path) -> str:
     reason = error.strerror or str(error)
     if error.errno in DISK_FULL_ERRORS:
-        written = sum(file.stat().st_size for file in (part, *part.rglob("*")) if file.is_file())
-        free = shutil.disk_usage(part.parent).free
+        written = sum(file.stat().st_size for file in (temporary, *temporary.rglob("*")) if file.is_file())
+        free = shutil.disk_usage(temporary.parent).free
         reason = f"{os.strerror(error.errno)} after {written:,} bytes, {free:,} are free"
     return f"{reason}; choose another folder or make room there"
 
@@ -170,7 +170,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(main())
     except UserError as error:
         _print_error(str(error))
-    except BrokenPipeError:  # of a reader such as `head`, which has seen enough
+    except BrokenPipeError:  # a reader such as `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
         sys.exit(1)
     except OSError as error:

@@ -14,15 +14,15 @@ from skimage.color import hed_from_rgb, separate_stains
 LOW_PERCENTILE = 0.5  # becomes black
 HIGH_PERCENTILE = 99.8  # becomes white; nuclei may fill only 1 % of an image
 # Noise.
-MIN_NOISE = 1.0  # gray level, of whole numbers
+MIN_NOISE = 1.0  # gray level, the least noise where values are whole numbers
 TAIL = 6  # standard deviations; what lies farther from the median is no noise
 # Few bright objects, such as debris, that hide dim nuclei on a dark background.
-BRIGHT_SIGNAL = 0.25  # of the signal at HIGH_PERCENTILE; brighter pixels are bright objects
-MAX_BRIGHT_SHARE = 0.06  # of the image
+BRIGHT_SIGNAL = 0.25  # share of the signal at HIGH_PERCENTILE; brighter pixels are bright objects
+MAX_BRIGHT_SHARE = 0.06  # share of the image that bright objects cover, at most
 MAX_BRIGHT_OBJECTS = 3
 BRIGHT_MARGIN = 5  # pixels around them that do not count, because they are blurred
 DIM_RATIO = 5  # bright objects are so many times brighter than dim nuclei
-DIM_NOISE = 10  # times the noise; dim nuclei stand out from it
+DIM_NOISE = 10  # how far dim nuclei stand out, in standard deviations of the noise
 MIN_DIM_OBJECTS = 3
 MIN_OBJECT = 20  # pixels; a disk 5 pixels across
 
@@ -127,12 +127,14 @@ def measure_background(channel: np.ndarray, ground: np.ndarray | None = None) ->
     The noise is that of the smoother half of the image, at least half a gray level of whole numbers.
     """
     values = picture_values(channel, ground)
-    background = float(np.median(values[..., ::2]))
+    background_level = float(np.median(values[..., ::2]))
     difference = np.abs(np.diff(channel[::2].astype(np.float32), axis=1))
     if ground is not None:
         difference = difference[~ground[::2, 1:] & ~ground[::2, :-1]]
+    # Of a normal distribution the standard deviation is 1.4826 times the median absolute value; the difference of two
+    # pixels varies sqrt(2) times as much as one.
     noise = 1.4826 * float(np.median(difference)) / np.sqrt(2) if difference.size else 0.0
-    return background, max(noise, MIN_NOISE if channel.dtype.kind in "bui" else 0.0)
+    return background_level, max(noise, MIN_NOISE if channel.dtype.kind in "bui" else 0.0)
 
 
 def stands_out(values: np.ndarray, noise: float) -> bool:
@@ -145,37 +147,38 @@ def stands_out(values: np.ndarray, noise: float) -> bool:
         noise: standard deviation of the background; the least width of the distribution.
     """
     share = min(100 * MIN_OBJECT / values.size, 5)
+    # 15.87 % and 84.13 % of a normal distribution lie below the mean minus and plus one standard deviation.
     lowest, low, median, high, highest = percentiles(values, (share, 15.87, 50, 84.13, 100 - share))
     is_above = highest - median > TAIL * max(median - low, noise)
     is_below = median - lowest > TAIL * max(high - median, noise)
     return bool(is_above or is_below)
 
 
-def find_dim_nuclei(channel: np.ndarray, background: float, noise: float, high: float) -> float | None:
+def find_dim_nuclei(channel: np.ndarray, background_level: float, noise: float, high: float) -> float | None:
     """Finds out whether a few very bright objects hide dim nuclei on a dark background.
 
     Args:
         channel: (H, W), any real dtype.
-        background: its value.
+        background_level: value of the background.
         noise: standard deviation of the background.
         high: value that would become white.
 
     Returns:
         The value that becomes white for the dim nuclei; None where there are none.
     """
-    signal = channel.astype(np.float32) - background
-    is_bright = signal > BRIGHT_SIGNAL * (high - background)
+    signal = channel.astype(np.float32) - background_level
+    is_bright = signal > BRIGHT_SIGNAL * (high - background_level)
     if is_bright.mean() > MAX_BRIGHT_SHARE or count_objects(is_bright) > MAX_BRIGHT_OBJECTS:
         return None
     rest = ~ndimage.binary_dilation(is_bright, iterations=BRIGHT_MARGIN)
     if not rest.any():
         return None
     dim = float(np.percentile(signal[rest], HIGH_PERCENTILE))
-    if dim < DIM_NOISE * noise or dim * DIM_RATIO > high - background:
+    if dim < DIM_NOISE * noise or dim * DIM_RATIO > high - background_level:
         return None
     if count_objects(rest & (signal > dim / 2)) < MIN_DIM_OBJECTS:
         return None
-    return background + dim
+    return background_level + dim
 
 
 def count_objects(mask: np.ndarray) -> int:

@@ -21,23 +21,23 @@ from skimage.segmentation import expand_labels
 from data.files import File, UserError, decoding
 from data.images import read_image
 
-MIN_BACKGROUND = 0.5  # of the pixels of a picture; what covers more of them, and all corners, is its background
+MIN_BACKGROUND = 0.5  # share of a picture; what covers more of it, and all corners, is its background
 # A picture is no label picture where much of it is fragments: pieces of one value that are smaller than any nucleus.
 # Labels that people drew have 0.1 % of these at most; photographs, JPEGs and resized labels have at least 2 %.
 MIN_PIECE = 4  # pixels
 CORNER_DISTANCE = 1.5  # pixels, from a pixel to those around it
-MAX_FRAGMENT_SHARE = 0.01  # of the pixels above 0
-NEAR = 0.15  # of the highest value; so near to 0 or to it a value is nearly black or white
+MAX_FRAGMENT_SHARE = 0.01  # share of the pixels above 0 that may be fragments
+NEAR = 0.15  # share of the highest value; so near to 0 or to it a value is nearly black or white
 # A piece of a binary picture is several nuclei where it is so much larger than the largest disk in it, and not convex.
 CLUMP_DISKS = 3
 CLUMP_SOLIDITY = 0.85  # area to that of the convex hull
-CLUMPED_SHARE = 0.5  # of the pixels of nuclei; where clumps have more, the picture is refused
-LARGEST_PIECE = 0.5  # of the picture; no nucleus covers more
+CLUMPED_SHARE = 0.5  # share of the pixels of nuclei; where clumps have more, the picture is refused
+LARGEST_PIECE = 0.5  # share of the picture; no nucleus covers more
 MAX_ROI_BYTES = 2**26
 AREA_ROIS = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 
 Ring = np.ndarray  # (N, 2) float: x, y in corners of pixels
-Outline = list[Ring]  # of one nucleus: outer rings, and those of holes
+Outline = list[Ring]  # the rings of one nucleus: outer ones, and those of holes
 
 
 def read_label_file(file: File, shape: tuple[int, int]) -> np.ndarray:
@@ -54,7 +54,7 @@ def read_label_file(file: File, shape: tuple[int, int]) -> np.ndarray:
     values = read_values(file)
     if values.shape != shape:
         raise UserError(f"{file}: the labels are {values.shape}, their image {shape}; remake them")
-    return part_mask(values != 0, file) if is_binary(values) else remove_gaps(values)
+    return number_pieces(values != 0, file) if is_binary(values) else remove_gaps(values)
 
 
 def remove_gaps(labels: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def check_background(values: np.ndarray, file: File) -> None:
         )
 
 
-def part_mask(mask: np.ndarray, file: File) -> np.ndarray:
+def number_pieces(mask: np.ndarray, file: File) -> np.ndarray:
     """Numbers the pieces of a mask (H, W) bool; pieces that touch only at a corner are apart, unless one is a fragment.
 
     Raises:

@@ -29,10 +29,10 @@ TRUTH_FOLDERS = {  # folder -> endings of the truth in it
     "rois": (".zip", ".roi"),
     "geojson": (".geojson",),
 }
-TABLE_ENDINGS = (".csv", ".json")  # of what Predict_masks.py writes beside its folders
+TABLE_ENDINGS = (".csv", ".json")  # endings of what Predict_masks.py writes beside its folders
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
-FOLDERS = ("masks", "labels", "overlays", "tables")  # in such a folder
-OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # likewise, where they were asked for
+FOLDERS = ("masks", "labels", "overlays", "tables")  # folders of results in such a folder
+OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # folders of results that have to be asked for
 OUTLINE_ENDINGS = (*TRUTH_FOLDERS["rois"], *TRUTH_FOLDERS["geojson"])
 NNUNET_FOLDER = re.compile("images(Tr|Ts|Val)")
 NNUNET_TEST = "imagesTs"  # images that nobody need have labelled
@@ -45,7 +45,7 @@ RESULTS = ("picture of earlier results", "pictures of earlier results")
 LINKS = ("broken link", "broken links")
 WITHOUT_TRUTH = ("image without truth", "images without truth")
 
-Parts = tuple[str, ...]  # the folders of a file below the source, and its name
+PathParts = tuple[str, ...]  # the folders of a file below the source, and its name
 LeftOut = dict[tuple[str, str], list[File]]  # reason -> files
 
 
@@ -63,10 +63,10 @@ class Sample:
     id: str
     image: File
     masks: tuple[File, ...] = ()  # one for each nucleus
-    plane: Plane | None = None  # of a stack, see data/stacks.py
+    plane: Plane | None = None  # plane of a stack, see data/stacks.py
     source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
-    scene: int | None = None  # of a microscope's file with several, see data/microscopes.py
-    truths: tuple[File, ...] = ()  # of all nuclei, where there are no masks; there should be one
+    scene: int | None = None  # scene of a microscope's file with several, see data/microscopes.py
+    truths: tuple[File, ...] = ()  # files with all nuclei, where there are no masks; there should be one
 
     @property
     def has_truth(self) -> bool:
@@ -74,7 +74,7 @@ class Sample:
         return bool(self.masks or self.truths)
 
 
-def index_files(files: Iterable[tuple[Parts, File]]) -> dict[Parts, list[File]]:
+def index_files(files: Iterable[tuple[PathParts, File]]) -> dict[PathParts, list[File]]:
     """Files by their folder and name without ending, in small letters."""
     index = defaultdict(list)
     for parts, file in files:
@@ -82,26 +82,26 @@ def index_files(files: Iterable[tuple[Parts, File]]) -> dict[Parts, list[File]]:
     return index
 
 
-def find_truths(index: dict[Parts, list[File]], folder: Parts, stem: str, name: str) -> tuple[File, ...]:
+def find_truths(index: dict[PathParts, list[File]], folder: PathParts, stem: str, image_id: str) -> tuple[File, ...]:
     """All files that may be the truth of an image; there should be one.
 
     Args:
         index: of `index_files`.
         folder: of the image.
-        stem: name of the image without its ending, of nnU-Net without its channel.
-        name: id of the image.
+        stem: name of the image without its ending, in nnU-Net's layout also without its channel.
+        image_id: id of the image.
     """
     truths = {}
-    for place, endings in _list_places(folder, stem, name):
+    for place, endings in _list_places(folder, stem, image_id):
         truths |= {str(file): file for file in index.get(_make_key(place), ()) if file.name.lower().endswith(endings)}
     return tuple(truths.values())
 
 
-def _make_key(parts: Parts) -> Parts:
-    return tuple(part.lower() for part in parts)
+def _make_key(parts: PathParts) -> PathParts:
+    return tuple(name.lower() for name in parts)
 
 
-def _list_places(folder: Parts, stem: str, name: str) -> list[tuple[Parts, tuple[str, ...]]]:
+def _list_places(folder: PathParts, stem: str, image_id: str) -> list[tuple[PathParts, tuple[str, ...]]]:
     """Folder and name without ending of each place where the truth of an image may lie, and its endings."""
     places = [((*folder, stem + suffix), PLAIN_ENDINGS) for suffix in TRUTH_SUFFIXES]
     places.append(((*folder, stem), OUTLINE_ENDINGS))
@@ -112,14 +112,14 @@ def _list_places(folder: Parts, stem: str, name: str) -> list[tuple[Parts, tuple
             depth = len(lower) - 1 - lower[::-1].index("images")
             homes.append((*folder[:depth], truth_folder, *folder[depth + 1 :]))
         places += [((*home, stem + suffix), endings) for home in homes for suffix in ("", *TRUTH_SUFFIXES)]
-        places.append(((truth_folder, name), endings))
+        places.append(((truth_folder, image_id), endings))
     if folder and NNUNET_FOLDER.fullmatch(folder[-1]):
         places.append(((*folder[:-1], _nnunet_labels(folder[-1]), stem), PLAIN_ENDINGS))
     return places
 
 
-def part_truth_pictures(files: Sequence[File]) -> tuple[list[File], list[File]]:
-    """Parts the pictures of a folder into images, and truth such as X_masks.tif beside X.tif.
+def split_truth_pictures(files: Sequence[File]) -> tuple[list[File], list[File]]:
+    """Splits the pictures of a folder into images, and truth such as X_masks.tif beside X.tif.
 
     Where one image has such truth, all pictures of such names are truth.
     """
@@ -136,7 +136,7 @@ def part_truth_pictures(files: Sequence[File]) -> tuple[list[File], list[File]]:
     return images, truths
 
 
-def nnunet_name(folder: Parts, stem: str, stems: Collection[str], folders: Container[Parts]) -> str | None:
+def nnunet_name(folder: PathParts, stem: str, stems: Collection[str], folders: Container[PathParts]) -> str | None:
     """NAME of imagesTr/NAME_0000.* with a labelsTr/ beside it; None for other images, and for several channels.
 
     Args:
@@ -157,7 +157,7 @@ def _nnunet_labels(folder: str) -> str:
     return folder.replace("images", "labels")
 
 
-def is_beside_images(folder: Parts, image_folders: Container[Parts], above: Container[Parts]) -> bool:
+def is_beside_images(folder: PathParts, image_folders: Container[PathParts], above: Container[PathParts]) -> bool:
     """Whether a folder is, or lies in, masks/ or the like with images/ or images beside it.
 
     Args:
@@ -184,7 +184,7 @@ def is_truth(file: File) -> bool:
     return is_named_so or file.name.lower().endswith(tuple(endings))
 
 
-def is_in_results(folder: Parts, results: Container[Parts]) -> bool:
+def is_in_results(folder: PathParts, results: Container[PathParts]) -> bool:
     """Whether a folder is, or lies in, a folder of results below the source."""
     return any(folder[:depth] in results for depth in range(1, len(folder) + 1))
 
@@ -198,9 +198,9 @@ def pair_masks(sample: Sample) -> Sample:
 
 def pair_truths(
     samples: Iterable[Sample],
-    places: dict[str, tuple[Parts, str]],
-    files: Iterable[tuple[Parts, File]],
-    results: Container[Parts],
+    places: dict[str, tuple[PathParts, str]],
+    files: Iterable[tuple[PathParts, File]],
+    results: Container[PathParts],
     left_out: LeftOut,
 ) -> list[Sample]:
     """Gives their truth to the samples of a source that have none; what is truth of one is no image of another.

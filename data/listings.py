@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from data.files import File, UserError
-from data.layouts import LINKS, PLAIN_ENDINGS, LeftOut, Parts
+from data.layouts import LINKS, PLAIN_ENDINGS, LeftOut, PathParts
 
 SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
-MAX_ENTRY_BYTES = 2**31  # of one file in an archive
+MAX_ENTRY_BYTES = 2**31  # size of the largest file that is read from an archive
 
 
-def list_folder(folder: Path, left_out: LeftOut) -> list[tuple[Parts, File]]:
+def list_folder(folder: Path, left_out: LeftOut) -> list[tuple[PathParts, File]]:
     """All files below a folder, sorted; adds broken links to `left_out`."""
     files = []
     seen = set()
@@ -42,7 +42,7 @@ def list_folder(folder: Path, left_out: LeftOut) -> list[tuple[Parts, File]]:
     return sorted(files)
 
 
-def list_zip(path: Path) -> list[tuple[Parts, File]]:
+def list_zip(path: Path) -> list[tuple[PathParts, File]]:
     """All files in an archive, sorted.
 
     Raises:

@@ -66,17 +66,17 @@ CHROMATIN = {
 }
 # How it is lit: arguments of `fluoresce`, `stain` or `shade`.
 LIGHT = {
-    "fluorescence_dim_1": dict(peak=42, ground=2.5, blur=1.5, haze=0.3),
-    "fluorescence_dim_2": dict(peak=23, ground=4.5, blur=1.3, haze=0.2),
-    "fluorescence_bright_1": dict(peak=85, ground=6, blur=1.0),
-    "fluorescence_bright_2": dict(peak=120, ground=9, blur=1.1),
-    "fluorescence_crowded_1": dict(peak=75, ground=3, blur=1.1, haze=0.2),
-    "fluorescence_crowded_2": dict(peak=105, ground=12, blur=1.1),
-    "fluorescence_small_1": dict(peak=105, ground=13, blur=0.8),
-    "fluorescence_mixed_1": dict(peak=85, ground=20, blur=1.1, haze=0.2),
-    "tissue_pink_1": dict(nuclear=(0.45, 0.15, 0), ground=(0.03, 0.17, 0), bare=0.3, blur=1.0),
-    "tissue_white_1": dict(nuclear=(0.36, 0.32, 0), ground=(0.03, 0.12, 0), bare=0.8, blur=1.6),
-    "tissue_purple_1": dict(nuclear=(0, 0, 0.6), ground=(0, 0, 0.15), bare=0.0, blur=1.1),
+    "fluorescence_dim_1": dict(peak=42, background=2.5, blur=1.5, haze=0.3),
+    "fluorescence_dim_2": dict(peak=23, background=4.5, blur=1.3, haze=0.2),
+    "fluorescence_bright_1": dict(peak=85, background=6, blur=1.0),
+    "fluorescence_bright_2": dict(peak=120, background=9, blur=1.1),
+    "fluorescence_crowded_1": dict(peak=75, background=3, blur=1.1, haze=0.2),
+    "fluorescence_crowded_2": dict(peak=105, background=12, blur=1.1),
+    "fluorescence_small_1": dict(peak=105, background=13, blur=0.8),
+    "fluorescence_mixed_1": dict(peak=85, background=20, blur=1.1, haze=0.2),
+    "tissue_pink_1": dict(nuclear=(0.45, 0.15, 0), background=(0.03, 0.17, 0), bare=0.3, blur=1.0),
+    "tissue_white_1": dict(nuclear=(0.36, 0.32, 0), background=(0.03, 0.12, 0), bare=0.8, blur=1.6),
+    "tissue_purple_1": dict(nuclear=(0, 0, 0.6), background=(0, 0, 0.15), bare=0.0, blur=1.1),
     "brightfield_gray_1": dict(cell=30),
 }
 
@@ -126,7 +126,7 @@ def place_nuclei(
         radius: Typical radius in pixels; its logarithm varies by up to twice `spread`.
         aspect: Typical ratio of the long axis to the short one.
         press: Part of a nucleus that may lie on its neighbours; they share it, and touch.
-        clumping: 0 scatters evenly, 2 leaves wide empty ground between groups.
+        clumping: 0 scatters evenly, 2 leaves wide empty space between groups.
         swing: Standard deviation of the long axes around `SLOPE`, in radians.
 
     Returns:
@@ -150,7 +150,7 @@ def place_nuclei(
             continue
         window = tuple(slice(low, low + 2 * reach + 1) for low in corner)
         own = blob_depth(rows - centre[0] % 1, columns - centre[1] % 1, size, long, angle, waves)
-        # Nuclei that do not touch still need two pixels of ground for their blurred rims.
+        # Nuclei that do not touch still need two pixels of background for their blurred rims.
         if (labels[window][own > (0 if press else -2)] > 0).mean() > press:
             continue
         second[window] = np.maximum(second[window], np.minimum(own, depth[window]))
@@ -220,25 +220,27 @@ def fill_nuclei(
     return levels[labels] * thick * border * chromatin
 
 
-def fluoresce(rng: Generator, nuclei: ndarray, peak: float, ground: float, blur: float, haze: float = 0.12) -> ndarray:
-    """Bright nuclei on a dark ground, `(H, W)` float in gray levels.
+def fluoresce(
+    rng: Generator, nuclei: ndarray, peak: float, background: float, blur: float, haze: float = 0.12
+) -> ndarray:
+    """Bright nuclei on a dark background, `(H, W)` float in gray levels.
 
-    `peak` is the level of a typical nucleus, `ground` that of the empty field; `blur` is the
+    `peak` is the level of a typical nucleus, `background` that of the empty field; `blur` is the
     lens's, in pixels; `haze` the part of the light that comes from out of focus.
     """
     spread = ndimage.gaussian_filter
     glow = 0.6 * spread(nuclei, 3 * blur) + 0.4 * spread(nuclei, 14)
     light = (1 - haze) * spread(nuclei, blur) + haze * glow
     light += 0.006 * np.maximum(1 + fibres(rng, nuclei.shape), 0)  # cytoplasm shines a little
-    signal = (peak * light + ground) * vignette(rng, nuclei.shape, 0.25)
+    signal = (peak * light + background) * vignette(rng, nuclei.shape, 0.25)
     # Shot noise grows with the root of the light; the rest is the camera's reading noise.
     return signal + rng.standard_normal(nuclei.shape) * np.sqrt(0.025 * signal + 0.05)
 
 
-def stain(rng: Generator, nuclei: ndarray, nuclear: tuple, ground: tuple, bare: float, blur: float) -> ndarray:
+def stain(rng: Generator, nuclei: ndarray, nuclear: tuple, background: tuple, bare: float, blur: float) -> ndarray:
     """Stained tissue by Beer-Lambert, `LAMP * 10 ** -absorbance`; `(H, W, 3)` float.
 
-    `nuclear` and `ground` are the amounts of the `STAINS` in a typical nucleus and in the tissue
+    `nuclear` and `background` are the amounts of the `STAINS` in a typical nucleus and in the tissue
     between the nuclei; `bare` is the part of the glass without tissue; `blur` is in pixels.
     """
     shape = nuclei.shape
@@ -249,7 +251,7 @@ def stain(rng: Generator, nuclei: ndarray, nuclear: tuple, ground: tuple, bare: 
     tissue *= 0.05 + 0.95 / (1 + np.exp(-5 * (land - np.quantile(land, bare))))
     tissue += 0.05 * spread(np.exp(smooth_noise(rng, shape, 8)), 3)  # cells out of focus
     dense = 0.85 * spread(nuclei, blur) + 0.15 * spread(nuclei, 4)
-    amounts = dense[..., None] * np.array(nuclear) + tissue[..., None] * np.array(ground)
+    amounts = dense[..., None] * np.array(nuclear) + tissue[..., None] * np.array(background)
     seen = LAMP * vignette(rng, shape, 0.06)[..., None] * 10 ** -(amounts @ np.array(STAINS))
     return seen + 2 * spread(rng.standard_normal((*shape, 3)), (0.6, 0.6, 0))
 

@@ -44,7 +44,7 @@ Columns = dict[str, np.ndarray]  # name of a column -> (K,), a value for each nu
 def measure_nuclei(
     labels: np.ndarray,
     image: np.ndarray,
-    name: str = "",
+    image_id: str = "",
     confidence: np.ndarray | None = None,
     pixel_size: float | None = None,
     channel_names: Sequence[str] = (),
@@ -55,7 +55,7 @@ def measure_nuclei(
         labels: (H, W) int, 0 background; gaps between numbers are allowed. It and `image` are only asked for their
             shape and for rows `[start:stop]`, as `data.images.open_rows` offers them.
         image: (H, W) or (H, W, C), any real dtype; of `Channels`, `np.moveaxis(planes, 0, -1)`.
-        name: id of the image.
+        image_id: id of the image.
         confidence: (K,) float, of each nucleus in the order of its number.
         pixel_size: micrometres per pixel; None where it is not known.
         channel_names: of the C channels; () for gray, or red, green and blue.
@@ -75,7 +75,7 @@ def measure_nuclei(
     ]
     columns = {key: np.concatenate([window[key] for window in windows]) for key in windows[0]}
     order = np.argsort(columns["label"])
-    columns = {"image": np.full(len(order), name)} | {key: column[order] for key, column in columns.items()}
+    columns = {"image": np.full(len(order), image_id)} | {key: column[order] for key, column in columns.items()}
     columns["nearest_neighbor_distance_px"] = find_neighbor_distances(columns)
     if confidence is not None:
         columns["confidence"] = np.asarray(confidence)
@@ -118,7 +118,7 @@ def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first = np.pad(first, (0, missing), constant_values=height)
         last = np.pad(last, (0, missing), constant_values=-1)
         np.minimum.at(first, numbers, rows)
-        last[numbers] = rows  # of the pixels with one number, the last counts
+        last[numbers] = rows  # where several pixels have one number, the last counts
     return first, last
 
 
@@ -142,7 +142,7 @@ def measure_window(
     indices = np.zeros(max(int(labels.max(initial=0)), int(numbers.max(initial=0))) + 1, np.int32)
     indices[numbers] = np.arange(1, len(numbers) + 1)
     framed = np.pad(indices[labels], 1)  # (rows + 2, W + 2), nucleus 1…K or 0
-    positions = np.flatnonzero(framed)  # of the pixels, row by row
+    positions = np.flatnonzero(framed)  # flat positions of the pixels, row by row
     nuclei = framed.ravel()[positions] - 1
     rows = positions // (width + 2) - 1
     columns = positions % (width + 2) - 1
@@ -213,7 +213,7 @@ def find_neighbor_distances(columns: Columns) -> np.ndarray:
 def measure_image(
     nuclei: Columns,
     shape: tuple[int, int],
-    name: str,
+    image_id: str,
     pixel_size: float | None = None,
     channel: str = "",
     scale: str = "",
@@ -225,7 +225,7 @@ def measure_image(
     Args:
         nuclei: from `measure_nuclei`.
         shape: (H, W) of the image.
-        name: id of the image.
+        image_id: id of the image.
         pixel_size: micrometres per pixel; None where it is not known.
         channel: in which the nuclei were found.
         scale: at which they were found.
@@ -242,7 +242,7 @@ def measure_image(
     median_area = np.median(area) if count else math.nan
     confidence = nuclei.get("confidence", ())
     return {
-        "image": name,
+        "image": image_id,
         "width_px": shape[1],
         "height_px": shape[0],
         "pixel_size_um": side,
@@ -262,7 +262,7 @@ def measure_image(
 
 def write_table(file: str | Path, columns: Columns) -> None:
     """Writes the columns of `measure_nuclei` as a .csv; NaN is an empty cell."""
-    with write_whole(file) as part, open(part, "w", newline="", encoding="utf-8") as stream:
+    with write_whole(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(columns)
         writer.writerows(zip(*map(format_column, columns.values()), strict=True))

@@ -42,7 +42,7 @@ class Scene:
     sizes: dict[str, int]  # length of the axes T, Z and C where it is not 1, and of axes that are not known here
     levels: tuple[tuple[int, int], ...]  # (H, W) of each level of the pyramid, the largest first
     read: Callable[..., np.ndarray]
-    names: tuple[str, ...] = ()  # of the channels; () where the file does not tell them apart
+    names: tuple[str, ...] = ()  # names of the channels; () where the file does not tell them apart
     sides: tuple[float, float] | None = None  # width and height of a pixel, micrometres
     reads_regions: bool = False  # whether `read` decodes no more than these rows
 
@@ -220,7 +220,7 @@ def _list_slide(path: Path, stack: ExitStack) -> list[Scene]:
     bounds = [slide.properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
     if None in bounds:
         bounds = (0, 0, *slide.dimensions)
-    left, top, width, height = map(int, bounds)  # of what was scanned, at level 0
+    left, top, width, height = map(int, bounds)  # the scanned region, at level 0
     levels = tuple((round(height / scale), round(width / scale)) for scale in slide.level_downsamples)
     sides = [slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
     sides = tuple(map(float, sides)) if all(sides) else None

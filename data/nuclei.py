@@ -14,21 +14,22 @@ from skimage.segmentation import expand_labels, watershed
 
 # Separation; all chosen on validation images, see weights/EXPERIMENTS.md. A network may have its own first three.
 NUCLEUS_THRESHOLD = 0.45  # probability from which a pixel is nucleus
-SEED_THRESHOLD = 0.5  # of nucleus minus border probability, inside a nucleus
-CONFIDENCE_COEFFICIENTS = (-13.54, 17.43, -5.5)  # constant, mean probability of nucleus, of border; of the logit
+SEED_THRESHOLD = 0.5  # nucleus minus border probability, from which a pixel inside a nucleus is seed
+# Logistic regression: intercept, weight of the mean nucleus probability, weight of the mean border probability.
+CONFIDENCE_COEFFICIENTS = (-13.54, 17.43, -5.5)
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels, a disk 5 pixels across; smaller pieces are noise
 MAX_HOLE_AREA = 300  # pixels; a hole as large as a common nucleus is background
-MAX_AREA_RATIO = 10  # to the common nucleus: a larger piece is a vessel or a fibre
+MAX_AREA_RATIO = 10  # times the area of the common nucleus; a larger piece is a vessel or a fibre
 # The ring around a nucleus that is its background.
 RING_GAP = 2  # pixels between a nucleus and the ring
 MIN_RING = 3  # pixels, width of the ring
-MIN_DEVIATION = 1e-3  # of gray
+MIN_DEVIATION = 1e-3  # least standard deviation of gray in a ring; keeps a flat one from a division by 0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is fitted to one network on its validation images; the defaults were fitted to an earlier one."""
+    """What is fitted to one network on its validation images; one without uses those of an earlier network."""
 
     nucleus_threshold: float = NUCLEUS_THRESHOLD
     seed_threshold: float = SEED_THRESHOLD
@@ -46,7 +47,7 @@ def separate_nuclei(
 
     Args:
         nucleus: (H, W) float in [0, 1], of `predict_probability`.
-        border: (H, W) float in [0, 1], likewise.
+        border: (H, W) float in [0, 1], of the same.
         max_area: pixels of a nucleus at most; None: MAX_AREA_RATIO times the common nucleus of these.
         area_scale: pixels for one pixel of the scale that was predicted at; limits of area grow with it.
         calibration: of the network.
@@ -114,6 +115,7 @@ def largest_area(labels: np.ndarray) -> float:
 
 def certainty(nucleus: np.ndarray, labels: np.ndarray) -> float:
     """Mean distance of the probability of nucleus from 0.5, doubled, inside of nuclei; in [0, 1], 0 without nuclei."""
+    # One number for all labels; it is not the `confidence` of nuclei.csv, which each nucleus has of its own.
     inside = labels > 0
     return float(np.abs(2 * nucleus[inside] - 1).mean()) if inside.any() else 0.0
 
@@ -160,4 +162,9 @@ def common_diameter(labels: np.ndarray) -> float:
         return 0.0
     cumulative = np.cumsum(areas)
     median_area = areas[np.searchsorted(cumulative, cumulative[-1] / 2)]
-    return float(np.sqrt(4 / np.pi * median_area))
+    return diameter_of_disk(median_area)
+
+
+def diameter_of_disk(area: float) -> float:
+    """Diameter of the disk of an area, in pixels for an area in pixels."""
+    return float(np.sqrt(4 / np.pi * area))

@@ -17,7 +17,7 @@ from data.images import open_rows
 from data.outputs import prediction_files
 from data.tiffs import TiffRows
 
-VERSION = "0.5"  # of OME-Zarr
+VERSION = "0.5"  # version of OME-Zarr
 AXES = ("y", "x")
 CHUNK = 512  # pixels, side of a chunk; so many rows are in memory at once
 SMALLEST_SIDE = 256  # pixels; levels are halved until their shorter side is below it
@@ -33,28 +33,28 @@ def import_zarr() -> ModuleType:
 
 def save_zarr(out: str | Path, ids: Sequence[str]) -> None:
     """Writes the labels of images as OME-Zarr, from their label files and tables."""
-    for name in ids:
-        files = prediction_files(out, name)
+    for image_id in ids:
+        files = prediction_files(out, image_id)
         files.zarr.parent.mkdir(exist_ok=True)
         with open_rows(files.labels) as labels:
-            write_zarr(files.zarr, labels, name, files.read_row()["pixel_size_um"])
+            write_zarr(files.zarr, labels, image_id, files.read_row()["pixel_size_um"])
 
 
-def write_zarr(file: Path, labels: np.ndarray | TiffRows, name: str, pixel_size: float | None = None) -> None:
+def write_zarr(file: Path, labels: np.ndarray | TiffRows, image_id: str, pixel_size: float | None = None) -> None:
     """Writes labels as a folder of OME-Zarr, uint32, CHUNK rows at a time.
 
     Args:
         file: a .zarr; an older one is replaced.
         labels: (H, W) int, 0 background, or rows of it.
-        name: id of the image.
+        image_id: id of the image.
         pixel_size: micrometres; None where it is not known.
     """
     zarr = import_zarr()
     compressor = zarr.codecs.BloscCodec(cname="zstd", shuffle="noshuffle")  # shuffled labels take half as much again
     shapes = list_shapes(labels.shape)
-    metadata = {"ome": describe_labels(name, len(shapes), pixel_size)}
-    with write_whole(file) as part:
-        group = zarr.create_group(part, zarr_format=3, attributes=metadata)
+    metadata = {"ome": describe_labels(image_id, len(shapes), pixel_size)}
+    with write_whole(file) as temporary:
+        group = zarr.create_group(temporary, zarr_format=3, attributes=metadata)
         finer = None
         for number, (height, width) in enumerate(shapes):
             level = group.create_array(
@@ -87,7 +87,7 @@ def list_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
     return shapes
 
 
-def describe_labels(name: str, level_count: int, pixel_size: float | None) -> dict:
+def describe_labels(image_id: str, level_count: int, pixel_size: float | None) -> dict:
     """What OME-Zarr says of a label image: its axes, the scale of each level, and that its numbers are labels."""
     unit = {} if pixel_size is None else {"unit": "micrometer"}
     datasets = []
@@ -96,7 +96,7 @@ def describe_labels(name: str, level_count: int, pixel_size: float | None) -> di
         scale = {"type": "scale", "scale": [side, side]}
         datasets.append({"path": str(number), "coordinateTransformations": [scale]})
     multiscale = {
-        "name": name,
+        "name": image_id,
         "axes": [{"name": axis, "type": "space"} | unit for axis in AXES],
         "datasets": datasets,
         "type": "nearest",

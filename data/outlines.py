@@ -23,8 +23,9 @@ from data.measure import iterate_windows
 
 MAX_ROI_SIDE = 2**15 - 1  # pixels; ImageJ keeps the box of a ROI in 16 bits
 NUCLEUS_CLASS = {"name": "Nucleus", "color": [255, 220, 0]}
-NAMESPACE = uuid.UUID("6f0f6a35-6a0b-4a5e-9d0e-0f6d0a2f7c11")  # of the ids of detections
+NAMESPACE = uuid.UUID("6f0f6a35-6a0b-4a5e-9d0e-0f6d0a2f7c11")  # namespace of the ids of detections
 STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # (row, column) of right, down, left, up
+STARTS = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) in a pixel, where its edge in the direction of a step begins
 
 Ring = np.ndarray  # (corners, 2) int: row and column, not closed; clockwise where it is the outer one
 Polygon = list[Ring]  # the outer ring, then its holes
@@ -71,20 +72,28 @@ def trace_edges(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     Returns:
         owners (E,) int, the nucleus of each edge; starts (E, 2) int, its first corner, row and column; following (E,)
         int, the edge that continues it.
+
+    A nucleus of one pixel has four edges, sorted by their first corners, each followed by the next one clockwise.
+
+    >>> [array.tolist() for array in trace_edges(np.array([[7]]))]
+    [[7, 7, 7, 7], [[0, 0], [0, 1], [1, 0], [1, 1]], [1, 3, 0, 2]]
     """
     framed = np.pad(labels, 1)
     height, width = framed.shape
     inside = framed[1:-1, 1:-1]
     edges = []
-    # The sides of a pixel in the order of STEPS: above it to the right, right of it down, and so on.
-    sides = ((framed[:-2, 1:-1], 0, 0), (framed[1:-1, 2:], 0, 1), (framed[2:, 1:-1], 1, 1), (framed[1:-1, :-2], 1, 0))
-    for direction, (neighbor, row, column) in enumerate(sides):
+    # The neighbours in the order of STEPS: above a pixel its edge runs to the right, right of it down, and so on.
+    neighbors = (framed[:-2, 1:-1], framed[1:-1, 2:], framed[2:, 1:-1], framed[1:-1, :-2])
+    for direction, neighbor in enumerate(neighbors):
         rows, columns = np.nonzero((inside > 0) & (inside != neighbor))
-        edges.append((inside[rows, columns], rows + row, columns + column, np.full(len(rows), direction)))
-    owners, rows, columns, directions = (np.concatenate(part).astype(np.int64) for part in zip(*edges, strict=True))
-    keys = ((owners * height + rows) * width + columns) * 4 + directions
+        owners = inside[rows, columns].astype(np.int64)
+        row, column = STARTS[direction]
+        edges.append(np.stack([owners, rows + row, columns + column, np.full(len(rows), direction)]))
+    edges = np.concatenate(edges, axis=1)  # (4, E)
+    keys = ((edges[0] * height + edges[1]) * width + edges[2]) * 4 + edges[3]
     order = np.argsort(keys)
-    owners, rows, columns, directions, keys = (a[order] for a in (owners, rows, columns, directions, keys))
+    keys = keys[order]
+    owners, rows, columns, directions = edges[:, order]
     ends = (owners * height + rows + STEPS[directions, 0]) * width + columns + STEPS[directions, 1]
     following = np.full(len(keys), -1)
     # A turn to the right stays at the same pixel, so that pixels that touch at a corner are apart.
@@ -104,7 +113,7 @@ def drop_straight(ring: Ring) -> Ring:
 
 
 def split_ring(ring: Ring) -> list[Ring]:
-    """Parts a ring that touches itself at a corner into rings that do not."""
+    """Splits a ring that touches itself at a corner into rings that do not."""
     points = [tuple(point) for point in ring.tolist()]
     if len(set(points)) == len(points):
         return [ring]
@@ -116,7 +125,7 @@ def split_ring(ring: Ring) -> list[Ring]:
             rings.append(np.array(path[start:]))
             path = path[:start]
         path.append(point)
-    return [drop_straight(part) for part in [*rings, np.array(path)]]
+    return [drop_straight(simple_ring) for simple_ring in [*rings, np.array(path)]]
 
 
 def signed_area(ring: Ring) -> float:
@@ -155,7 +164,7 @@ def write_rois(file: Path, labels: np.ndarray) -> None:
         )
     outlines = sorted(trace_outlines(labels), key=lambda outline: outline[0])
     digits = len(str(outlines[-1][0])) if outlines else 1
-    with write_whole(file) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    with write_whole(file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, polygons in outlines:
             ring = max((polygon[0] for polygon in polygons), key=signed_area)
             name = f"{number:0{digits}}"
@@ -163,24 +172,24 @@ def write_rois(file: Path, labels: np.ndarray) -> None:
             archive.writestr(zipfile.ZipInfo(f"{name}.roi"), roi.tobytes())  # without the time: same nuclei, same bytes
 
 
-def write_geojson(file: Path, labels: np.ndarray, name: str, nuclei: Path) -> None:
+def write_geojson(file: Path, labels: np.ndarray, image_id: str, nuclei: Path) -> None:
     """Writes the nuclei as detections of QuPath, one after the other, with what their table says.
 
     Args:
         file: a .geojson.
         labels: (H, W) int, or rows of it.
-        name: id of the image; it makes the ids of the detections.
+        image_id: id of the image; it makes the ids of the detections.
         nuclei: table of its nuclei, from `data.measure.write_table`.
     """
     columns, table = read_measurements(nuclei)
-    with write_whole(file) as part, open(part, "w", encoding="utf-8") as stream:
+    with write_whole(file) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
         for number, polygons in trace_outlines(labels):
             values = zip(columns, table.get(number, ()), strict=False)
             measurements = {column: value for column, value in values if np.isfinite(value)}
             stream.write(
-                separator + json.dumps(describe_detection(number, polygons, name, measurements), allow_nan=False)
+                separator + json.dumps(describe_detection(number, polygons, image_id, measurements), allow_nan=False)
             )
             separator = ",\n"
         stream.write("\n]}\n")
@@ -198,13 +207,13 @@ def read_measurements(nuclei: Path) -> tuple[list[str], dict[int, np.ndarray]]:
     return columns, table
 
 
-def describe_detection(number: int, polygons: Sequence[Polygon], name: str, measurements: dict[str, float]) -> dict:
+def describe_detection(number: int, polygons: Sequence[Polygon], image_id: str, measurements: dict[str, float]) -> dict:
     """A feature of GeoJSON: x before y, closed rings along the edges of pixels."""
     coordinates = [[close_ring(ring) for ring in polygon] for polygon in polygons]
     is_one = len(coordinates) == 1
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(NAMESPACE, f"{name}/{number}")),
+        "id": str(uuid.uuid5(NAMESPACE, f"{image_id}/{number}")),
         "geometry": {
             "type": "Polygon" if is_one else "MultiPolygon",
             "coordinates": coordinates[0] if is_one else coordinates,

@@ -21,12 +21,12 @@ from data.layouts import FOLDERS, OPTIONAL_FOLDERS, SOURCE_RECORD, Sample
 from data.run_lengths import encode_runs
 from data.sources import has_wildcard, source_name
 
-IMAGE_KEYS = ("image", "seen")  # of a provenance: its size and checksum, and how it was seen
+IMAGE_KEYS = ("image", "seen")  # keys of a provenance on one image: its size and checksum, and how it was seen
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
 TIFF_BUFFER = 32 * 2**20  # bytes of tiles that wait to be compressed; tifffile's default is 512 MB
-FAST_COMPRESSION = 1  # of zlib; PNGs a fifth larger, written three times as fast
+FAST_COMPRESSION = 1  # level of zlib; PNGs are a fifth larger and written three times as fast
 
 Provenance = dict  # what labels/ID.tif says of its weights, settings and image; JSON types only
 
@@ -59,19 +59,19 @@ class PredictionFiles:
         return json.loads(self.row.read_text(encoding="utf-8"))
 
 
-def prediction_files(out: str | Path, name: str) -> PredictionFiles:
-    """Where the predictions of the image with the id `name` lie in the folder `out`."""
+def prediction_files(out: str | Path, image_id: str) -> PredictionFiles:
+    """Where the predictions of the image with this id lie in the folder `out`."""
     out = Path(out)
     return PredictionFiles(
-        labels=out / "labels" / f"{name}.tif",
-        mask=out / "masks" / f"{name}.png",
-        tiled_mask=out / "masks" / f"{name}.tif",
-        overlay=out / "overlays" / f"{name}.png",
-        nuclei=out / "tables" / f"{name}.csv",
-        row=out / "tables" / f"{name}.json",
-        rois=out / "rois" / f"{name}.zip",
-        geojson=out / "geojson" / f"{name}.geojson",
-        zarr=out / "zarr" / f"{name}.zarr",
+        labels=out / "labels" / f"{image_id}.tif",
+        mask=out / "masks" / f"{image_id}.png",
+        tiled_mask=out / "masks" / f"{image_id}.tif",
+        overlay=out / "overlays" / f"{image_id}.png",
+        nuclei=out / "tables" / f"{image_id}.csv",
+        row=out / "tables" / f"{image_id}.json",
+        rois=out / "rois" / f"{image_id}.zip",
+        geojson=out / "geojson" / f"{image_id}.geojson",
+        zarr=out / "zarr" / f"{image_id}.zarr",
     )
 
 
@@ -121,7 +121,7 @@ def read_sources(out: str | Path) -> list[str]:
         return []
 
 
-def claim_out(out: str | Path, *sources: str | Path) -> None:
+def record_sources(out: str | Path, *sources: str | Path) -> None:
     """Makes a folder for results, says where it is, and adds these sources to its source.json."""
     print(f"writing to {out}")
     make_folders(out)
@@ -132,8 +132,8 @@ def claim_out(out: str | Path, *sources: str | Path) -> None:
 
 def find_predictions(out: str | Path) -> list[str]:
     """Ids of the images that have labels and a mask in the folder, sorted."""
-    names = sorted(file.stem for file in Path(out).glob("labels/[!.]*.tif"))
-    return [name for name in names if prediction_files(out, name).existing_mask().exists()]
+    ids = sorted(file.stem for file in Path(out).glob("labels/[!.]*.tif"))
+    return [image_id for image_id in ids if prediction_files(out, image_id).existing_mask().exists()]
 
 
 def find_complete(out: str | Path) -> list[str]:
@@ -233,7 +233,7 @@ def write_prediction(
         save_png(file, overlay, FAST_COMPRESSION)
     with write_whole(files.mask) as file:
         save_png(file, mask_of(labels))
-    files.tiled_mask.unlink(missing_ok=True)  # of a larger image of this name
+    files.tiled_mask.unlink(missing_ok=True)  # a larger image of this name had it
     with write_whole(files.labels) as file:
         save_labels(file, labels, provenance, pixel_size)
 
@@ -328,9 +328,9 @@ def save_submission(out: str | Path, ids: Iterable[str]) -> Path:
     """
     file = Path(out, "submission.csv")
     rows = (
-        {"ImageId": name, "EncodedPixels": runs}
-        for name in ids
-        for runs in encode_runs(read_image(prediction_files(out, name).labels)) or [""]
+        {"ImageId": image_id, "EncodedPixels": runs}
+        for image_id in ids
+        for runs in encode_runs(read_image(prediction_files(out, image_id).labels)) or [""]
     )
     write_rows(file, ("ImageId", "EncodedPixels"), rows)
     return file

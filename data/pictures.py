@@ -38,7 +38,7 @@ LABEL_COLOURS = np.array(  # pale, so that nobody takes them for those of OUTCOM
 )
 MIN_OUTLINED = 6  # pixels; lines around narrower nuclei would hide them
 NEIGHBOUR_DISTANCE = 2  # pixels; nuclei whose gap is up to twice this wide are neighbours
-OUTCOME_COLOURS = {  # of nuclei in the difference to the truth; where two meet, the later one is drawn
+OUTCOME_COLOURS = {  # colours of nuclei in the difference to the truth; where two meet, the later one is drawn
     "found": (0, 158, 115),
     "missed": (213, 94, 0),
     "false": (240, 228, 66),
@@ -47,16 +47,16 @@ OUTCOME_COLOURS = {  # of nuclei in the difference to the truth; where two meet,
 }
 FOUND, MISSED, FALSE, SPLIT, MERGED = range(1, 1 + len(OUTCOME_COLOURS))  # their numbers; 0 is background
 DIMMED = 0.5  # brightness of the image below the difference
-FILL_OPACITY = 0.55  # of a nucleus that is wrong
+FILL_OPACITY = 0.55  # opacity of a nucleus that is wrong
 FOUND_OPACITY = 0.12
 # Contact sheets, in pixels.
 CELL = 360  # longer side of a picture
 CELL_GAP = 10
 TITLE_HEIGHT = 24
 LEGEND_HEIGHT = 44
-CELL_GROUND = 36  # gray beside a picture of another shape
+CELL_GRAY = 36  # gray beside a picture of another shape
 SHEET_DPI = 110
-LABEL_PIXELS = 2048 * 2048  # of the labels of a large image that its thumbnail is made from
+LABEL_PIXELS = 2048 * 2048  # pixels of the reduced labels that the thumbnail of a large image is made from
 COMPARED_IMAGES = 5  # in comparison.png
 SHOWN_IMAGES = 8  # in predictions.png
 TITLE_LENGTH = 32  # characters of an id
@@ -74,14 +74,14 @@ def outline_nuclei(picture: np.ndarray, labels: np.ndarray, is_thick: bool = Fal
 
 
 def colour_labels(labels: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) uint8 of labels (H, W) on black ground; neighbours differ in colour.
+    """A picture (H, W, 3) uint8 of labels (H, W) on black; neighbours differ in colour.
 
     The same labels have the same colours. Nuclei with more neighbours than there are colours are coloured first.
     """
     labels = relabel_sequential(labels)[0]
     neighbours = find_neighbours(labels)
     numbers = range(1, len(neighbours))
-    colours = np.zeros(len(neighbours), int)  # of each number; 0 as long as it has none
+    colours = np.zeros(len(neighbours), int)  # colour of each number; 0 as long as it has none
     for number in sorted(numbers, key=lambda number: -len(neighbours[number])):
         taken = {colours[other] for other in neighbours[number]}
         free = [colour for colour in range(1, 1 + len(LABEL_COLOURS)) if colour not in taken]
@@ -234,7 +234,7 @@ def save_contact_sheet(
 def centre_picture(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A picture (h, w, 3) uint8 in the middle of a gray cell of this shape."""
     height, width = picture.shape[:2]
-    cell = np.full((*shape, 3), CELL_GROUND, np.uint8)
+    cell = np.full((*shape, 3), CELL_GRAY, np.uint8)
     top = (shape[0] - height) // 2
     left = (shape[1] - width) // 2
     cell[top : top + height, left : left + width] = picture
@@ -248,7 +248,7 @@ def save_comparison(
 
     Args:
         rows: scores of `Evaluate_model.evaluate`.
-        read: id -> picture (H, W, 3) uint8, truth (H, W) int, predicted labels likewise.
+        read: id -> picture (H, W, 3) uint8, truth (H, W) int, predicted labels (H, W) int.
         file: the picture to write.
     """
     pictures = []

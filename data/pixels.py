@@ -11,9 +11,9 @@ import numpy as np
 
 from data.files import File, UserError
 
-MAX_PIXELS = 178_956_970  # of an image read at once; a file of a kilobyte may claim any size
-MAX_VALUE = 1e30  # of a pixel; larger values overflow float32 and are no measurement
-ORIENTATION_TAG = 274  # of TIFF and EXIF: 1 as stored, 2 to 4 flipped, 5 to 8 with rows and columns exchanged
+MAX_PIXELS = 178_956_970  # pixels of the largest image read at once; a file of a kilobyte may claim any size
+MAX_VALUE = 1e30  # largest value of a pixel; a larger one overflows float32 and is no measurement
+ORIENTATION_TAG = 274  # tag of TIFF and EXIF: 1 as stored, 2 to 4 flipped, 5 to 8 with rows and columns exchanged
 TURNED = (5, 6, 7, 8)
 
 

@@ -26,7 +26,7 @@ class Predicted:
 
     source: Path  # label picture, or the table
     mask: Path | None = None  # None: the mask is where labels are
-    runs: tuple[str, ...] | None = None  # of the table, one text for each nucleus
+    runs: tuple[str, ...] | None = None  # run lengths from a table, one text for each nucleus
 
     def files(self) -> list[Path]:
         """The files of this image; a table is of no one image."""
@@ -90,12 +90,12 @@ def read_submission(file: Path) -> dict[str, Predicted]:
     return {name: Predicted(file, runs=tuple(texts)) for name, texts in runs.items()}
 
 
-def read_predicted(predicted: Predicted, name: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_predicted(predicted: Predicted, image_id: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Reads what is predicted for an image.
 
     Args:
         predicted: of `find_predicted`.
-        name: id of the image.
+        image_id: id of the image.
         shape: (H, W) of its truth, which a table does not tell.
 
     Returns:
@@ -110,7 +110,7 @@ def read_predicted(predicted: Predicted, name: str, shape: tuple[int, int]) -> t
             try:
                 labels[decode_runs(text, shape)] = number
             except UserError as error:
-                raise UserError(f"{predicted.source}, nucleus {number} of {name}: {error}") from None
+                raise UserError(f"{predicted.source}, nucleus {number} of {image_id}: {error}") from None
         return labels > 0, labels
     labels = np.array(read_image(predicted.source))  # which may be read-only
     if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.min() < 0:

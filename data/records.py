@@ -21,7 +21,7 @@ from data.options import TrainingOptions
 TRAINING_RECORD = "training.json"
 KEPT_WEIGHTS = "unet.keras"
 HISTORY = "history.csv"
-CHECKPOINT = "last.weights.h5"  # of the last epoch, with the optimizer; only an interrupted training has it
+CHECKPOINT = "last.weights.h5"  # state after the last epoch, with the optimizer; only an interrupted training has it
 ONE_PICTURE = (
     "all images are of one picture, so none is left to validate on; the scores are of the images that are trained on "
     "and say nothing of others, the last epoch is kept, the thresholds are the usual ones; add an image of another"
@@ -86,7 +86,7 @@ def describe_run(
         },
         "training_ids": split[0],
         "validation_ids": split[1],
-        "validation_kinds": [kinds[name] for name in split[1]],
+        "validation_kinds": [kinds[image_id] for image_id in split[1]],
     }
     if options.from_weights:
         record["from_weights_sha256"] = hash_file(options.from_weights)
@@ -96,8 +96,8 @@ def describe_run(
 def hash_data(ids: Iterable[str], images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> str:
     """SHA-256 of ids, images and labels, in hexadecimal."""
     digest = hashlib.sha256()
-    for name, image, image_labels in zip(ids, images, labels, strict=True):
-        digest.update(name.encode() + image.tobytes() + image_labels.tobytes())
+    for image_id, image, image_labels in zip(ids, images, labels, strict=True):
+        digest.update(image_id.encode() + image.tobytes() + image_labels.tobytes())
     return digest.hexdigest()
 
 
@@ -119,7 +119,7 @@ def check_validation_is_unseen(weights: str, validation_ids: Sequence[str]) -> N
         )
 
 
-def keep_former(out: Path, overwrite: bool) -> None:
+def back_up_training(out: Path, overwrite: bool) -> None:
     """Copies the files of a finished training in the folder to *.before.
 
     Raises:

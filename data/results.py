@@ -34,7 +34,7 @@ from data.scales import PredictionJob, describe_job
 from data.slides import iterate_strips
 from data.tables import report_tables, save_measurements, save_outlines
 
-OVERLAY_PIXELS = 2048 * 2048  # of the overlay of a large image
+OVERLAY_PIXELS = 2048 * 2048  # pixels of the reduced overlay of a large image
 
 
 def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarray, picture: np.ndarray) -> None:
@@ -71,21 +71,21 @@ def write_slide(
     save = functools.partial(save_tiles, shape=shape, provenance=provenance, pixel_size=work.pixel_size)
     sums = NucleusSums(shape[0])
     # Labels take their name last, for they say that the image is done.
-    with write_whole(files.labels) as part:
-        save(part, sums.watch(strips), dtype=np.uint32)
+    with write_whole(files.labels) as temporary:
+        save(temporary, sums.watch(strips), dtype=np.uint32)
         is_kept = choose_kept(job, sums, run.network.calibration, run.options)
         if not is_kept[1:].all():
-            with open_rows(part) as labels, write_whole(part) as filtered:
+            with open_rows(temporary) as labels, write_whole(temporary) as filtered:
                 save(filtered, (keep_labels(strip, is_kept) for strip in iterate_strips(labels)), dtype=np.uint32)
-        with open_rows(part) as labels:
+        with open_rows(temporary) as labels:
             with write_whole(files.tiled_mask) as mask:
                 save(mask, map(mask_of, iterate_strips(labels)), dtype=np.uint8)
             small_labels = subsample(labels, OVERLAY_PIXELS)
-            name = work.sample.id
-            save_measurements(files, labels, work.image, name, work.pixel_size, job, run.options.channel)
+            image_id = work.sample.id
+            save_measurements(files, labels, work.image, image_id, work.pixel_size, job, run.options.channel)
         with write_whole(files.overlay) as overlay:
             save_png(overlay, outline_nuclei(picture, small_labels), FAST_COMPRESSION)
-    files.mask.unlink(missing_ok=True)  # of a smaller image of this name
+    files.mask.unlink(missing_ok=True)  # a smaller image of this name had it
 
 
 def add_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Provenance:
@@ -105,7 +105,7 @@ def write_results(out: Path, ids: Sequence[str], skipped: Mapping[str, str], arg
         args: the options.
     """
     print(f"saved masks, labels and overlays to {out}")
-    all_ids = [name for name in find_complete(out) if name not in skipped]
+    all_ids = [image_id for image_id in find_complete(out) if image_id not in skipped]
     report_tables(out, all_ids, ids, skipped)
     if args.rois or args.geojson:
         save_outlines(out, ids, args.rois, args.geojson)

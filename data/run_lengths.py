@@ -12,7 +12,7 @@ import numpy as np
 from data.files import UserError
 from data.pixels import MAX_PIXELS
 
-SOLUTION_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")  # of Kaggle's solution table
+SOLUTION_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")  # columns of Kaggle's solution table
 
 
 def encode_runs(labels: np.ndarray) -> list[str]:
@@ -100,19 +100,19 @@ def read_solution(file: str | Path) -> dict[str, np.ndarray]:
 
 def _add_nucleus(labels: dict[str, np.ndarray], seen: set, row: dict[str, str | None]) -> None:
     """Writes the nucleus of one row into the labels of its image."""
-    name, runs, height, width = (row[column] for column in SOLUTION_COLUMNS)
-    if None in (name, runs, height, width):
+    image_id, runs, height, width = (row[column] for column in SOLUTION_COLUMNS)
+    if None in (image_id, runs, height, width):
         raise UserError("the row ends early")
-    if (name, runs) in seen:
+    if (image_id, runs) in seen:
         raise UserError("the same nucleus is in an earlier row")
-    seen.add((name, runs))
+    seen.add((image_id, runs))
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise UserError(f"height and width must be whole numbers above 0, not {height!r} and {width!r}")
     shape = (int(height), int(width))
     if shape[0] * shape[1] > MAX_PIXELS:
         raise UserError(f"its {height}×{width} pixels are too many")
     nucleus = decode_runs(runs, shape)
-    image_labels = labels.setdefault(name, np.zeros(shape, np.int32))
+    image_labels = labels.setdefault(image_id, np.zeros(shape, np.int32))
     if image_labels.shape != shape:
         raise UserError(f"size {shape}, in an earlier row {image_labels.shape}")
     image_labels[nucleus] = image_labels.max() + 1

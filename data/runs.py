@@ -30,7 +30,7 @@ class Run:
 
     network: Network
     out: Path  # folder to write to
-    provenance: Provenance  # of weights and settings
+    provenance: Provenance  # weights and settings
     options: PredictionOptions
 
 
@@ -39,9 +39,9 @@ class ImageWork:
     """An image that has been read and is to be predicted and written."""
 
     sample: Sample
-    checksum: dict  # of the file, before it was read
+    checksum: dict  # from `describe_file`, before it was read
     image: np.ndarray | TiffRows | SceneRows | Channels  # as in the file
-    narrowed: np.ndarray | TiffRows | SceneRows | Channels  # of `narrow_channels`: what may show the nuclei
+    narrowed: np.ndarray | TiffRows | SceneRows | Channels  # from `narrow_channels`: what may show the nuclei
     pixel_size: float | None  # micrometres
     jobs: list[PredictionJob] = field(default_factory=list)  # one for each way that the image can be seen
 
@@ -53,25 +53,25 @@ class RunLog:
         self.written: list[str] = []
         self.skipped: dict[str, str] = {}  # id -> reason
 
-    def add(self, name: str, reading: str) -> None:
+    def add(self, image_id: str, reading: str) -> None:
         """Notes that an image is written; `reading` is the channel or background that was chosen, "" for the usual."""
-        self.written.append(name)
+        self.written.append(image_id)
         if reading:
-            tqdm.write(f"{name}: {reading} was chosen; --channel or --background chooses another")
+            tqdm.write(f"{image_id}: {reading} was chosen; --channel or --background chooses another")
 
-    def skip(self, name: str, reason: object) -> None:
+    def skip(self, image_id: str, reason: object) -> None:
         """Notes and prints why an image is skipped."""
-        tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
-        self.skipped[name] = str(reason)
+        tqdm.write(f"skipped {image_id}: {reason}", file=sys.stderr)
+        self.skipped[image_id] = str(reason)
 
-    def wait_for(self, name: str, writing: Future) -> None:
+    def wait_for(self, image_id: str, writing: Future) -> None:
         """Waits until the files of an image are written; it is skipped where its channel cannot be chosen."""
         try:
             reading = writing.result()
         except UserError as error:
-            self.skip(name, error)
+            self.skip(image_id, error)
         else:
-            self.add(name, reading)
+            self.add(image_id, reading)
 
     def answer(self) -> tuple[list[str], dict[str, str]]:
         """Ids written, sorted; and of those skipped id -> reason."""

@@ -6,9 +6,10 @@ Out: labels (H, W) int32, 0 background, 1…K.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from skimage.measure import regionprops
@@ -18,30 +19,30 @@ from data.images import halve
 from data.nuclei import Calibration, certainty, common_diameter, drop_covered, local_contrast, separate_nuclei
 
 # What looks like nuclei.
-MIN_CONTRAST = 5  # standard deviations that nuclei stand out by, in an image that looks like noise
-MIN_CONTRAST_OF_MANY = 4  # the same, of at least MANY_NUCLEI nuclei
+MIN_CONTRAST = 5  # standard deviations that nuclei must stand out by, in an image that looks like noise
+MIN_CONTRAST_OF_MANY = 4  # the same where there are MANY_NUCLEI nuclei or more
 MAX_CONTRAST = 10  # standard deviations; nuclei that stand out more are not better
 SURE_CHANNEL = 1.5  # times the score of the next channel, for a channel to be chosen
-SCORED_NUCLEI = 200  # of an image
-MIN_CONFLUENT_SHARE = 1 / 3  # of an image that nuclei cover, if its many bright pixels are nuclei
+SCORED_NUCLEI = 200  # largest number of nuclei scored per image
+MIN_CONFLUENT_SHARE = 1 / 3  # share of an image that nuclei must cover, if its many bright pixels are nuclei
 # Scale.
 HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
-HALVED_WEIGHT = 2 / 3  # in the mean of two sizes the smaller one has this weight
+HALVED_WEIGHT = 2 / 3  # weight of the smaller size in the mean of two sizes
 MERGED_DIAMETER_RATIO = 2  # nuclei that become so much wider at the smaller size have merged
-MIN_REMAINING_SHARE = 0.5  # of the area of nuclei that is nucleus at the smaller size too; with less they are lost
+MIN_REMAINING_SHARE = 0.5  # share of the area of nuclei that must be nucleus at the smaller size too, or they are lost
 NARROW_DIAMETER = 10  # pixels; an image of narrower nuclei is doubled until they are wider
 MAX_DIAMETER = 100  # pixels; an image of wider nuclei is halved until they are narrower
-THUMBNAIL_HALVINGS = (5, 4, 3, 2)  # of the thumbnails that wide nuclei are looked for in, smallest first
-MIN_THUMBNAIL = 24  # pixels, the shorter side
+THUMBNAIL_HALVINGS = (5, 4, 3, 2)  # how often an image is halved for each thumbnail, the smallest first
+MIN_THUMBNAIL = 24  # pixels, shorter side of the smallest thumbnail
 MIN_THUMBNAIL_DIAMETER = 12  # pixels, in the thumbnail; narrower nuclei are looked for in the next one
-MIN_CERTAINTY = 0.7  # mean distance of the probability from 0.5, doubled, inside of nuclei
-MAX_COVERED_SHARE = 0.9  # of a thumbnail that nuclei cover
+MIN_CERTAINTY = 0.7  # least `certainty` of labels that are believed
+MAX_COVERED_SHARE = 0.9  # share of a thumbnail that nuclei may cover
 MANY_NUCLEI = 10  # so many sure, narrow nuclei at full size contradict wide ones in thumbnails; noise seldom has them
-MIN_HALF_SIZE_SHARE = 0.75  # of the area of such nuclei that is nucleus at half size too; of grain it is less
+MIN_HALF_SIZE_SHARE = 0.75  # share of the area of such nuclei that is nucleus at half size too; for grain it is less
 # Work.
-BATCH_PIXELS = 8 * 256 * 256  # in one batch; more is no faster
+BATCH_PIXELS = 8 * 256 * 256  # pixels in one batch; more is no faster
 
-Probabilities = tuple[np.ndarray, np.ndarray]  # of nucleus and of border, (H, W) float32
+Probabilities = tuple[np.ndarray, np.ndarray]  # nucleus and border, (H, W) float32
 PredictAtScale = Callable[[np.ndarray, int], Probabilities]  # gray (..., H, W), halvings -> as gray in shape
 
 
@@ -59,19 +60,24 @@ class PredictionJob:
 
     gray: np.ndarray  # (H, W) float32 in [0, 1]
     probabilities: Probabilities | None = None  # mean over the scales until now
-    labels_future: Future | None = None  # of (H, W) int32
+    labels_future: Future | None = None  # becomes (H, W) int32
     has_bright_background: bool = False
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
     reading: str = ""  # channel or background that was tried; "" for the usual one
     channel: int | None = None  # index of the one channel of the image that is seen
     background: str | None = None  # "dark" or "bright", where it was given or tried
-    must_cover: bool = False  # to be believed, its nuclei must cover much of the image, if the first job finds any
-    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # of `make_thumbnails`
-    diameter: float | None = None  # pixels; of nuclei, where it was given
-    wide_diameter: float = 0  # pixels; of nuclei that thumbnails show, 0 for narrow ones
+    must_be_confluent: bool = False  # True: it counts only if `is_confluent`, or if the first job finds nothing
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # from `make_thumbnails`
+    diameter: float | None = None  # pixels, diameter of the nuclei where it was given
+    wide_diameter: float = 0  # pixels, diameter of nuclei that thumbnails show; 0 where they show none
     confidence: np.ndarray | None = None  # (K,) float in [0, 1], of the nuclei that are kept
-    scales: tuple[int, ...] = ()  # that the labels are predicted at: how often the image is halved; -1: doubled
+    halvings: tuple[int, ...] = ()  # how often the image is halved, for each scale predicted; -1: doubled
+
+    @property
+    def area_scale(self) -> float:
+        """Pixels of the image for one pixel of the largest size that the labels are predicted at."""
+        return 4.0 ** self.halvings[0]
 
 
 def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
@@ -81,9 +87,7 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
         UserError: several channels do.
     """
     if len(jobs) > 1 and jobs[0].labels_future.result().any():
-        jobs = [
-            job for job in jobs if not job.must_cover or np.mean(job.labels_future.result() > 0) >= MIN_CONFLUENT_SHARE
-        ]
+        jobs = [job for job in jobs if not job.must_be_confluent or is_confluent(job)]
     if len(jobs) == 1:
         return jobs[0]
     ranked = sorted(jobs, key=score_nuclei, reverse=True)
@@ -95,10 +99,15 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     return ranked[0]
 
 
+def is_confluent(job: PredictionJob) -> bool:
+    """Whether the nuclei of a job cover much of the image."""
+    return bool(np.mean(job.labels_future.result() > 0) >= MIN_CONFLUENT_SHARE)
+
+
 def describe_job(job: PredictionJob) -> dict:
     """How an image was seen, as labels/ID.tif says it."""
     background = "bright" if job.has_bright_background else "dark"
-    return {"reading": job.reading, "background": background, "scales": list(job.scales)}
+    return {"reading": job.reading, "background": background, "scales": list(job.halvings)}
 
 
 def score_nuclei(job: PredictionJob) -> float:
@@ -134,13 +143,18 @@ def finish_labels(job: PredictionJob) -> np.ndarray:
 def start_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> None:
     """Predicts images at their first scale, which is full size but for very wide nuclei or a given diameter."""
     estimate_diameters(network, [job for job in jobs if job.diameter is None])
-    groups = {}
-    for job in jobs:
-        groups.setdefault(first_scale(job), []).append(job)
-    for first, group in sorted(groups.items()):
+    for first, group in sorted(_group_by([first_halvings(job) for job in jobs], jobs).items()):
         if first > 0:  # for very wide nuclei
             group = drop_sure_narrow(network, group, pool)
         predict_jobs(network, group, pool, first)
+
+
+def _group_by(keys: Sequence, jobs: Sequence[PredictionJob]) -> dict[Any, list[PredictionJob]]:
+    """Key -> the jobs that have it, in their order."""
+    groups = {}
+    for key, job in zip(keys, jobs, strict=True):
+        groups.setdefault(key, []).append(job)
+    return groups
 
 
 def drop_sure_narrow(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> list[PredictionJob]:
@@ -161,7 +175,7 @@ def drop_sure_narrow(network: Network, jobs: Sequence[PredictionJob], pool: Exec
     return wide
 
 
-def first_scale(job: PredictionJob) -> int:
+def first_halvings(job: PredictionJob) -> int:
     """How often the image of a job is halved at first; negative: doubled."""
     return count_halvings(job.wide_diameter if job.diameter is None else job.diameter)
 
@@ -192,10 +206,11 @@ def refine_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor)
         job.labels_future = None
     predict_jobs(network, narrow, pool, -1)
     for step, diameter in enumerate(HALVING_DIAMETERS, start=1):
-        wide = [job for job in jobs if find_width(job) > diameter * 2 ** max(first_scale(job), 0)]
-        for first in sorted({first_scale(job) for job in wide}):
-            chosen = [job for job in wide if first_scale(job) == first]
-            predict_jobs(network, chosen, pool, first + step)
+        # The diameter counts at the first size. Where that is half of the image's, nuclei 70 pixels wide are 35 there,
+        # more than 33: so the image is predicted at a quarter of its size too.
+        wide = [job for job in jobs if find_width(job) > diameter * 2 ** max(first_halvings(job), 0)]
+        for first, group in sorted(_group_by([first_halvings(job) for job in wide], wide).items()):
+            predict_jobs(network, group, pool, first + step)
 
 
 def find_width(job: PredictionJob) -> float:
@@ -229,15 +244,11 @@ def estimate_diameters(network: Network, jobs: Sequence[PredictionJob]) -> None:
     """
     undecided = list(jobs)
     for halvings in THUMBNAIL_HALVINGS:
-        groups = {}
-        for job in undecided:
-            thumbnail = job.thumbnails.get(halvings)
-            if thumbnail is not None:
-                groups.setdefault(thumbnail.shape, []).append(job)
-        for group in groups.values():
-            nucleus, border = network.predict(np.stack([job.thumbnails[halvings] for job in group]), 0)
-            for job, *probabilities in zip(group, nucleus, border, strict=True):
-                job.wide_diameter = measure_thumbnail(*probabilities, network.calibration) * 2**halvings
+        large = [job for job in undecided if halvings in job.thumbnails]
+        for group in _group_by([job.thumbnails[halvings].shape for job in large], large).values():
+            probabilities = network.predict(np.stack([job.thumbnails[halvings] for job in group]), 0)
+            for job, nucleus, border in zip(group, *probabilities, strict=True):
+                job.wide_diameter = measure_thumbnail(nucleus, border, network.calibration) * 2**halvings
         undecided = [job for job in undecided if job.wide_diameter == 0]
 
 
@@ -256,7 +267,7 @@ def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray, calibration: Cali
 
     Args:
         nucleus: (h, w) float in [0, 1], of `predict_probability`.
-        border: (h, w) float in [0, 1], likewise.
+        border: (h, w) float in [0, 1], of the same.
         calibration: of the network.
     """
     if not (nucleus > calibration.nucleus_threshold).any():
@@ -268,7 +279,7 @@ def measure_thumbnail(nucleus: np.ndarray, border: np.ndarray, calibration: Cali
     return diameter if is_sure and is_picture_of_nuclei and diameter >= MIN_THUMBNAIL_DIAMETER else 0.0
 
 
-def predict_jobs(network: Network, jobs: Iterable[PredictionJob], pool: Executor, halvings: int) -> None:
+def predict_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor, halvings: int) -> None:
     """Runs the network at one scale, in batches of one shape; the pool separates the nuclei.
 
     While the network runs on a batch, the pool works on the batch before.
@@ -280,23 +291,20 @@ def predict_jobs(network: Network, jobs: Iterable[PredictionJob], pool: Executor
         halvings: how often height and width are halved; negative: doubled.
     """
     separate = functools.partial(separate_nuclei, calibration=network.calibration)
-    groups = {}
-    for job in jobs:
-        groups.setdefault(job.gray.shape, []).append(job)
-    for (height, width), group in groups.items():
+    for (height, width), group in _group_by([job.gray.shape for job in jobs], jobs).items():
         batch_size = max(int(BATCH_PIXELS * 4.0**halvings) // (height * width), 1)
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
             grays = np.stack([job.gray for job in batch])  # (batch, H, W)
-            nucleus, border = network.predict(grays, halvings)
-            for job, *probabilities in zip(batch, nucleus, border, strict=True):
+            probabilities = network.predict(grays, halvings)
+            for job, nucleus, border in zip(batch, *probabilities, strict=True):
                 if job.labels_future is None:
-                    job.probabilities = probabilities
-                    job.scales = (halvings,)
-                    job.labels_future = pool.submit(separate, *probabilities, area_scale=4.0**halvings)
+                    job.probabilities = (nucleus, border)
+                    job.halvings = (halvings,)
+                    job.labels_future = pool.submit(separate, nucleus, border, area_scale=job.area_scale)
                 else:
                     earlier = job.labels_future
-                    job.labels_future = pool.submit(choose_labels, job, earlier, probabilities, halvings, separate)
+                    job.labels_future = pool.submit(choose_labels, job, earlier, (nucleus, border), halvings, separate)
 
 
 def choose_labels(
@@ -316,23 +324,27 @@ def choose_labels(
     """
     before = earlier.result()
     mean = average_scales(job.probabilities, smaller)
-    labels = separate(*mean, area_scale=4.0 ** job.scales[0])
-    known = job.diameter or (job.wide_diameter if first_scale(job) > 0 else 0.0)
+    labels = separate(*mean, area_scale=job.area_scale)
+    # The earlier labels may be pieces of wide nuclei, so a width that is known without them counts too; 0 for none.
+    expected_diameter = job.diameter or 0.0
+    if not expected_diameter and first_halvings(job) > 0:
+        expected_diameter = job.wide_diameter
     if before.any():
-        have_merged = common_diameter(labels) > MERGED_DIAMETER_RATIO * max(common_diameter(before), known)
-        are_lost = not known and labels[before > 0].astype(bool).mean() < MIN_REMAINING_SHARE
+        least_width = max(common_diameter(before), expected_diameter)
+        have_merged = common_diameter(labels) > MERGED_DIAMETER_RATIO * least_width
+        are_lost = not expected_diameter and labels[before > 0].astype(bool).mean() < MIN_REMAINING_SHARE
         if have_merged or are_lost:
             return before
     job.probabilities = mean
-    job.scales += (halvings,)
+    job.halvings += (halvings,)
     return labels
 
 
-def predict_scales(predict: PredictAtScale, gray: np.ndarray, scales: Sequence[int]) -> Probabilities:
-    """Mean probabilities of one image over several scales, the largest first."""
-    probabilities = predict(gray, scales[0])
-    for halvings in scales[1:]:
-        probabilities = average_scales(probabilities, predict(gray, halvings))
+def predict_scales(predict: PredictAtScale, gray: np.ndarray, halvings: Sequence[int]) -> Probabilities:
+    """Mean probabilities of one image over several scales, each halved so often, the largest first."""
+    probabilities = predict(gray, halvings[0])
+    for count in halvings[1:]:
+        probabilities = average_scales(probabilities, predict(gray, count))
     return probabilities
 
 

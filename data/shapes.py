@@ -8,10 +8,8 @@ import math
 
 import numpy as np
 
-# Length of the perimeter at a border pixel, by 1 + 2 * border pixels at its sides + 10 * those at its corners.
-STRAIGHT = (5, 7, 15, 17, 25, 27)  # length 1
-DIAGONAL = (21, 33)  # sqrt(2)
-BENT = (13, 23)  # (1 + sqrt(2)) / 2
+# Length of the perimeter at a border pixel -> values of 1 + 2 * border pixels at its sides + 10 * those at its corners.
+PERIMETER_CODES = {1: (5, 7, 15, 17, 25, 27), math.sqrt(2): (21, 33), (1 + math.sqrt(2)) / 2: (13, 23)}
 FAR = 2**40  # a column beyond all images
 
 
@@ -29,7 +27,11 @@ def measure_ellipses(
     # Within the box of a nucleus the sums of coordinates are exact in float64.
     y = (rows - box[0, nuclei]).astype(np.float64)
     x = (columns - box[1, nuclei]).astype(np.float64)
-    sum_y, sum_x, sum_yy, sum_xx, sum_xy = (np.bincount(nuclei, v, len(area)) for v in (y, x, y * y, x * x, x * y))
+    sum_y = np.bincount(nuclei, y, len(area))
+    sum_x = np.bincount(nuclei, x, len(area))
+    sum_yy = np.bincount(nuclei, y * y, len(area))
+    sum_xx = np.bincount(nuclei, x * x, len(area))
+    sum_xy = np.bincount(nuclei, x * y, len(area))
     # Central second moments times area ** 2, which are whole numbers.
     yy = area * sum_yy - sum_y**2
     xx = area * sum_xx - sum_x**2
@@ -69,10 +71,10 @@ def measure_perimeters(framed: np.ndarray, positions: np.ndarray, count: int) ->
     borders[positions] = nuclei
     codes = 1 + 2 * sum(borders[positions + step] == nuclei for step in sides)
     codes += 10 * sum(borders[positions + step] == nuclei for step in corners)
-    straight, diagonal, bent = (
-        np.bincount(nuclei[np.isin(codes, chosen)] - 1, minlength=count) for chosen in (STRAIGHT, DIAGONAL, BENT)
-    )
-    return straight + math.sqrt(2) * diagonal + (1 + math.sqrt(2)) / 2 * bent
+    perimeters = np.zeros(count)
+    for length, chosen in PERIMETER_CODES.items():
+        perimeters += length * np.bincount(nuclei[np.isin(codes, chosen)] - 1, minlength=count)
+    return perimeters
 
 
 def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -89,7 +91,7 @@ def count_hull_pixels(nuclei: np.ndarray, rows: np.ndarray, columns: np.ndarray,
     starts = np.cumsum(heights) - heights
     rows = starts[nuclei] + rows - box[0, nuclei]  # rows of all nuclei below each other
     left = np.full(heights.sum(), FAR)
-    left[rows[::-1]] = columns[::-1]  # of the pixels of a row, the last that is assigned counts
+    left[rows[::-1]] = columns[::-1]  # where several pixels lie in a row, the last that is assigned counts
     right = np.full(heights.sum(), -FAR)
     right[rows] = columns
     # The last column of the hull is minus the first one of its mirror image.
@@ -104,6 +106,12 @@ def find_chains(left: np.ndarray, heights: np.ndarray) -> np.ndarray:
     Args:
         left: (rows,) int, first column of the nucleus; FAR in a row without pixels, between its pieces.
         heights: (K,) int, rows of each nucleus.
+
+    The rows of a nucleus begin at the columns 3, 3 and 0. The hull runs straight from 2.5, the left side of the first
+    pixel, to -0.5, that of the last: in the second row it begins at column 1.
+
+    >>> find_chains(np.array([3, 3, 0]), np.array([3])).tolist()
+    [3, 1, 0]
     """
     owners = np.repeat(np.arange(len(heights)), heights)
     # Points in half pixels. A chain has a point above, in and below each row; the one between two rows is shared.

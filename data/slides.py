@@ -122,7 +122,7 @@ def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> Iterator[t
         if below is not None:
             views.append(below[:, :CONTEXT_ROWS])
         window = np.concatenate(views, axis=1)
-        del views, above, strip  # of a wide image they are large
+        del views, above, strip  # they are large where an image is wide
         labels, count = number_window(window, labelled, start, stop, count, separate)
         above = window[:, stop - CONTEXT_ROWS : stop].copy()
         labelled = labels[stop - CONTEXT_ROWS :].copy()
@@ -135,6 +135,10 @@ def number_window(
     window: np.ndarray, labelled: np.ndarray, start: int, stop: int, count: int, separate: Separate
 ) -> tuple[np.ndarray, int]:
     """Numbers the nuclei of a strip and of what is in view above and below it.
+
+    The first strip of 512 rows sees the rows down to 640. A nucleus in the rows 500 to 530 begins in it and gets a new
+    number there. The second strip, which sees the rows from 384 on, finds that number and gives no other. A nucleus in
+    the rows 520 to 550 begins below the first strip, which leaves it to the second.
 
     Args:
         window: (2, rows, W) float32, nucleus and border.

@@ -28,7 +28,7 @@ from data.layouts import (
     UNREAD,
     WITHOUT_TRUTH,
     LeftOut,
-    Parts,
+    PathParts,
     Sample,
     add_predictions,
     check_truths,
@@ -37,7 +37,7 @@ from data.layouts import (
     nnunet_name,
     pair_masks,
     pair_truths,
-    part_truth_pictures,
+    split_truth_pictures,
 )
 from data.listings import is_hidden, list_folder, list_zip
 from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_file, missing_package
@@ -164,7 +164,7 @@ def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: L
         return []
     if path.is_dir():
         return _group_files(list_folder(path, left_out), path, left_out)
-    if path.suffix.lower() != ".zip" and not is_only:  # of all that a wildcard of the shell may give
+    if path.suffix.lower() != ".zip" and not is_only:  # a wildcard of the shell may give any file
         left_out[UNREAD].append(path)
         return []
     return _group_files(list_zip(path), path, left_out)
@@ -223,12 +223,12 @@ def _shorten_folders(folders: Iterable[Path]) -> dict[Path, str]:
     return {folder: "__".join(known) for folder, known in parts.items()}
 
 
-def _without_images(folders: Parts) -> Parts:
+def _without_images(folders: PathParts) -> PathParts:
     return tuple(folder for folder in folders if folder.lower() != "images")
 
 
 def _group_files(
-    files: list[tuple[Parts, File]], source: Path, left_out: LeftOut, beside: Iterable[Path] = ()
+    files: list[tuple[PathParts, File]], source: Path, left_out: LeftOut, beside: Iterable[Path] = ()
 ) -> list[Sample]:
     """Makes samples of the image files below a source, in Kaggle's layout or in any folders, with their truth.
 
@@ -241,16 +241,17 @@ def _group_files(
     folders, results, others = _sort_files(files, left_out)
     above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
     samples = []
-    places = {}  # of `pair_truths`
+    places = {}  # image -> folder and name, see `pair_truths`
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
     for folder, pictures in folders.items():
         # Kaggle's layout is ID/images/ID.png with ID/masks/*.png.
-        images, truths = part_truth_pictures(pictures)
+        images, truths = split_truth_pictures(pictures)
         masks = (*folder[:-1], "masks")
+        has_one_image = folder[-1:] == ("images",) and len(images) == 1
         if is_in_results(folder, results):
             left_out[RESULTS] += pictures
-        elif folder[-1:] == ("images",) and len(images) == 1 and (masks in folders or images[0].stem in folder[-2:-1]):
+        elif has_one_image and (masks in folders or images[0].stem in folder[-2:-1]):
             name = folder[-2] if len(folder) > 1 else source_name(source)
             samples.append(pair_masks(Sample(name, images[0], tuple(folders.get(masks, ())))))
             places[str(images[0])] = folder, images[0].stem
@@ -268,8 +269,8 @@ def _group_files(
 
 
 def _sort_files(
-    files: Iterable[tuple[Parts, File]], left_out: LeftOut
-) -> tuple[dict[Parts, list[File]], set[Parts], list[tuple[Parts, File]]]:
+    files: Iterable[tuple[PathParts, File]], left_out: LeftOut
+) -> tuple[dict[PathParts, list[File]], set[PathParts], list[tuple[PathParts, File]]]:
     """Image files by their folder, the folders that hold results, and other files, which are added to `left_out`."""
     folders = defaultdict(list)  # in the order of names, so images come before their masks
     results = set()
@@ -292,7 +293,10 @@ def _sort_files(
 
 
 def _name_images(
-    plain: dict[Parts, list[File]], source: Path, folders: Container[Parts], places: dict[str, tuple[Parts, str]]
+    plain: dict[PathParts, list[File]],
+    source: Path,
+    folders: Container[PathParts],
+    places: dict[str, tuple[PathParts, str]],
 ) -> list[Sample]:
     """Samples of the images in folders that are not in Kaggle's layout; adds their places.
 

@@ -27,7 +27,7 @@ from data.sources import Sample, check_unique_ids
 from data.tiffs import TiffRows, check_page, has_alpha, read_tiff_header, tiff_orientation
 
 STACK_ENDINGS = (".tif", ".tiff")
-MAX_STACK_BYTES = 2**32  # of a stack that can only be decoded whole
+MAX_STACK_BYTES = 2**32  # size of the largest stack that is decoded whole, where it can only be
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
 
@@ -36,9 +36,9 @@ ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (
 class Dimensions:
     """The axes of a stack, and how long they are."""
 
-    axes: str  # of the whole series, such as "TZCYX"; Z, T, C, Y, X, S for colours
+    axes: str  # axes of the whole series, such as "TZCYX"; Z, T, C, Y, X, and S for colours
     shape: tuple[int, ...]
-    names: tuple[str, ...]  # of the channels; () for one channel
+    names: tuple[str, ...]  # names of the channels; () for one channel
 
     def length(self, axis: str) -> int:
         """Planes along an axis, 1 where the stack does not have it."""
@@ -65,34 +65,34 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
         UserError: two planes or images share one id.
     """
     groups = [split_sample(sample, project) for sample in samples]
-    expanded = [part for group in groups for part in group]
+    expanded = [sample for group in groups for sample in group]
     check_unique_ids(expanded)
     counts = [len(group) for group in groups if len(group) > 1]
     if counts:
         stacks = "1 stack" if len(counts) == 1 else f"{len(counts)} stacks"
-        parts = "planes" if all(sample.scene is None for sample in expanded) else "scenes and planes"
+        noun = "planes" if all(sample.scene is None for sample in expanded) else "scenes and planes"
         advice = "" if project else "; --project max makes one image of all along z"
-        print(f"{stacks}: {sum(counts)} {parts}, each an image of its own{advice}")
+        print(f"{stacks}: {sum(counts)} {noun}, each an image of its own{advice}")
     return sorted(expanded, key=lambda sample: sample.id)
 
 
 def find_channels(samples: Iterable[Sample]) -> list[Sample]:
     """Lets samples with truth be read by their channels; those of several planes stay, and are refused when read."""
     groups = [(sample, split_sample(sample, None)) for sample in samples]
-    return [parts[0] if len(parts) == 1 else sample for sample, parts in groups]
+    return [split[0] if len(split) == 1 else sample for sample, split in groups]
 
 
 def split_sample(sample: Sample, project: str | None) -> list[Sample]:
     """A sample for each scene and plane of one file; `project` as in `expand_planes`. What has masks is no stack."""
     scenes = [None] if sample.masks else read_scene_dimensions(sample.image)
-    parts = []
+    split = []
     for scene, dimensions in enumerate(scenes):
-        part = sample if len(scenes) == 1 else sample_of_scene(sample, scene, len(scenes))
+        of_scene = sample if len(scenes) == 1 else sample_of_scene(sample, scene, len(scenes))
         if dimensions is None:
-            parts.append(part)
+            split.append(of_scene)
         else:
-            parts += [sample_of_plane(part, dimensions, plane) for plane in list_planes(dimensions, project)]
-    return parts
+            split += [sample_of_plane(of_scene, dimensions, plane) for plane in list_planes(dimensions, project)]
+    return split
 
 
 def list_planes(dimensions: Dimensions, project: str | None) -> list[Plane]:
@@ -301,7 +301,11 @@ def _read_plane_of_scene(scene: Scene, file: File, level: int, height: int, indi
 def _read_plane(
     series: tifffile.TiffPageSeries, dimensions: Dimensions, file: File, indices: dict[str, int]
 ) -> np.ndarray:
-    """(H, W) or (H, W, 3) of a series at the indices of channel, z and time; reads one page where it can."""
+    """(H, W) or (H, W, 3) of a series at the indices of channel, z and time; reads one page where it can.
+
+    Of a series "TZCYX" of shape (5, 3, 2, 512, 512) with gray pages, the first three axes lead to a page: there are
+    5 * 3 * 2 pages, and channel 0 of z 1 and time 4 is page (4 * 3 + 1) * 2 + 0 = 26.
+    """
     with decoding(file):
         keyframe = series.keyframe
         page_count = len(series.pages)
@@ -323,10 +327,11 @@ def _read_plane(
         axes = dimensions.axes
     if values.ndim != len(axes):
         raise UserError(f"{file}: its pages are not as it describes them; replace or remove it")
-    # Of a stack that was decoded whole, the plane is taken; then rows, columns and colours come in this order.
+    # A stack that was decoded whole has other planes too, "ZYXC" for example; its plane has the axes "YX".
     values = values[tuple(slice(None) if axis in "YXS" else indices[axis] for axis in axes)]
     axes = "".join(axis for axis in axes if axis in "YXS")
-    values = np.moveaxis(values, [axes.index(axis) for axis in "YXS" if axis in axes], range(len(axes)))
+    order = [axes.index(axis) for axis in "YXS" if axis in axes]  # rows, columns, colours
+    values = np.transpose(values, order)
     if keyframe.photometric == PHOTOMETRIC.MINISWHITE:
         values = invert(values)
     values = turn_image(values, orientation)

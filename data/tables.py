@@ -25,12 +25,12 @@ IMAGES_TABLE = "images.csv"
 NO_NUCLEI = "no nuclei"
 NO_SIGNAL = "hardly more than noise"
 DEBRIS = "very bright debris was left out"
-WIDE_NUCLEI = "very wide nuclei"
-WARNINGS = {  # of an image -> what to do
+VERY_WIDE = "very wide nuclei"
+WARNINGS = {  # warning about an image -> what to do
     NO_NUCLEI: "Right for an empty field. If you see nuclei, predict it with --channel, --background or --diameter.",
     NO_SIGNAL: "Only what stands out from the noise is looked for: do not count very dim nuclei here.",
     DEBRIS: "Objects far brighter than all others are no nuclei. If one is, cut it out and predict it alone.",
-    WIDE_NUCLEI: "Their confidence is not reliable: look at the overlay. Where it is wrong, predict with --diameter.",
+    VERY_WIDE: "Their confidence is not reliable: look at the overlay. Where it is wrong, predict with --diameter.",
 }
 
 
@@ -38,7 +38,7 @@ def save_measurements(
     files: PredictionFiles,
     labels: np.ndarray | TiffRows,
     image: np.ndarray | TiffRows | SceneRows | Channels,
-    name: str,
+    image_id: str,
     pixel_size: float | None,
     job: PredictionJob,
     wanted_channel: str | None = None,
@@ -49,7 +49,7 @@ def save_measurements(
         files: of `prediction_files`.
         labels: (H, W) int, or rows of it.
         image: as in the file, or rows of it; all its channels are measured.
-        name: id of the image.
+        image_id: id of the image.
         pixel_size: micrometres; None where it is not known.
         job: how the image was seen, and the confidence of its nuclei.
         wanted_channel: of the options; None: it was found out.
@@ -59,11 +59,11 @@ def save_measurements(
     if isinstance(image, Channels):
         names = image.names
         image = np.moveaxis(image.planes, 0, -1)
-    nuclei = measure_nuclei(labels, image, name, job.confidence, pixel_size, names)
+    nuclei = measure_nuclei(labels, image, image_id, job.confidence, pixel_size, names)
     seen = describe_job(job)
-    scale = "+".join(str(2.0**-halvings) for halvings in job.scales)  # of its size
+    scale = "+".join(str(2.0**-halvings) for halvings in job.halvings)  # factors of the image's size
     warnings = list_warnings(nuclei, job)
-    row = measure_image(nuclei, labels.shape, name, pixel_size, channel, scale, seen["background"], warnings)
+    row = measure_image(nuclei, labels.shape, image_id, pixel_size, channel, scale, seen["background"], warnings)
     write_table(files.nuclei, nuclei)
     save_row(files.row, row)
 
@@ -86,16 +86,16 @@ def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
         warnings.append(NO_SIGNAL)
     if job.debris is not None:
         warnings.append(DEBRIS)
-    if job.scales and max(job.scales) > len(HALVING_DIAMETERS):
-        warnings.append(WIDE_NUCLEI)
+    if job.halvings and max(job.halvings) > len(HALVING_DIAMETERS):
+        warnings.append(VERY_WIDE)
     return warnings
 
 
 def save_row(file: Path, row: dict[str, object]) -> None:
     """Writes what images.csv says of an image, as a .json; NaN becomes null."""
     values = {name: None if value != value else value for name, value in row.items()}
-    with write_whole(file) as part:
-        part.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
+    with write_whole(file) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
 
 
 def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] | None = None) -> dict[str, int]:
@@ -109,18 +109,18 @@ def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] 
     Returns:
         id -> number of nuclei.
     """
-    files = [prediction_files(out, name) for name in ids]
+    files = [prediction_files(out, image_id) for image_id in ids]
     rows = [file.read_row() for file in files]
     # Images differ in their columns: in the names of channels, and an older version may have written fewer.
     image_columns = dict.fromkeys(name for row in rows for name in row)
-    skipped_rows = [{"image": name, "warnings": f"skipped: {text}"} for name, text in (skipped or {}).items()]
+    skipped_rows = [{"image": image_id, "warnings": f"skipped: {text}"} for image_id, text in (skipped or {}).items()]
     write_rows(Path(out, IMAGES_TABLE), image_columns, rows + skipped_rows)
     nuclei_columns = {}
     for file in files:
         with open(file.nuclei, newline="", encoding="utf-8") as stream:
             nuclei_columns |= dict.fromkeys(next(csv.reader(stream)))
     write_rows(Path(out, NUCLEI_TABLE), nuclei_columns, (row for file in files for row in read_rows(file.nuclei)))
-    return {name: row["count"] for name, row in zip(ids, rows, strict=True)}
+    return {image_id: row["count"] for image_id, row in zip(ids, rows, strict=True)}
 
 
 def report_tables(
@@ -130,7 +130,7 @@ def report_tables(
     counts = save_tables(out, ids, skipped)
     found = f"{sum(counts.values())} nuclei in {len(ids)} images"
     if run_ids is not None and len(run_ids) < len(ids):
-        found += f", {sum(counts[name] for name in run_ids)} of them in the {len(run_ids)} of this run"
+        found += f", {sum(counts[image_id] for image_id in run_ids)} of them in the {len(run_ids)} of this run"
     print(f"{found}; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
 
 
@@ -140,12 +140,12 @@ def save_outlines(out: str | Path, ids: Sequence[str], with_rois: bool, with_geo
     Raises:
         UserError: an image is too large for ROIs of ImageJ.
     """
-    for name in ids:
-        files = prediction_files(out, name)
+    for image_id in ids:
+        files = prediction_files(out, image_id)
         with open_rows(files.labels) as labels:
             if with_rois:
                 files.rois.parent.mkdir(exist_ok=True)
                 write_rois(files.rois, labels)
             if with_geojson:
                 files.geojson.parent.mkdir(exist_ok=True)
-                write_geojson(files.geojson, labels, name, files.nuclei)
+                write_geojson(files.geojson, labels, image_id, files.nuclei)

@@ -15,8 +15,8 @@ from tifffile import PHOTOMETRIC
 from data.files import File, UserError, decoding
 from data.pixels import ORIENTATION_TAG, check_image, check_size, drop_alpha, find_level, invert, turn_image
 
-MAX_CHUNK_BYTES = 2**31  # of one strip or tile of a TIFF when it is decoded
-MIN_REDUCTION = 1.5  # of width and height, from a level of a pyramid to the next
+MAX_CHUNK_BYTES = 2**31  # size of the largest strip or tile of a TIFF when it is decoded
+MIN_REDUCTION = 1.5  # factor of width and height, at least, from a level of a pyramid to the next
 MAX_LEVEL_ERROR = 2  # pixels; levels are rounded
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ROW_CHANNELS = {  # photometric interpretation -> numbers of channels, of the pages that `TiffRows` reads
@@ -161,7 +161,7 @@ def check_page(page: tifffile.TiffPage, file: File) -> None:
     with decoding(file):
         offsets = page.dataoffsets
         sizes = page.databytecounts
-        numbers = (*page.shape, *page.chunks, *page.chunked, *offsets, *sizes)  # or what is damaged
+        numbers = (*page.shape, *page.chunks, *page.chunked, *offsets, *sizes)  # if they are not damaged
         end = page.parent.filehandle.size
         value_bytes = page.dtype.itemsize
     has_numbers = all(isinstance(number, int) for number in numbers)
@@ -205,7 +205,7 @@ def _tiff_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> np.
             palette = (page.colormap >> 8).astype(np.uint8)  # (3, 256), 16 bits in the file
             return np.moveaxis(palette[:, image], 0, -1)
     if page.photometric == PHOTOMETRIC.SEPARATED and image.ndim == 3 and image.dtype == np.uint8:
-        light = 255 - image[..., :4].astype(np.uint16)  # of cyan, magenta, yellow and black ink
+        light = 255 - image[..., :4].astype(np.uint16)  # ink of cyan, magenta, yellow and black takes light away
         return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
     channels = image.shape[-1] if image.ndim == 3 else 1
     if channels in (2, 4) and page.photometric != PHOTOMETRIC.RGB and not has_alpha(page):

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data.intensity import brightness
 
-EDGE_DIFFERENCE = 0.5  # of their standard deviation; facing edges of neighbouring tiles differ less
+EDGE_DIFFERENCE = 0.5  # share of their standard deviation; facing edges of neighbouring tiles differ less
 FLAT_VARIANCE = 1e-12  # an edge of less variance is constant, which proves nothing
 
 

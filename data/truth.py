@@ -5,7 +5,6 @@ Out: labels (H, W) int32, 0 background, one number per nucleus.
 """
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +19,9 @@ from data.channels import pick_gray_or_colours
 from data.files import File, UserError
 from data.images import read_image
 from data.intensity import brightness
-from data.label_files import check_jpeg, is_background, is_binary, part_mask, read_label_file, read_values
+from data.label_files import check_jpeg, is_background, is_binary, number_pieces, read_label_file, read_values
 from data.layouts import check_one_truth, format_names
-from data.nuclei import local_contrast
+from data.nuclei import diameter_of_disk, local_contrast
 from data.outputs import prediction_files
 from data.sources import Sample
 from data.stacks import read_sample_image
@@ -33,15 +32,15 @@ LABELS_KIND = "label pictures"
 BINARY_KIND = "black and white pictures, each connected piece taken for one nucleus"
 OUTLINE_KINDS = {".zip": "ROI sets", ".roi": "ROI sets", ".geojson": "GeoJSON"}
 # Where truth looks wrong.
-MIN_NUCLEI = 4  # of an image; fewer may all lie at its border by chance
+MIN_NUCLEI = 4  # smallest number of nuclei that is judged; fewer may all lie at the border by chance
 MIN_IMAGES = 4  # fewer may all have one nucleus by chance
-MIN_CONTRAST = 0.5  # of `local_contrast`; 1 or more where labels are right, 0.4 at most where they are of other images
+MIN_TRUE_CONTRAST = 0.5  # least `local_contrast`; it is 1 or more where labels are right, at most 0.4 on other images
 MIN_BRIGHTNESS = 1e-30  # keeps a black image from a division by 0
-MAX_BORDER_SHARE = 0.8  # of nuclei at the border of an image
+MAX_BORDER_SHARE = 0.8  # share of the nuclei that may lie at the border of an image
 MIN_PIECE_AREA = 10  # pixels; smaller pieces are fragments
-MAX_PIECES = 2  # of a number, in the mean; labels of more are classes
-FULL = 255  # numbers in 8 bits
-MAX_PIECES_FULL = 1.1  # of a number, where all numbers of 8 bits are used
+MAX_PIECES = 2  # mean number of pieces of one label; with more, labels are classes
+FULL = 255  # the highest of 8 bits
+MAX_PIECES_FULL = 1.1  # the same, where all numbers of 8 bits are used
 
 
 def load_samples(samples: Sequence[Sample], channel: str | None = None) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -86,10 +85,10 @@ def read_true_image(sample: Sample, channel: str | None = None) -> np.ndarray:
         channel: of `pick_channels`; None: that in which Predict_masks.py found the labels, or one with a nuclear name.
     """
     image = read_sample_image(sample)
-    return pick_gray_or_colours(image, channel or read_seen(sample).get("channel") or None, sample.image)
+    return pick_gray_or_colours(image, channel or read_prediction_row(sample).get("channel") or None, sample.image)
 
 
-def read_seen(sample: Sample) -> dict:
+def read_prediction_row(sample: Sample) -> dict:
     """How the image of labels/ID.tif was seen, as tables/ID.json beside it says; {} for any other truth."""
     labels = sample.truths[0] if len(sample.truths) == 1 else None
     if not isinstance(labels, Path):
@@ -129,7 +128,7 @@ def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
         labels[mask] = number
     has_sole_mask = len(sample.masks) == 1
     if has_sole_mask and label(labels).max() > 1:  # it holds all nuclei
-        return part_mask(labels > 0, sample.masks[0])
+        return number_pieces(labels > 0, sample.masks[0])
     return labels
 
 
@@ -181,9 +180,9 @@ class TruthMeasures(NamedTuple):
     """What tells whether the labels of one image are right."""
 
     areas: np.ndarray  # (K,) pixels, of each nucleus
-    border_share: float  # of the nuclei
-    contrast: float  # of `local_contrast`, without its sign
-    pieces: float  # connected ones for each nucleus, without fragments
+    border_share: float  # share of the nuclei that lie at the border
+    contrast: float  # `local_contrast` without its sign
+    pieces: float  # mean number of connected pieces of a nucleus, without fragments
 
 
 def measure_truth(image: np.ndarray, labels: np.ndarray) -> TruthMeasures:
@@ -195,7 +194,7 @@ def measure_truth(image: np.ndarray, labels: np.ndarray) -> TruthMeasures:
     at_border = len(np.unique(border[border > 0]))
     pieces = np.bincount(label(labels, background=0, connectivity=2).ravel())[1:]
     gray = brightness(image).astype(np.float32)
-    with np.errstate(invalid="ignore"):  # of numbers without a pixel
+    with np.errstate(invalid="ignore"):  # a number without a pixel has no mean
         contrast = abs(local_contrast(gray / max(np.abs(gray).max(), MIN_BRIGHTNESS), labels))
     return TruthMeasures(areas, at_border / count, contrast, np.count_nonzero(pieces >= MIN_PIECE_AREA) / count)
 
@@ -220,7 +219,7 @@ def describe_truth(
     areas = np.concatenate([measure.areas for measure in measures])
     line = f"{len(samples)} images, {describe_kinds(samples)}, {len(areas):,} nuclei"
     if len(areas):
-        line += f", median {math.sqrt(4 / math.pi * np.median(areas)):.0f} pixels wide"
+        line += f", median {diameter_of_disk(np.median(areas)):.0f} pixels wide"
     suspects = {}
     for sample, measure in zip(samples, measures, strict=True):
         for reason in find_faults(measure):
@@ -246,6 +245,6 @@ def find_faults(measure: TruthMeasures) -> list[str]:
         faults.append("have numbers that lie in several pieces; are they classes, and not one number a nucleus?")
     if count >= MIN_NUCLEI and measure.border_share > MAX_BORDER_SHARE:
         faults.append("have nearly all nuclei at the border; is the truth of a part of the image?")
-    if measure.contrast < MIN_CONTRAST:
+    if measure.contrast < MIN_TRUE_CONTRAST:
         faults.append("have nuclei that hardly differ from what is around them; is the truth of another image?")
     return faults

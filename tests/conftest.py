@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.draw import disk
 
-from data.crops import Crops, Pair
+from data.crops import Crops, TrainingImage
 from data.files import run_script
 from data.options import TrainingOptions
 from data.sources import find_samples
@@ -84,7 +84,7 @@ def draw_tiled(pictures=3, singles=12):
 
 def draw_pair(shape=(64, 80), seed=0):
     image, labels = draw_nuclei(shape, seed)
-    return Pair(image / np.float32(255), labels)
+    return TrainingImage(image / np.float32(255), labels)
 
 
 def make_crops(options=SMALL, **more):

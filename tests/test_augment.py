@@ -150,7 +150,7 @@ def test_half_of_the_crops_are_centred_on_nuclei():
 
 
 def test_a_crop_larger_than_its_image_lies_in_its_middle(monkeypatch):
-    monkeypatch.setattr(augment, "SCALES", (0.5, 0.5))
+    monkeypatch.setattr(augment, "MAGNIFICATIONS", (0.5, 0.5))
     gray, labels = draw_pair((64, 64))
     gray = (gray + gray[::-1, ::-1]) / 2  # is its own turn by 180 degrees
     for seed in range(10):
@@ -160,7 +160,7 @@ def test_a_crop_larger_than_its_image_lies_in_its_middle(monkeypatch):
 
 @pytest.mark.parametrize(("scale", "noise"), [(0.9, 1), (0.5, 1 / 2), (0.3, 1 / 4), (0.2, 1 / 4)])
 def test_a_smaller_scale_averages_the_noise(scale, noise, monkeypatch):
-    monkeypatch.setattr(augment, "SCALES", (scale, scale))
+    monkeypatch.setattr(augment, "MAGNIFICATIONS", (scale, scale))
     gray = np.random.default_rng(0).normal(0.5, 0.1, (800, 800)).astype(np.float32)
     labels = np.zeros(gray.shape, np.int32)
     for seed in range(5):

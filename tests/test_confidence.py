@@ -80,7 +80,7 @@ def answer_at(level):
 
 def make_job(nucleus):
     """A job at full size with these probabilities of nucleus, and no borders."""
-    return PredictionJob(nucleus, probabilities=(nucleus, np.zeros_like(nucleus)), scales=(0,))
+    return PredictionJob(nucleus, probabilities=(nucleus, np.zeros_like(nucleus)), halvings=(0,))
 
 
 def test_a_threshold_that_separates_better_is_chosen():

@@ -34,7 +34,7 @@ def test_a_batch_shows_the_images_that_were_drawn_for_it(monkeypatch):
     batches = make_crops()
     for index in range(len(batches)):
         images, _ = batches.draw_images(index)
-        np.testing.assert_array_equal(batches[index][0][..., 0], [batches.pairs[image][0] for image in images])
+        np.testing.assert_array_equal(batches[index][0][..., 0], [batches.images[image][0] for image in images])
 
 
 def test_a_small_share_of_the_crops_has_no_nuclei(monkeypatch):
@@ -60,7 +60,7 @@ def test_half_of_the_tissue_crops_are_in_other_stains_each_time(monkeypatch):
     monkeypatch.setattr(crops, "EMPTY_SHARE", 0)
     monkeypatch.setattr(crops, "draw_crop", lambda gray, labels, *_, **__: (gray, labels))
     image, labels = draw_nuclei(stained=True)
-    pair = crops.Pair(to_grayscale(image), labels, optical_density(image))
+    pair = crops.TrainingImage(to_grayscale(image), labels, optical_density(image))
     batches = crops.Crops([pair, pair._replace(density=None)], [0.5, 0.5], SMALL)
 
     def draw(image_index, seed):
@@ -114,7 +114,7 @@ def test_images_of_wide_nuclei_are_drawn_as_such(monkeypatch):
     monkeypatch.setattr(crops, "draw_crop", draw_whether_wide)
     wide = np.zeros((64, 64), np.int32)
     wide[10:50, 10:50] = 1  # a disk of its area is 45 pixels wide
-    pairs = [draw_pair((64, 64)), crops.Pair(wide.astype(np.float32), wide)]
+    pairs = [draw_pair((64, 64)), crops.TrainingImage(wide.astype(np.float32), wide)]
     batches = crops.Crops(pairs, [0.5, 0.5], SMALL)
     assert batches.has_wide_nuclei == [False, True]
     for index in range(len(batches)):

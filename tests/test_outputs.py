@@ -105,7 +105,7 @@ def test_two_sources_do_not_share_the_default_folder(working_folder):
     for _ in range(2):
         for source, folder in zip(sources, expected, strict=True):
             out = outputs.default_out(source)
-            outputs.claim_out(out, source)
+            outputs.record_sources(out, source)
             assert out == Path(folder)
             assert outputs.read_sources(out) == [str(working_folder / source)]
 
@@ -121,8 +121,8 @@ def test_a_folder_of_unknown_origin_is_not_the_default(working_folder):
 
 
 def test_a_folder_that_was_named_may_hold_several_sources(working_folder):
-    outputs.claim_out("out", "b", "a")
-    outputs.claim_out("out", "c")
+    outputs.record_sources("out", "b", "a")
+    outputs.record_sources("out", "c")
     assert outputs.read_sources("out") == [str(working_folder / name) for name in "abc"]
 
 

@@ -59,17 +59,17 @@ def test_weights_may_start_a_training_whose_validation_images_they_do_not_know(t
 
 
 def test_a_finished_training_is_replaced_only_where_that_is_said_and_kept(tmp_path):
-    records.keep_former(tmp_path, overwrite=False)  # an empty folder
+    records.back_up_training(tmp_path, overwrite=False)  # an empty folder
     records.save_record(tmp_path, RECORD)
     (tmp_path / "unet.keras").write_text("weights")
     with pytest.raises(UserError, match=r"holds a finished training.*--overwrite"):
-        records.keep_former(tmp_path, overwrite=False)
-    records.keep_former(tmp_path, overwrite=True)
+        records.back_up_training(tmp_path, overwrite=False)
+    records.back_up_training(tmp_path, overwrite=True)
     names = ["training.json", "training.json.before", "unet.keras", "unet.keras.before"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
     assert (tmp_path / "unet.keras.before").read_text() == "weights"
     (tmp_path / "last.weights.h5").touch()  # an interrupted training is no finished one
-    records.keep_former(tmp_path, overwrite=False)
+    records.back_up_training(tmp_path, overwrite=False)
 
 
 def test_a_folder_can_be_resumed_by_its_own_run_until_the_end(tmp_path):

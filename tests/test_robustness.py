@@ -146,7 +146,7 @@ def test_nuclei_that_cover_most_of_a_picture_are_told_from_a_bright_background(u
     ]
     rng = np.random.default_rng(0)
     confluent = (20 + 130 * grown + 3 * rng.standard_normal(crop.shape)).astype(np.uint8)
-    assert Preprocessed_data.has_bright_background(confluent)
+    assert Preprocessed_data.detect_bright_background(confluent)
     found, job = Predict_masks.segment_image(unet, confluent)
     assert job.reading == "dark background" and 14 <= found.max() <= 18
     # Pale nuclei on a bright background stay what they are, and an option decides.

@@ -109,7 +109,7 @@ def test_few_nuclei_of_another_background_do_not_outdo_many_of_the_usual_one(rad
         job.labels_future = Future()
         job.labels_future.set_result(mask.astype(np.int32))
         jobs.append(job)
-    jobs[1].must_cover = True
+    jobs[1].must_be_confluent = True
     assert choose_job(jobs).reading == chosen
 
 
@@ -167,7 +167,7 @@ def test_narrow_nuclei_are_predicted_at_double_size(unet):
         for column in range(8, 90, 14):
             field[disk((row, column), 4, shape=field.shape)] = 180
     labels, job = Predict_masks.segment_image(unet, field)
-    assert job.scales == (-1,)
+    assert job.halvings == (-1,)
     assert labels.max() == 24
 
 

@@ -91,7 +91,7 @@ def test_the_halo_is_as_wide_as_an_answer_of_the_network_depends_on(small_strips
     model = Model.Unet(2, 4).build()
     gray = np.random.default_rng(0).random((150, 300), np.float32)
     network = functools.partial(Predict_masks.predict_probability, model)
-    predict = functools.partial(scales.predict_scales, network, scales=range(halvings + 1))
+    predict = functools.partial(scales.predict_scales, network, halvings=range(halvings + 1))
     halo = Predict_masks.HALO_PIXELS * 2 ** (2 + halvings)
     strips = slides.predict_strips(gray.shape, reader(gray), predict, halo, name="a")
     np.testing.assert_allclose(np.concatenate(list(strips), axis=1), predict(gray), atol=1e-5)
