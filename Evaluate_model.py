@@ -373,7 +373,7 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
     left.set_yticks(range(len(groups)), [f"{kind}\nn = {len(g)}" for kind, g in groups.items()])
     left.set(xlabel="Dice", title="Every image, quartiles, median", ylim=(len(groups) - 0.5, -0.5))
     right.set(xlabel="IoU threshold", ylabel="TP / (TP + FP + FN)", ylim=(-0.02, 1.02))
-    right.set_title("Precision at each IoU threshold, mean over images")
+    right.set_title("AP at each IoU threshold, mean over images")
     right.legend(title="AP", frameon=False, alignment="left", loc="lower left")
     left.grid(axis="x", alpha=0.3)
     right.grid(alpha=0.3)

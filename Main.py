@@ -1,7 +1,7 @@
 """The tour: loads the trained weights, predicts, shows the pictures and reports the Dice score.
 
 In:  images with truth: --data, else data/stage1_train or data/stage1_train.zip, else data/sample;
-     the weights, and beside them training.json with the ids they were trained on, never scored.
+     the weights, and beside them training.json, whose training images are never scored.
 Out: in --out (default data/<source name>_predicted) what Predict_masks.py and Evaluate_model.py
      write with --report, and comparison.png: image, nuclei found, and the difference to the truth.
 

@@ -129,7 +129,8 @@ def train(
     options = options.with_crops(len(record["training_ids"]))
     record |= {"options": dataclasses.asdict(options), "run_id": run_id}
     training = [pairs[name] for name in record["training_ids"]]
-    validation = [pairs[name] for name in record["validation_ids"]] or training
+    validation = [pairs[name] for name in record["validation_ids"]]
+    validation = validation or training  # of one picture alone: its Dice is then of what is trained on
     counts = f"{len(training)} images to train on, {len(record['validation_ids'])} to validate"
     print(f"{counts}, {', '.join(map(str, data))}")
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
@@ -338,7 +339,7 @@ class ShowEpochs(keras.callbacks.Callback):
         self.keeper = keeper
         self.network = network  # of `Model.plain_copy`; is given the weights of the epoch
         self.examples = examples
-        self.bar = None  # of `fit_epochs`
+        self.bar: tqdm | None = None  # `fit_epochs` opens it
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the bar anew."""
@@ -371,7 +372,8 @@ class ShowEpochs(keras.callbacks.Callback):
 def fit_epochs(model: keras.Model, options: TrainingOptions, shower: ShowEpochs, loggers: list) -> None:
     """Fits the epochs that are not done, and shows them; the process that writes has a bar in its terminal."""
     keeper = shower.keeper
-    with tqdm(total=options.steps_per_epoch, unit="batch", leave=False, disable=keeper.hides_bars) as shower.bar:
+    with tqdm(total=options.steps_per_epoch, unit="batch", leave=False, disable=keeper.hides_bars) as bar:
+        shower.bar = bar
         if len(keeper.history) < options.epochs:
             model.fit(
                 Batches(keeper.crops),

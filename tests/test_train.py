@@ -186,7 +186,7 @@ def test_a_training_shows_how_it_goes_and_what_comes_next(trained, noted):
     shown = [line for line in lines if line.startswith("epoch ")]
     assert len(shown) == 3
     for row, line in zip(history, shown, strict=True):
-        scores = f"loss {row['loss']:.4f}, Dice {row['dice']:.4f}, val_dice {row['val_dice']:.4f}"
+        scores = f"loss {row['loss']:.4f}, training Dice {row['dice']:.4f}, validation Dice {row['val_dice']:.4f}"
         assert line.startswith(f"epoch {row['epoch']}/3: {row['seconds']} s, {scores}, ")
     assert shown[0].endswith(", kept")
     assert any(re.search(r"images, one file a nucleus, \d+ nuclei, median \d+ pixels wide$", line) for line in lines)
