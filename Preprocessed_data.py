@@ -272,7 +272,7 @@ def split_data(
     """Splits ids into training and validation, groups of tiles whole, kinds in proportion.
 
     Args:
-        ids: N names.
+        ids: N, one for each image.
         images: N images, (H, W) or (H, W, 3).
         fraction: wanted share of validation, in (0, 0.5]; one of round(1 / fraction) folds.
         seed: of the shuffling.

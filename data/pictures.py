@@ -287,18 +287,18 @@ def show_predictions(out: str | Path) -> Path:
     Raises:
         UserError: no predictions are there.
     """
-    names = find_predictions(out)
-    if not names:
+    ids = find_predictions(out)
+    if not ids:
         raise UserError(f"{out}: no masks; python Predict_masks.py writes some")
     pictures = []
     titles = []
-    for index in np.unique(np.linspace(0, len(names) - 1, SHOWN_IMAGES).astype(int)):
-        files = prediction_files(out, names[index])
+    for index in np.unique(np.linspace(0, len(ids) - 1, SHOWN_IMAGES).astype(int)):
+        files = prediction_files(out, ids[index])
         with open_rows(files.labels) as labels:
             nuclei = max(int(strip.max()) for strip in iterate_strips(labels))
             small_labels = subsample(labels, LABEL_PIXELS)
         pictures += draw_thumbnails(read_image(files.overlay), small_labels)
-        titles += [names[index][:24], f"{nuclei} nuclei"]
+        titles += [ids[index][:24], f"{nuclei} nuclei"]
     picture = Path(out, "predictions.png")
     save_contact_sheet(pictures, titles, picture)
     show_pictures(picture)
