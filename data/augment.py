@@ -23,15 +23,15 @@ HALVE_BELOW = 2**-0.5  # factor of size below which neighbouring pixels are aver
 # Shares of the optical density in green and in blue that are added to haematoxylin, which is mostly that in red.
 GREEN_SHARES = (-0.3, 1.5)  # at 1.5 strong eosin counts about half as much as haematoxylin
 BLUE_SHARES = (-0.3, 0.4)
-# Shares of the crops that are changed so.
+# Shares of the crops that each change of intensity is applied to.
 DIMMED_SHARE = 0.4
 HAZY_SHARE = 0.5
 TILTED_SHARE = 0.3
 BLURRED_SHARE = 0.3
 NOISY_SHARE = 0.5  # for each of the two sorts of noise
 REDUCED_CONTRAST_SHARE = 0.5
-# Intensity.
-KEPT_NUCLEI = 0.5  # share of the nuclei of such a crop that are not dimmed
+# How far intensity is changed.
+KEPT_NUCLEI = 0.5  # share of the nuclei of a dimmed crop that keep their brightness
 DIMMED_SIGNALS = (0.2, 1)  # share of its signal that a dimmed nucleus keeps
 SMOOTHING = 1.5  # pixels, standard deviation of the filter that keeps dimming from adding an edge
 GAMMAS = (0.5, 1.5)  # above 1 dim rims fade

@@ -20,7 +20,7 @@ FIXED_EDGES_SHARE = 0.2
 VARIED_STAIN_SHARE = 0.5  # share of the crops of stained tissue; the others are as prediction sees them
 EMPTY_SHARE = 0.04  # share of the crops that have no nuclei and no image
 WIDE_DIAMETER = 33  # pixels; images of wider nuclei are shown at half their size too
-BORDER_WIDTH = 5  # pixels; a pixel whose surroundings of 5×5 pixels hold two nuclei is border
+BORDER_WIDTH = 5  # pixels; a pixel is border where the square of this side around it holds two nuclei
 
 
 class TrainingImage(NamedTuple):
@@ -36,7 +36,7 @@ class Crops:
 
     A batch holds gray (batch, size, size, 1) and targets (batch, size, size, 3), as in
     `make_target`. Each of several processes draws every n-th batch; the batches of epochs that are
-    done are left out. In the last ones, FIXED_EDGES_SHARE, nothing moves the edges of nuclei.
+    done are left out. The last ones, FIXED_EDGES_SHARE, have neither blur nor gamma.
     """
 
     def __init__(
