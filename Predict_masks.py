@@ -82,14 +82,7 @@ from data.sources import Sample, find_samples
 from data.stacks import expand_planes, open_sample, read_whole
 from data.tiffs import TiffRows
 from Model import HALO_PIXELS, depth_of, fastest_precision, keras, load_unet, predict_probability, read_calibration
-from Preprocessed_data import (
-    apply_normalization,
-    detect_stain,
-    find_colours,
-    measure_normalization,
-    prepare_image,
-    to_display,
-)
+from Preprocessed_data import detect_stain, find_colours, measure_normalization, prepare_image, to_display
 
 DEFAULTS = PredictionOptions()
 READ_AHEAD = 8  # images
@@ -414,7 +407,7 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
         strip = image[start:stop]
         if has_colours:
             strip = strip[..., channel]
-        gray = apply_normalization(strip, normalization)
+        gray = normalization.apply(strip)
         gray[brightness(strip) > normalization.debris] = 0  # as if it were background
         if ground is not None:
             rows = np.arange(start, stop) // step

@@ -76,6 +76,12 @@ class Normalization(NamedTuple):
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: float = np.inf  # what is brighter is no nucleus
 
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """The gray (H, W) of a part of the image, (H, W) or (H, W, 3), as of `to_grayscale`; ground is not sought."""
+        channel = select_channel(image, self.has_bright_background, self.is_stained)
+        channel = remove_outliers(channel, self.background_level, self.noise)
+        return normalize(channel, self.low, self.high)
+
 
 def to_grayscale(image: np.ndarray) -> np.ndarray:
     """Makes the single channel that the network sees, in which nuclei are bright.
@@ -95,18 +101,6 @@ def to_grayscale(image: np.ndarray) -> np.ndarray:
     [[0.0, 0.0, 0.5], [0.0, 1.0, 1.0]]
     """
     return prepare_image(image)[0]
-
-
-def apply_normalization(image: np.ndarray, normalization: Normalization) -> np.ndarray:
-    """Makes the gray of a part of an image by the normalization of the whole; it does not look for ground.
-
-    Args:
-        image: (H, W) or (H, W, 3), any real dtype.
-        normalization: of `measure_normalization`.
-    """
-    channel = select_channel(image, normalization.has_bright_background, normalization.is_stained)
-    channel = remove_outliers(channel, normalization.background_level, normalization.noise)
-    return normalize(channel, normalization.low, normalization.high)
 
 
 def prepare_image(

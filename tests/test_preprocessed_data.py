@@ -19,7 +19,6 @@ from data.truth import load_samples
 from Preprocessed_data import (
     TISSUE_DATA,
     TRAINING_DATA,
-    apply_normalization,
     find_training_data,
     format_summary,
     hold_out_kind,
@@ -122,7 +121,7 @@ def test_the_same_image_in_8_and_16_bits_gives_the_same_gray(stained):
 
 def test_a_part_of_an_image_is_grayed_as_the_whole():
     for image in (RNG.integers(0, 90, (60, 50), np.uint8), 255 - RNG.poisson(5, (60, 50, 3))):
-        part = apply_normalization(image[20:30], measure_normalization(image))
+        part = measure_normalization(image).apply(image[20:30])
         np.testing.assert_array_equal(part, to_grayscale(image)[20:30])
 
 
