@@ -49,7 +49,7 @@ from data.matching import (
     panoptic_quality,
     ratio,
 )
-from data.outputs import provenance_of_run, read_provenance, without_channel
+from data.outputs import provenance_of_run, read_provenance, without_seen
 from data.predictions import find_predicted, read_predicted
 from data.records import KEPT_WEIGHTS, read_training_record
 from data.report import write_report
@@ -167,7 +167,7 @@ def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -
     known = []  # pairs of a provenance and the first file that has it
     for file in files:
         try:
-            provenance = without_channel(provenance_of_run(read_provenance(file)))
+            provenance = without_seen(provenance_of_run(read_provenance(file)))
         except (OSError, UserError):
             continue  # named when it is read whole
         if provenance and provenance not in [other for other, _ in known]:

@@ -23,16 +23,17 @@ import numpy as np
 from data.channels import likely_channel
 from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
-from data.outputs import default_out, find_complete, prediction_files
+from data.outputs import default_out, find_complete, find_optional, prediction_files, prepare_out
 from data.pictures import save_comparison, show_pictures
 from data.records import find_record
+from data.results import save_optional
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
 from data.tables import report_tables
 from data.truth import read_labels
 from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
 from Model import load_unet
-from Predict_masks import PredictionOptions, describe_provenance, predict_samples, prepare_out, show_predictions
+from Predict_masks import PredictionOptions, describe_provenance, predict_samples, show_predictions
 from Preprocessed_data import find_training_data, to_display
 
 
@@ -80,15 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_truth(data)  # stops now, before the prediction, if the source has no truth
     provenance = describe_provenance(args.weights, options)
     unfinished = prepare_out(samples, out, provenance, [data], args.overwrite)
+    former = find_optional(out, unfinished)
     _, unread = predict_samples(unfinished, model, out, provenance, options)
     predicted = [sample.id for sample in samples if sample.id not in unread]
     rows, unscored = evaluate(data, out, predicted)
     print(format_table(rows))
     scores = save_scores(rows, out)
     report_tables(out, find_complete(out), predicted)
-    predictions = show_predictions(out)
+    save_optional(out, predicted, former)
     comparison = compare_with_truth(samples, rows, out)
-    print(f"saved masks, labels and overlays too, and {predictions} and {comparison}")
+    print(f"saved masks, labels and overlays too, and {show_predictions(out)} and {comparison}")
     report_scores(data, out, rows, scores)
     show_pictures(comparison)
     return 1 if unread or unscored else 0

@@ -58,9 +58,10 @@ from data.confidence import finish_nuclei
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script
 from data.images import SceneRows, read_shape, subsample
 from data.intensity import brightness
+from data.layouts import OPTIONAL_FOLDERS
 from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.omezarr import import_zarr
-from data.outputs import Provenance, default_out, find_unfinished, make_folders, record_sources, remove_unfinished
+from data.outputs import Provenance, default_out, find_optional, make_folders, prepare_out, remove_unfinished
 from data.pictures import show_predictions
 from data.pixels import check_image
 from data.report import REPORT
@@ -418,27 +419,6 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
     return read_gray
 
 
-def prepare_out(
-    samples: Sequence[Sample], out: Path, provenance: Provenance, sources: Sequence[str], overwrite: bool
-) -> Sequence[Sample]:
-    """Makes the folder of the results, and returns the samples that are to be predicted into it.
-
-    Raises:
-        UserError: results of other weights or settings lie there, and are not to be overwritten.
-    """
-    record_sources(out, *sources)
-    remove_unfinished(out)
-    if overwrite:
-        return samples
-    unfinished = find_unfinished(samples, out, provenance)
-    done = len(samples) - len(unfinished)
-    if done == len(samples):
-        print(f"all {done} images are done already; --overwrite predicts them anew")
-    elif done:
-        print(f"{done} of {len(samples)} images are done; --overwrite to redo")
-    return unfinished
-
-
 # Many machines: what a worker of a cluster does.
 
 
@@ -480,6 +460,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load_unet(args.weights, args.precision)
     provenance = describe_provenance(args.weights, options)
     unfinished = prepare_out(samples, out, provenance, args.data, args.overwrite)
+    former = find_optional(out, unfinished)
     started = time.perf_counter()
     if args.scheduler and unfinished:
         paths = [args.weights, out, *args.data]
@@ -493,7 +474,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if written:
         print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
-    write_results(out, ids, skipped, args)
+    write_results(out, ids, skipped, args, former)
     if args.show:
         print(f"saved the picture of them to {show_predictions(out)}")
     if not args.report:
@@ -503,7 +484,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if skipped:
         print(describe_skipped(sorted(skipped)))
         if any("--channel" in reason for reason in skipped.values()):
-            print(f"predict them alone: python Predict_masks.py --data IMAGE --channel NAME --out {out}")
+            more = "".join(f" --{name}" for name in OPTIONAL_FOLDERS if getattr(args, name))
+            print(f"predict them alone: python Predict_masks.py --data IMAGE --channel NAME --out {out}{more}")
     return 1 if skipped else 0
 
 

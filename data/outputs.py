@@ -22,6 +22,7 @@ from data.run_lengths import encode_runs
 from data.sources import has_wildcard, source_name
 
 IMAGE_KEYS = ("image", "seen")  # keys of a provenance on one image: its size and checksum, and how it was seen
+SEEN_OPTIONS = ("channel", "background", "project", "diameter", "level", "pixel_size")  # each image may have its own
 PROVENANCE_KEY = "provenance="  # begins its line in ImageJ's description; other descriptions are nothing else
 MICROMETRES_PER_CM = 10_000
 TIFF_TILE = 512  # pixels, side of a tile in the files of large images
@@ -53,6 +54,15 @@ class PredictionFiles:
         """Whether labels, mask, overlay and tables are there."""
         files = (self.labels, self.existing_mask(), self.overlay, self.nuclei, self.row)
         return all(file.exists() for file in files)
+
+    def optional(self) -> dict[str, Path]:
+        """The files that an option of Predict_masks.py asks for, by its name."""
+        return {"rois": self.rois, "geojson": self.geojson, "zarr": self.zarr}
+
+    def remove_optional(self) -> None:
+        """Removes the files that an option asks for, as their labels are about to be replaced."""
+        for file in self.optional().values():
+            remove(file)
 
     def read_row(self) -> dict:
         """What images.csv says of the image, by the names of the columns; None for an empty cell."""
@@ -141,6 +151,33 @@ def find_complete(out: str | Path) -> list[str]:
     return [image_id for image_id in find_predictions(out) if prediction_files(out, image_id).are_complete()]
 
 
+def find_optional(out: str | Path, samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Of these images the ids that have a file of an option: option -> ids."""
+    files = {sample.id: prediction_files(out, sample.id).optional() for sample in samples}
+    return {option: [image_id for image_id in files if files[image_id][option].exists()] for option in OPTIONAL_FOLDERS}
+
+
+def prepare_out(
+    samples: Sequence[Sample], out: Path, provenance: Provenance, sources: Sequence[str], overwrite: bool
+) -> Sequence[Sample]:
+    """Makes the folder of the results, and returns the samples that are to be predicted into it.
+
+    Raises:
+        UserError: results of other weights or settings lie there, and are not to be overwritten.
+    """
+    record_sources(out, *sources)
+    remove_unfinished(out)
+    if overwrite:
+        return samples
+    unfinished = find_unfinished(samples, out, provenance)
+    done = len(samples) - len(unfinished)
+    if done == len(samples):
+        print(f"all {done} images are done already; --overwrite predicts them anew")
+    elif done:
+        print(f"{done} of {len(samples)} images are done; --overwrite to redo")
+    return unfinished
+
+
 def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Provenance) -> list[Sample]:
     """The samples that lack a file, or whose labels are of another image, by its size and checksum.
 
@@ -161,8 +198,8 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
             )
         if not is_of_run(known, provenance):
             raise UserError(
-                f"{files.labels} was predicted with other weights or settings; "
-                "redo all with --overwrite, or name another --out"
+                f"{files.labels} was predicted with {describe_difference(known, provenance)}; "
+                "redo it alone or all with --overwrite, or name another --out"
             )
         if known.get("image") != describe_file(sample.image):
             unfinished.append(sample)
@@ -201,16 +238,29 @@ def provenance_of_run(provenance: Provenance) -> Provenance:
     return {key: value for key, value in provenance.items() if key not in IMAGE_KEYS}
 
 
-def without_channel(provenance: Provenance) -> Provenance:
-    """A provenance as if no channel had been named."""
+def without_seen(provenance: Provenance, run: Provenance | None = None) -> Provenance:
+    """A provenance as if it had been found out how the image is seen, but for what the options of a run say."""
     options = provenance.get("options")
-    return provenance | {"options": options | {"channel": None}} if options else provenance
+    if not options:
+        return provenance
+    said = (run or {}).get("options", {})
+    found_out = [name for name in SEEN_OPTIONS if name in options and said.get(name) is None]
+    return provenance | {"options": options | dict.fromkeys(found_out)}
 
 
 def is_of_run(known: Provenance, run: Provenance) -> bool:
-    """Whether labels are of the weights and settings of a run; a run without --channel keeps those of any channel."""
-    known = provenance_of_run(known)
-    return run in (known, without_channel(known))
+    """Whether labels are of the weights and settings of a run; what it does not say of SEEN_OPTIONS may be any."""
+    return without_seen(provenance_of_run(known), run) == run
+
+
+def describe_difference(known: Provenance, run: Provenance) -> str:
+    """What of the weights and settings of labels is not that of a run, in words."""
+    if known["weights_sha256"] != run.get("weights_sha256"):
+        return "other weights"
+    wanted = run.get("options", {})
+    options = without_seen(known, run).get("options", {})
+    others = [f"{name} {value}, not {wanted.get(name)}" for name, value in options.items() if value != wanted.get(name)]
+    return f"other options ({'; '.join(others)})" if others else "other thresholds or constants"
 
 
 def write_prediction(

@@ -6,6 +6,7 @@ Out: files of `data.outputs.prediction_files`, and files of all images in the sa
 
 import argparse
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,8 +33,9 @@ from data.report import write_report
 from data.runs import ImageWork, Run
 from data.scales import PredictionJob, describe_job
 from data.slides import iterate_strips
-from data.tables import report_tables, save_measurements, save_outlines
+from data.tables import report_tables, save_geojson, save_measurements, save_rois
 
+PLANE = re.compile(r"(_[stz]\d+)+$")  # end of the id of a plane or scene, as `data.stacks.expand_planes` makes it
 OVERLAY_PIXELS = 2048 * 2048  # pixels of the reduced overlay of a large image
 
 
@@ -48,6 +50,7 @@ def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarra
         picture: (H, W, 3) uint8, the image as people look at it.
     """
     files = prediction_files(run.out, work.sample.id)
+    files.remove_optional()
     save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job, run.options.channel)
     overlay = outline_nuclei(picture, labels)
     write_prediction(files, labels, overlay, add_image(run.provenance, work, job), work.pixel_size)
@@ -66,6 +69,7 @@ def write_slide(
         picture: (h, w, 3) uint8, the image as people look at it, of `subsample` with OVERLAY_PIXELS.
     """
     files = prediction_files(run.out, work.sample.id)
+    files.remove_optional()
     shape = work.image.shape[:2]
     provenance = add_image(run.provenance, work, job)
     save = functools.partial(save_tiles, shape=shape, provenance=provenance, pixel_size=work.pixel_size)
@@ -93,7 +97,13 @@ def add_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Pr
     return provenance | {"image": work.checksum, "seen": describe_job(job)}
 
 
-def write_results(out: Path, ids: Sequence[str], skipped: Mapping[str, str], args: argparse.Namespace) -> None:
+def write_results(
+    out: Path,
+    ids: Sequence[str],
+    skipped: Mapping[str, str],
+    args: argparse.Namespace,
+    former: Mapping[str, Sequence[str]],
+) -> None:
     """Writes the tables of all images, and what the options of Predict_masks.py ask for beside them; says where.
 
     Tables, report and Kaggle's table hold the images of earlier runs too, for their labels lie in the same folder.
@@ -103,17 +113,40 @@ def write_results(out: Path, ids: Sequence[str], skipped: Mapping[str, str], arg
         ids: of the images of this run that are predicted.
         skipped: id -> reason of the others; what an earlier run predicted for them is no answer to this one.
         args: the options.
+        former: of `find_optional`, of the images whose labels this run replaced: these files are written anew too.
     """
     print(f"saved masks, labels and overlays to {out}")
     all_ids = [image_id for image_id in find_complete(out) if image_id not in skipped]
     report_tables(out, all_ids, ids, skipped)
-    if args.rois or args.geojson:
-        save_outlines(out, ids, args.rois, args.geojson)
-        print(f"saved the outlines of nuclei to {out}, in rois/ or geojson/")
-    if args.zarr:
-        save_zarr(out, ids)
-        print(f"saved the labels as OME-Zarr to {out / 'zarr'}")
+    for name in find_counted_twice(all_ids):
+        print(f"{name} lies in {out} whole and in planes or scenes: the tables count it twice; name another --out")
+    save_optional(out, ids, {option: ids if getattr(args, option) else former[option] for option in former})
     if args.submission:
         print(f"saved Kaggle's table to {save_submission(out, all_ids)}")
     if args.report:
         print(f"saved the report to {write_report(out, all_ids, skipped=skipped)}")
+
+
+def save_optional(out: Path, ids: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> None:
+    """Writes ROIs, GeoJSON and OME-Zarr of images from their labels and tables, and says where.
+
+    Args:
+        out: folder of the predictions.
+        ids: images that are predicted.
+        wanted: option -> ids of the images that are to have its file; others than `ids` are left out.
+    """
+    for option, save in (("rois", save_rois), ("geojson", save_geojson), ("zarr", save_zarr)):
+        present = [image_id for image_id in wanted[option] if image_id in ids]
+        if present:
+            save(out, present)
+            print(f"saved the nuclei of {len(present)} images to {out / option} too")
+
+
+def find_counted_twice(ids: Sequence[str]) -> list[str]:
+    """Ids of images of which planes or scenes have ids of their own.
+
+    >>> find_counted_twice(["a", "a_t0_z1", "b_s02", "c"])
+    ['a']
+    """
+    wholes = {PLANE.sub("", image_id) for image_id in ids if PLANE.search(image_id)}
+    return sorted(wholes & set(ids))

@@ -106,6 +106,8 @@ def _expand_sources(sources: Iterable[str | Path]) -> list[Path]:
     """Replaces lists and wildcards by the paths they stand for, each once."""
     paths = {}
     for source in sources:
+        if not str(source).strip():
+            raise UserError('"" names no images; is a variable of the shell empty?')
         source = Path(source)
         is_list = source.suffix.lower() == ".txt" and source.is_file()
         for path in _read_list(source) if is_list else [source]:

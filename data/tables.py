@@ -27,7 +27,8 @@ NO_SIGNAL = "hardly more than noise"
 DEBRIS = "very bright debris was left out"
 VERY_WIDE = "very wide nuclei"
 WARNINGS = {  # warning about an image -> what to do
-    NO_NUCLEI: "Right for an empty field. If you see nuclei, predict it with --channel, --background or --diameter.",
+    NO_NUCLEI: "Right for an empty field, or where an option such as --min-area leaves out all nuclei. "
+    "If you see nuclei, predict it with --channel, --background or --diameter.",
     NO_SIGNAL: "Only what stands out from the noise is looked for: do not count very dim nuclei here.",
     DEBRIS: "Objects far brighter than all others are no nuclei. If one is, cut it out and predict it alone.",
     VERY_WIDE: "Their confidence is not reliable: look at the overlay. Where it is wrong, predict with --diameter.",
@@ -134,18 +135,23 @@ def report_tables(
     print(f"{found}; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
 
 
-def save_outlines(out: str | Path, ids: Sequence[str], with_rois: bool, with_geojson: bool) -> None:
-    """Writes ROI sets and GeoJSON of images, from their labels and tables.
+def save_rois(out: str | Path, ids: Sequence[str]) -> None:
+    """Writes ROI sets of images, from their labels.
 
     Raises:
         UserError: an image is too large for ROIs of ImageJ.
     """
     for image_id in ids:
         files = prediction_files(out, image_id)
+        files.rois.parent.mkdir(exist_ok=True)
         with open_rows(files.labels) as labels:
-            if with_rois:
-                files.rois.parent.mkdir(exist_ok=True)
-                write_rois(files.rois, labels)
-            if with_geojson:
-                files.geojson.parent.mkdir(exist_ok=True)
-                write_geojson(files.geojson, labels, image_id, files.nuclei)
+            write_rois(files.rois, labels)
+
+
+def save_geojson(out: str | Path, ids: Sequence[str]) -> None:
+    """Writes GeoJSON of images, from their labels and tables."""
+    for image_id in ids:
+        files = prediction_files(out, image_id)
+        files.geojson.parent.mkdir(exist_ok=True)
+        with open_rows(files.labels) as labels:
+            write_geojson(files.geojson, labels, image_id, files.nuclei)

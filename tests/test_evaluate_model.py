@@ -564,7 +564,7 @@ def test_table_has_a_row_for_all_and_one_for_each_kind():
     titles = "IoU AP AP50 F1@0.5 F1@0.7 AP75 precision recall PQ SQ RQ AJI count_error missed false merged split"
     assert [line.split()[0] for line in lines[1:]] == titles.split()
     assert lines[9].split() == ["PQ", *2 * ["0.600", "[0.600,", "0.600]"], "0.600", "[few", "images]"]
-    assert lines[-1].split() == ["split", "8", "6", "2"]  # errors are sums
+    assert lines[-1].split() == ["split", "12", "10", "2"]  # errors are sums
 
 
 def test_each_printed_score_stands_in_its_own_column():

@@ -214,19 +214,25 @@ def test_labels_of_other_weights_or_settings_are_refused(images, other):
     assert find_unfinished(images) == ["b"]
 
 
-def test_a_run_without_a_channel_keeps_the_labels_of_any(images):
+def test_a_run_keeps_labels_of_any_option_that_it_does_not_name(images):
     def named(channel, **more):
         """The provenance of a run with this --channel."""
-        return PROVENANCE | {"options": {"channel": channel, "diameter": None} | more}
+        return PROVENANCE | {"options": {"channel": channel, "diameter": None, "min_area": 0.0} | more}
 
     image = {"image": describe_file(images / "b.png")}
     write(images.parent / "out", "b", draw_nuclei()[1], named("2") | image)
     write(images.parent / "out", "c", draw_nuclei()[1], named(None) | {"image": describe_file(images / "c.png")})
     (images.parent / "out/masks/a.png").unlink(missing_ok=True)
     assert find_unfinished(images, named(None)) == ["a"]
-    for other in (named("1"), named(None, diameter=9)):
-        with pytest.raises(UserError, match=r"labels/b\.tif was predicted with other"):
+    for other, difference in (
+        (named("1"), r"channel 2, not 1"),
+        (named(None, diameter=9.0), r"diameter None, not 9\.0"),
+        (named("1", min_area=5.0), r"channel 2, not 1; min_area 0\.0, not 5\.0"),
+    ):
+        with pytest.raises(UserError, match=rf"labels/b\.tif was predicted with other options \({difference}\)"):
             find_unfinished(images, other)
+    with pytest.raises(UserError, match=r"labels/b\.tif was predicted with other weights"):
+        find_unfinished(images, named(None) | {"weights_sha256": "another"})
 
 
 @pytest.mark.parametrize("spacing", [{"indent": 2}, {"separators": (" ,", " : ")}, {"separators": (",", ":")}])

@@ -373,7 +373,7 @@ def test_a_rerun_predicts_what_is_missing_with_the_same_settings_only(tmp_path, 
     assert "all 2 images are done already" in again and "a second" not in again and "2 nuclei in 2 images" in again
     assert (out / "overlays/b.png").is_file() and (out / "labels/a.tif").stat().st_mtime_ns == before
     monkeypatch.setattr(nuclei, "MIN_AREA", 21)
-    with pytest.raises(UserError, match="other weights or settings.*--overwrite"):
+    with pytest.raises(UserError, match="other thresholds or constants; redo it alone or all with --overwrite"):
         Predict_masks.main(arguments)
     assert Predict_masks.main([*arguments, "--overwrite"]) == 0
     assert "are done" not in capsys.readouterr().out
@@ -546,10 +546,13 @@ def test_planes_are_images_of_their_own_and_a_projection_has_the_nuclei_of_all(t
     labels = work / "one/labels/a.tif"
     assert count_nuclei(work / "one", "a") == 12
     assert data.outputs.read_provenance(labels)["options"]["project"] == "max"
-    with pytest.raises(UserError, match="other weights or settings.*--overwrite"):
+    with pytest.raises(UserError, match=r"other options \(project max, not sum\); .*--overwrite"):
         predict(*arguments, "--project", "sum")
     predict(*arguments, "--project", "sum", "--overwrite")
     assert count_nuclei(work / "one", "a") == 12
+    assert "count it twice" not in capsys.readouterr().out
+    predict(*arguments)
+    assert "a lies in one whole and in planes or scenes: the tables count it twice" in capsys.readouterr().out
     assert data.outputs.read_provenance(labels)["options"]["project"] == "sum"
 
 
@@ -679,6 +682,20 @@ def test_outlines_are_written_where_they_are_wanted_later_too(tmp_path, predict)
     for feature in features:
         area = feature["properties"]["measurements"]["area_px"]
         assert area == int(nuclei[feature["properties"]["name"]]["area_px"])
+
+
+def test_outlines_follow_labels_that_are_replaced(tmp_path, predict, capsys):
+    source = save_fields(tmp_path / "images", ["a.png", "b.png"], 6)
+    command = ["--data", source, "--out", "out"]
+    work = predict(*command, "--rois", "--geojson")
+    capsys.readouterr()
+    predict(*command, "--overwrite", "--diameter", "20", "--min-area", "100000")
+    assert "saved the nuclei of 2 images to out/rois too" in capsys.readouterr().out
+    assert roifile.roiread(work / "out/rois/a.zip") == []
+    assert json.loads((work / "out/geojson/b.geojson").read_text())["features"] == []
+    # A run that is killed between labels and outlines leaves none, not those of other labels.
+    data.outputs.prediction_files(work / "out", "a").remove_optional()
+    assert sorted(file.name for file in (work / "out").glob("*/a.*")) == ["a.csv", "a.json", "a.png", "a.png", "a.tif"]
 
 
 # Python.

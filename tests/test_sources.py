@@ -276,6 +276,12 @@ def test_a_list_names_one_path_a_line(tmp_path):
 # Paths that are not there.
 
 
+@pytest.mark.parametrize("source", ["", " "])
+def test_an_empty_path_is_not_the_working_directory(source):
+    with pytest.raises(UserError, match="names no images; is a variable of the shell empty"):
+        find_samples(source)
+
+
 def test_a_typo_in_a_path_advises_about_the_path(tmp_path):
     write_tree(tmp_path, "experiment/day1/a.png")
     with pytest.raises(UserError, match=f"is {tmp_path}/experiment/day1 meant\\?") as error:
