@@ -130,7 +130,7 @@ def train(
     record |= {"options": dataclasses.asdict(options), "run_id": run_id}
     training = [pairs[name] for name in record["training_ids"]]
     validation = [pairs[name] for name in record["validation_ids"]]
-    validation = validation or training  # of one picture alone: its Dice is then of what is trained on
+    validation = validation or training  # one picture alone is trained on and scored
     counts = f"{len(training)} images to train on, {len(record['validation_ids'])} to validate"
     print(f"{counts}, {', '.join(map(str, data))}")
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
@@ -140,7 +140,7 @@ def train(
         network = Model.plain_copy(model)  # predicts whole images
         start = score_start(network, record, validation)
     if is_writer and not resume:
-        (out / CHECKPOINT).unlink(missing_ok=True)  # of another training
+        (out / CHECKPOINT).unlink(missing_ok=True)  # another training left it
     # The epochs that are not done, and then the scores of the weights that are kept.
     crops = Crops(training, probabilities, options, epochs_done=len(history), process=process, processes=processes)
     keeper = KeepEpochs(out, record, history, crops, validation, is_writer)
@@ -262,11 +262,11 @@ class KeepEpochs(keras.callbacks.Callback):
     def __init__(self, out, record, history, crops, validation, is_writer=True):
         super().__init__()
         self.out = out
-        self.record = record  # of `load_data`
+        self.record = record  # what `load_data` returned
         self.history = history  # one dict an epoch
-        self.crops = crops  # that the model is fitted to
+        self.crops = crops  # what the model is fitted to
         self.validation = validation  # pairs of gray and labels
-        self.is_writer = is_writer  # of several processes one writes
+        self.is_writer = is_writer  # only one of several processes is
         self.hides_bars = None if is_writer else True  # None: where there is no terminal
         self.batch_count = 0  # in this run
 
@@ -337,7 +337,7 @@ class ShowEpochs(keras.callbacks.Callback):
     def __init__(self, keeper: KeepEpochs, network: keras.Model, examples: Sequence[Example]):
         super().__init__()
         self.keeper = keeper
-        self.network = network  # of `Model.plain_copy`; is given the weights of the epoch
+        self.network = network  # a `Model.plain_copy`, which is given the weights of each epoch
         self.examples = examples
         self.bar: tqdm | None = None  # `fit_epochs` opens it
 

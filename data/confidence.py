@@ -19,17 +19,17 @@ from data.scales import PredictionJob, finish_labels
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MIN_FITTED = 50  # nuclei, of right and of wrong ones each; with fewer all nuclei get the same confidence
-DIGITS = 2  # of a confidence; later ones would change with the size of the batches
-REGULARIZATION = 100  # of the logistic regression, the inverse of its strength
+DIGITS = 2  # decimals of a confidence; later ones would change with the size of the batches
+REGULARIZATION = 100  # inverse strength of the regularization of the logistic regression
 
 
 class NucleusSums:
     """Sums over the pixels of each nucleus of an image that comes in strips."""
 
     def __init__(self, height: int):
-        self.height = height  # of the image
-        self.rows = 0  # that have come
-        self.sums = np.zeros((3, 1))  # of each number from 0: pixels, probability of nucleus, of border
+        self.height = height  # rows of the whole image
+        self.rows = 0  # rows added until now
+        self.sums = np.zeros((3, 1))  # a column for each label: pixels, sum of nucleus, sum of border
         self.is_at_edge = np.zeros(1, bool)
 
     def add(self, labels: np.ndarray, nucleus: np.ndarray, border: np.ndarray) -> None:

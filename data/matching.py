@@ -17,7 +17,7 @@ from skimage.segmentation import relabel_sequential
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 RESAMPLES = 2000  # bootstrap resamples of the images
 MIN_RESAMPLED = 5  # images; the interval of a bootstrap of fewer is far too narrow
-SEED = 2018  # of the bootstrap: same scores, same interval
+SEED = 2018  # seed of the bootstrap: same scores, same interval
 
 
 def dice_score(truth: np.ndarray, predicted: np.ndarray) -> float:

@@ -25,8 +25,8 @@ PROJECTIONS = ("max", "mean", "sum")  # along z
 BACKGROUNDS = ("dark", "bright")
 DEPTH = 4  # poolings; the deepest features see 140 pixels, wider than any common nucleus
 BASE_FILTERS = 16
-KINDS = ("fluorescence", "brightfield", "stained tissue")  # of images
-UNKNOWN_KIND = "unknown"  # of the images of a solution .csv, which holds only their nuclei
+KINDS = ("fluorescence", "brightfield", "stained tissue")  # kinds of images
+UNKNOWN_KIND = "unknown"  # kind of the images of a solution .csv, which holds only their nuclei
 SEED = 2018
 TRAINED = "weights/trained"  # beside the weights that the scripts use, which stay
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -54,7 +54,7 @@ class TrainingOptions:
     seed: int = SEED
     hold_out: str | None = None  # kind of image
     from_weights: str | None = None  # file that the training starts from; None: from random weights
-    channel: str | None = None  # of images with several, as in `PredictionOptions`
+    channel: str | None = None  # where images have several, as in `PredictionOptions`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,7 +101,7 @@ class Limits:
 
     min_confidence: float = 0.0
     min_area: float = 0.0  # pixels of the image
-    max_area: float | None = None  # likewise
+    max_area: float | None = None  # pixels of the image
     clear_border: bool = False  # whether nuclei that touch the edge of the image are left out
 
 
@@ -112,10 +112,10 @@ class PredictionOptions(Limits):
     channel: str | None = None  # its name, its number from 1, or "max", the brightest of all at each pixel
     background: str | None = None  # "dark" or "bright"
     project: str | None = None  # "max", "mean" or "sum" along z
-    diameter: float | None = None  # of nuclei, in pixels
-    level: int | None = None  # of pyramids, 0 the largest
+    diameter: float | None = None  # width of nuclei, pixels
+    level: int | None = None  # level of a pyramid, 0 the largest
     pixel_size: float | None = None  # micrometres; of labels and tables, the scale does not depend on it
-    precision: str = "float32"  # that the network computes in
+    precision: str = "float32"  # precision of the network
 
     def check(self) -> None:
         """Raises UserError where a number does not make sense."""

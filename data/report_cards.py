@@ -24,8 +24,8 @@ from data.pictures import LABEL_PIXELS, OUTCOME_COLOURS, draw_difference, draw_t
 
 THUMBNAIL = 320  # pixels, longer side
 WEBP_QUALITY = 72
-BINS = 24  # of a histogram
-BAR_HEIGHT = 40  # of the fullest bin
+BINS = 24  # bars of a histogram
+BAR_HEIGHT = 40  # pixels, height of the fullest bar
 ERRORS = tuple(name for name in OUTCOME_COLOURS if name != "found")
 SCORES = ("dice", "ap")
 CARD = Template("""\
@@ -46,8 +46,8 @@ class Entry:
 
     name: str
     files: PredictionFiles
-    row: dict  # of images.csv
-    score: dict[str, str]  # of scores.csv; {} without a truth
+    row: dict  # its row in images.csv
+    score: dict[str, str]  # its row in scores.csv; {} without a truth
 
     def kind(self) -> str:
         """The kind of image where the scores know it, else the background."""
@@ -167,7 +167,7 @@ def draw_histograms(entry: Entry) -> str:
     area = np.array(columns[f"area_{unit}"], float)
     means = [name for name in names if name.startswith("intensity_mean_")]
     predicted = f"intensity_mean_{entry.row['channel']}"
-    chosen = [predicted] if predicted in means else means  # of all channels, unless nuclei were found in one alone
+    chosen = [predicted] if predicted in means else means  # all channels, unless nuclei were found in one alone
     intensity = np.mean([np.array(columns[name], float) for name in chosen], axis=0)
     return draw_histogram(area, f"area, {unit.replace('um2', 'µm²')}") + draw_histogram(intensity, "mean intensity")
 

@@ -44,7 +44,7 @@ OUT = Path(__file__).resolve().parents[2] / "weights"
 SEED = 2018
 COUNTS = (1, 2, 4, 8, 16)  # images to train on
 TEST_IMAGES = 30  # at most
-CROPS = 640  # of a training, all epochs together
+CROPS = 640  # crops of a training, all epochs together
 EPOCHS = 4  # so few that the last one is kept, see FIXED_EDGES_SHARE
 TRAINED, NOTHING = STARTS = ("trained weights", "nothing")
 COLOURS = {TRAINED: "#0072B2", NOTHING: "#D55E00"}

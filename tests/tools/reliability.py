@@ -29,8 +29,8 @@ from data.truth import read_sample
 from Main import choose_samples
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = 10  # of the images
-EDGES = np.array([0, 20, 40, 60, 70, 80, 90, 100])  # of the bins of confidence, in hundredths; few nuclei are unsure
+PARTS = 10  # parts of the images, for cross-validation
+EDGES = np.array([0, 20, 40, 60, 70, 80, 90, 100])  # hundredths; few nuclei are unsure
 
 
 def measure_nuclei(model, samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from Main import choose_samples
 
 SEED = 2018
 IMAGES = 12
-OFFSET = 420  # of the camera, in 16 bits
+OFFSET = 420  # gray levels of the camera, in 16 bits
 GAIN = 12  # gray levels of 16 bits for one of 8
 WHITE = 65535
 ENLARGED = 6  # times
