@@ -94,7 +94,7 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     first = score_nuclei(ranked[0])
     second = score_nuclei(ranked[1])
     if ranked[0].channel is not None and second * SURE_CHANNEL > first:
-        names = " and ".join(job.reading for job in ranked[:2])
+        names = " and ".join(f"{job.reading} ({job.labels_future.result().max()} found)" for job in ranked[:2])
         raise UserError(f"its channels {names} both look like nuclei; choose one with --channel")
     return ranked[0]
 
