@@ -23,10 +23,11 @@ import numpy as np
 from data.channels import likely_channel
 from data.files import UserError, find_beside_scripts, run_script
 from data.images import read_image
-from data.outputs import default_out, find_complete, find_optional, prediction_files, prepare_out
+from data.outputs import default_out, find_complete, prediction_files
 from data.pictures import save_comparison, show_pictures
 from data.records import find_record
-from data.results import save_optional
+from data.results import find_optional, save_optional
+from data.runs import prepare_out
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
 from data.tables import report_tables
@@ -86,12 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     predicted = [sample.id for sample in samples if sample.id not in unread]
     rows, unscored = evaluate(data, out, predicted)
     print(format_table(rows))
-    scores = save_scores(rows, out)
     report_tables(out, find_complete(out), predicted)
     save_optional(out, predicted, former)
     comparison = compare_with_truth(samples, rows, out)
     print(f"saved masks, labels and overlays too, and {show_predictions(out)} and {comparison}")
-    report_scores(data, out, rows, scores)
+    report_scores(data, out, rows, save_scores(rows, out))
     show_pictures(comparison)
     return 1 if unread or unscored else 0
 

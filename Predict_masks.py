@@ -61,12 +61,12 @@ from data.intensity import brightness
 from data.layouts import OPTIONAL_FOLDERS
 from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.omezarr import import_zarr
-from data.outputs import Provenance, default_out, find_optional, make_folders, prepare_out, remove_unfinished
+from data.outputs import Provenance, default_out, make_folders, remove_unfinished
 from data.pictures import show_predictions
 from data.pixels import check_image
 from data.report import REPORT
-from data.results import OVERLAY_PIXELS, write_image, write_results, write_slide
-from data.runs import ImageWork, Run, RunLog, collect_work, describe_skipped, read_ahead
+from data.results import OVERLAY_PIXELS, find_optional, write_image, write_results, write_slide
+from data.runs import ImageWork, Run, RunLog, collect_work, describe_skipped, prepare_out, read_ahead
 from data.scales import (
     Network,
     PredictionJob,

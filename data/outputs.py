@@ -151,33 +151,6 @@ def find_complete(out: str | Path) -> list[str]:
     return [image_id for image_id in find_predictions(out) if prediction_files(out, image_id).are_complete()]
 
 
-def find_optional(out: str | Path, samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """Of these images the ids that have a file of an option: option -> ids."""
-    files = {sample.id: prediction_files(out, sample.id).optional() for sample in samples}
-    return {option: [image_id for image_id in files if files[image_id][option].exists()] for option in OPTIONAL_FOLDERS}
-
-
-def prepare_out(
-    samples: Sequence[Sample], out: Path, provenance: Provenance, sources: Sequence[str], overwrite: bool
-) -> Sequence[Sample]:
-    """Makes the folder of the results, and returns the samples that are to be predicted into it.
-
-    Raises:
-        UserError: results of other weights or settings lie there, and are not to be overwritten.
-    """
-    record_sources(out, *sources)
-    remove_unfinished(out)
-    if overwrite:
-        return samples
-    unfinished = find_unfinished(samples, out, provenance)
-    done = len(samples) - len(unfinished)
-    if done == len(samples):
-        print(f"all {done} images are done already; --overwrite predicts them anew")
-    elif done:
-        print(f"{done} of {len(samples)} images are done; --overwrite to redo")
-    return unfinished
-
-
 def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Provenance) -> list[Sample]:
     """The samples that lack a file, or whose labels are of another image, by its size and checksum.
 

@@ -15,6 +15,7 @@ import numpy as np
 from data.confidence import NucleusSums, choose_kept
 from data.files import write_whole
 from data.images import open_rows, subsample
+from data.layouts import OPTIONAL_FOLDERS
 from data.nuclei import keep_labels
 from data.omezarr import save_zarr
 from data.outputs import (
@@ -33,6 +34,7 @@ from data.report import write_report
 from data.runs import ImageWork, Run
 from data.scales import PredictionJob, describe_job
 from data.slides import iterate_strips
+from data.sources import Sample
 from data.tables import report_tables, save_geojson, save_measurements, save_rois
 
 PLANE = re.compile(r"(_[stz]\d+)+$")  # end of the id of a plane or scene, as `data.stacks.expand_planes` makes it
@@ -127,6 +129,12 @@ def write_results(
         print(f"saved the report to {write_report(out, all_ids, skipped=skipped)}")
 
 
+def find_optional(out: str | Path, samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Of these images the ids that have a file of an option: option -> ids."""
+    files = {sample.id: prediction_files(out, sample.id).optional() for sample in samples}
+    return {option: [image_id for image_id in files if files[image_id][option].exists()] for option in OPTIONAL_FOLDERS}
+
+
 def save_optional(out: Path, ids: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> None:
     """Writes ROIs, GeoJSON and OME-Zarr of images from their labels and tables, and says where.
 
@@ -136,7 +144,7 @@ def save_optional(out: Path, ids: Sequence[str], wanted: Mapping[str, Sequence[s
         wanted: option -> ids of the images that are to have its file; others than `ids` are left out.
     """
     for option, save in (("rois", save_rois), ("geojson", save_geojson), ("zarr", save_zarr)):
-        present = [image_id for image_id in wanted[option] if image_id in ids]
+        present = sorted({*wanted[option]} & {*ids})
         if present:
             save(out, present)
             print(f"saved the nuclei of {len(present)} images to {out / option} too")

@@ -18,7 +18,7 @@ from data.files import UserError
 from data.images import SceneRows
 from data.layouts import format_names
 from data.options import PredictionOptions
-from data.outputs import Provenance
+from data.outputs import Provenance, find_unfinished, record_sources, remove_unfinished
 from data.scales import Network, PredictionJob
 from data.sources import Sample
 from data.tiffs import TiffRows
@@ -44,6 +44,27 @@ class ImageWork:
     narrowed: np.ndarray | TiffRows | SceneRows | Channels  # from `narrow_channels`: what may show the nuclei
     pixel_size: float | None  # micrometres
     jobs: list[PredictionJob] = field(default_factory=list)  # one for each way that the image can be seen
+
+
+def prepare_out(
+    samples: Sequence[Sample], out: Path, provenance: Provenance, sources: Sequence[str], overwrite: bool
+) -> Sequence[Sample]:
+    """Makes the folder of the results, and returns the samples that are to be predicted into it.
+
+    Raises:
+        UserError: results of other weights or settings lie there, and are not to be overwritten.
+    """
+    record_sources(out, *sources)
+    remove_unfinished(out)
+    if overwrite:
+        return samples
+    unfinished = find_unfinished(samples, out, provenance)
+    done = len(samples) - len(unfinished)
+    if done == len(samples):
+        print(f"all {done} images are done already; --overwrite predicts them anew")
+    elif done:
+        print(f"{done} of {len(samples)} images are done; --overwrite to redo")
+    return unfinished
 
 
 class RunLog:

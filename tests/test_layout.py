@@ -128,15 +128,16 @@ def is_constant(node):
     return is_type and all(re.fullmatch("([A-Z][a-z]+)+", name) for name in names)
 
 
-def check_order(name, guards):
-    """Asserts that a file holds docstring, imports, constants, definitions and its guards, in this order."""
+def find_disorder(name, guards):
+    """What of a file is not docstring, imports, constants, definitions and its guards, in this order."""
     body = parse(name).body
     ranks = [rank(node) for node in body]
-    others = [ast.unparse(node) for node, r in zip(body, ranks, strict=True) if r is None]
-    assert not others
-    assert ranks == sorted(ranks)
-    assert ranks.count(0) == 1
-    assert [ast.unparse(node) for node, r in zip(body, ranks, strict=True) if r == 4] == guards
+    faults = [ast.unparse(node) for node, r in zip(body, ranks, strict=True) if r is None]
+    known = [r for r in ranks if r is not None]
+    found = [ast.unparse(node) for node, r in zip(body, ranks, strict=True) if r == 4]
+    faults += [f"order {known}"] if known != sorted(known) else []
+    faults += [f"{known.count(0)} docstrings"] if known.count(0) != 1 else []
+    return faults + ([f"guards {found}"] if found != guards else [])
 
 
 @pytest.mark.parametrize(
@@ -219,17 +220,17 @@ def test_a_function_has_one_home():
 
 @each_script
 def test_scripts_hold_nothing_but_the_order(script):
-    check_order(script, [SCRIPT_GUARD])
+    assert find_disorder(script, [SCRIPT_GUARD]) == []
 
 
 @each_module
 def test_modules_hold_nothing_but_the_order(module):
-    check_order(f"data.{module}", [])
+    assert find_disorder(f"data.{module}", []) == []
 
 
 @each_tool
 def test_tools_hold_nothing_but_the_order(tool):
-    check_order(f"data.{tool}", [TOOL_GUARD])
+    assert find_disorder(f"data.{tool}", [TOOL_GUARD]) == []
 
 
 def test_the_package_holds_nothing():

@@ -37,14 +37,13 @@ def read_planes(file, project=None):
     return {sample.id: read_sample_image(sample, project) for sample in expand_planes([only(file)], project)}
 
 
-def assert_planes(file, expected):
-    """expected: pixels by id; of several channels (C, H, W)."""
+def holds_planes(file, expected):
+    """Whether a file has these planes and no others: pixels and dtype by id; of several channels (C, H, W)."""
     planes = read_planes(file)
-    assert list(planes) == list(expected)
-    for name, pixels in expected.items():
-        image = planes[name]
-        image = image.planes if isinstance(image, Channels) else image
-        np.testing.assert_array_equal(image, pixels, strict=True)
+    found = {name: image.planes if isinstance(image, Channels) else image for name, image in planes.items()}
+    pairs = zip(found.values(), expected.values(), strict=False)
+    are_equal = all(image.dtype == pixels.dtype and np.array_equal(image, pixels) for image, pixels in pairs)
+    return list(found) == list(expected) and are_equal
 
 
 # Layouts and pixels.
@@ -71,7 +70,7 @@ def test_each_plane_of_z_and_time_has_its_own_pixels(tmp_path, write, axes, shap
     names = NAMES if write is write_ome else ("channel 1", "channel 2")
     assert dimensions == Dimensions(axes, shape, names if "C" in axes else ())
     planes = pixels.reshape(len(ids), *shape[2 if "T" in axes and "Z" in axes else 1 if "C" not in axes else 0 :])
-    assert_planes(file, dict(zip(ids, planes, strict=True)))
+    assert holds_planes(file, dict(zip(ids, planes, strict=True)))
 
 
 @pytest.mark.parametrize("order", ["ZCTYX", "CTZYX", "TCZYX"])
@@ -79,19 +78,19 @@ def test_the_axes_of_an_ome_tiff_may_have_any_order(tmp_path, order):
     pixels = make_pixels(*(dict(zip("TZCYX", (2, 3, 2, 4, 5), strict=True))[axis] for axis in order))
     file = write_ome(tmp_path / "a.tif", pixels, order)
     planes = np.moveaxis(pixels, [order.index(axis) for axis in "TZC"], (0, 1, 2))
-    assert_planes(file, {f"a_t{t}_z{z}": planes[t, z] for t in range(2) for z in range(3)})
+    assert holds_planes(file, {f"a_t{t}_z{z}": planes[t, z] for t in range(2) for z in range(3)})
 
 
 def test_one_page_may_hold_a_volume(tmp_path):
     volume = make_pixels(3, 20, 24)
     write_stack(tmp_path / "a.tif", volume, volumetric=True, tile=(3, 16, 16))
-    assert_planes(tmp_path / "a.tif", {f"a_z{z}": volume[z] for z in range(3)})
+    assert holds_planes(tmp_path / "a.tif", {f"a_z{z}": volume[z] for z in range(3)})
 
 
 def test_planes_may_lie_in_compressed_tiles(tmp_path):
     pixels = make_pixels(2, 3, 20, 24)
     write_ome(tmp_path / "a.ome.tif", pixels, "CZYX", tile=(16, 16), compression="zlib")
-    assert_planes(tmp_path / "a.ome.tif", {f"a.ome_z{z}": pixels[:, z] for z in range(3)})
+    assert holds_planes(tmp_path / "a.ome.tif", {f"a.ome_z{z}": pixels[:, z] for z in range(3)})
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -100,7 +99,7 @@ def test_planes_after_a_first_page_that_stands_for_all_are_found(tmp_path, order
     write_stack(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "TZYX"}, truncate=True, byteorder=order)
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
         assert len(tiff.pages) == 1
-    assert_planes(tmp_path / "a.tif", {f"a_t{t}_z{z}": pixels[t, z] for t in range(2) for z in range(3)})
+    assert holds_planes(tmp_path / "a.tif", {f"a_t{t}_z{z}": pixels[t, z] for t in range(2) for z in range(3)})
 
 
 @pytest.mark.parametrize("options", [{}, {"metadata": None}])
@@ -108,14 +107,14 @@ def test_pages_without_a_word_of_what_they_are_lie_along_z(tmp_path, options):
     pixels = make_pixels(3, 5, 7)
     write_stack(tmp_path / "a.tif", pixels, **options)
     assert read_dimensions(tmp_path / "a.tif") == Dimensions("ZYX", (3, 5, 7), ())
-    assert_planes(tmp_path / "a.tif", {f"a_z{z}": pixels[z] for z in range(3)})
+    assert holds_planes(tmp_path / "a.tif", {f"a_z{z}": pixels[z] for z in range(3)})
 
 
 def test_planes_of_colours_stay_colours(tmp_path):
     colours = make_pixels(3, 5, 7, 3)
     write_stack(tmp_path / "a.tif", colours, photometric="rgb")
     assert read_dimensions(tmp_path / "a.tif") == Dimensions("ZYXS", (3, 5, 7, 3), ())
-    assert_planes(tmp_path / "a.tif", {f"a_z{z}": colours[z] for z in range(3)})
+    assert holds_planes(tmp_path / "a.tif", {f"a_z{z}": colours[z] for z in range(3)})
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -125,7 +124,7 @@ def test_samples_that_are_no_colours_are_channels(tmp_path, planar, count):
     stored = pixels if planar == "separate" else np.moveaxis(pixels, 0, -1)
     write_stack(tmp_path / "a.tif", stored, planarconfig=planar)
     assert read_dimensions(tmp_path / "a.tif").names == tuple(f"channel {number + 1}" for number in range(count))
-    assert_planes(tmp_path / "a.tif", {"a": pixels})
+    assert holds_planes(tmp_path / "a.tif", {"a": pixels})
 
 
 def test_alpha_and_colours_are_no_channels(tmp_path):
@@ -144,7 +143,7 @@ def test_alpha_of_planes_is_dropped(tmp_path, count):
     options = {"photometric": photometric, "planarconfig": "contig", "extrasamples": ["unassalpha"]}
     write_stack(tmp_path / "a.tif", pixels, **options)
     visible = pixels[..., :3] if count == 4 else pixels[..., 0]
-    assert_planes(tmp_path / "a.tif", {f"a_z{z}": visible[z] for z in range(3)})
+    assert holds_planes(tmp_path / "a.tif", {f"a_z{z}": visible[z] for z in range(3)})
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -157,14 +156,14 @@ def test_planes_are_turned_as_whole_images_are(tmp_path, orientation):
         whole = []
         for plane in pixels:
             whole.append(read_image(write_stack(tmp_path / "one.tif", plane, **options, **turn)))
-        assert_planes(tmp_path / "a.tif", {"a_z0": whole[0], "a_z1": whole[1]})
+        assert holds_planes(tmp_path / "a.tif", {"a_z0": whole[0], "a_z1": whole[1]})
 
 
 def test_dark_is_bright_where_the_file_says_that_white_is_zero(tmp_path):
     pixels = make_pixels(2, 5, 7, dtype=np.uint8)
     write_stack(tmp_path / "a.tif", pixels, photometric="miniswhite")
     write_stack(tmp_path / "one.tif", pixels[1], photometric="miniswhite")
-    assert_planes(tmp_path / "a.tif", {"a_z0": 255 - pixels[0], "a_z1": read_image(tmp_path / "one.tif")})
+    assert holds_planes(tmp_path / "a.tif", {"a_z0": 255 - pixels[0], "a_z1": read_image(tmp_path / "one.tif")})
 
 
 def test_planes_that_an_ome_tiff_leaves_out_are_background(tmp_path):
@@ -172,7 +171,7 @@ def test_planes_that_an_ome_tiff_leaves_out_are_background(tmp_path):
     file = write_ome(tmp_path / "a.tif", pixels, "ZYX")
     file.write_bytes(file.read_bytes().replace(b'SizeZ="3"', b'SizeZ="4"'))
     planes = [*pixels, np.zeros((5, 7), np.uint16)]
-    assert_planes(file, {f"a_z{z}": planes[z] for z in range(4)})
+    assert holds_planes(file, {f"a_z{z}": planes[z] for z in range(4)})
 
 
 # Names of channels.
@@ -232,7 +231,7 @@ def test_a_stack_may_lie_in_an_archive(tmp_path):
     pixels = make_pixels(3, 5, 7)
     content = write_stack(tmp_path / "a.tif", pixels).read_bytes()
     archive = write_archive(tmp_path / "images.zip", [("a.tif", content)])
-    assert_planes(archive, {f"a_z{z}": pixels[z] for z in range(3)})
+    assert holds_planes(archive, {f"a_z{z}": pixels[z] for z in range(3)})
 
 
 def test_a_sample_with_masks_is_not_expanded(tmp_path):
@@ -279,7 +278,7 @@ def test_channels_of_a_pyramid_are_those_of_its_full_resolution(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as tiff:
         tiff.write(pixels, subifds=1, photometric="minisblack", metadata={"axes": "CYX"})
         tiff.write(pixels[:, ::2, ::2], subfiletype=1, photometric="minisblack")
-    assert_planes(tmp_path / "a.tif", {"a": pixels})
+    assert holds_planes(tmp_path / "a.tif", {"a": pixels})
 
 
 # What cannot be read.
@@ -319,7 +318,7 @@ def test_pixels_are_read_though_the_description_of_a_file_is_damaged(tmp_path):
     for name, shown in (("pages", {"pages_z0": planes[0], "pages_z1": planes[1]}), ("samples", {"samples": planes})):
         file = tmp_path / f"{name}.tif"
         file.write_bytes(file.read_bytes().replace(b"<Pixels", b"<Pixel&"))
-        assert_planes(file, shown)
+        assert holds_planes(file, shown)
 
 
 def test_planes_of_no_number_and_too_large_planes_are_named(tmp_path, monkeypatch):
