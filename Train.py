@@ -415,12 +415,12 @@ def finish_training(
     weights = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
     jobs = predict_grays(network, weights, [pair.gray for pair in validation])
     truths = [pair.labels for pair in validation]
+    former_scores, former = start or (None, None)
     if can_choose(record):
-        calibration = calibrate(jobs, truths, start[1] if start is not None else None)
+        calibration = calibrate(jobs, truths, former)
         record["calibration"] = {"weights_sha256": hash_file(out / KEPT_WEIGHTS)} | dataclasses.asdict(calibration)
-    if start is not None:
-        scores, calibration = start
-        record["fine_tuning"] = compare_scores(scores, score_jobs(jobs, truths, calibration))
+    if former is not None:
+        record["fine_tuning"] = compare_scores(former_scores, score_jobs(jobs, truths, former))
     save_record(out, record)
 
 
