@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -346,6 +346,17 @@ def use_all_gpus() -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     print(f"training on {len(devices)} GPUs")
     return tensorflow.distribute.MirroredStrategy(devices).scope()
+
+
+@contextlib.contextmanager
+def without_data_parallel() -> Iterator[None]:
+    """Lets one process work without the others: with them, each new array waits for theirs."""
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
 
 
 def fastest_precision() -> str:

@@ -51,7 +51,7 @@ from tqdm import tqdm
 import Preprocessed_data
 from data import artifacts, intensity, nuclei, scales
 from data.artifacts import find_ground
-from data.calibration import read_pixel_size
+from data.pixel_size import read_pixel_size
 from data.channels import COLOURS, Channels, narrow_channels, pick_channels, take_channel
 from data.cluster import predict_on_cluster
 from data.confidence import finish_nuclei

@@ -23,14 +23,13 @@ if __name__ == "__main__":
     train_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -136,7 +135,7 @@ def train(
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
     # The network, and the scores of the weights that it starts from.
     model, history = build_model(options, out, record, resume)
-    with without_data_parallel():
+    with Model.without_data_parallel():
         network = Model.plain_copy(model)  # predicts whole images
         start = score_start(network, record, validation)
     if is_writer and not resume:
@@ -147,7 +146,7 @@ def train(
     shower = ShowEpochs(keeper, network, load_examples(samples, pairs, record) if is_writer else [])
     fit_epochs(model, options, shower, loggers)
     if is_writer:
-        with without_data_parallel():
+        with Model.without_data_parallel():
             finish_training(network, out, record, validation, start)
         (out / CHECKPOINT).unlink(missing_ok=True)
     return history
@@ -181,7 +180,7 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     if options.hold_out:
         split = hold_out_kind(ids, images, options.hold_out)
     else:
-        split = split_sources(samples, images, options.seed)
+        split = split_sources(samples, images, options.split_seed)
     training_ids, validation_ids = split
     warnings += [] if validation_ids else [ONE_PICTURE]
     print("\n".join([line, *(f"warning: {warning}" for warning in warnings)]))
@@ -306,7 +305,7 @@ class KeepEpochs(keras.callbacks.Callback):
         self.history.append(row)
         is_kept = row["val_dice"] > best or not can_choose(self.record)
         if self.is_writer:
-            with without_data_parallel():
+            with Model.without_data_parallel():
                 self.write(row, is_kept)
 
     def write(self, row: dict, is_kept: bool) -> None:
@@ -362,7 +361,7 @@ class ShowEpochs(keras.callbacks.Callback):
     def draw(self, model: keras.Model) -> None:
         """Draws the curves, and what the model predicts for the examples."""
         save_curves(self.keeper.history, self.keeper.record["kept"]["epoch"], self.keeper.out)
-        with without_data_parallel():
+        with Model.without_data_parallel():
             grays = [example.gray for example in self.examples]
             jobs = predict_grays(self.network, model.get_weights(), grays)
         labels = [finish_labels(job) for job in jobs]
@@ -457,17 +456,6 @@ def join_processes() -> tuple[int, int]:
 def process_number() -> int:
     """0 for the process that writes the files, which is the only one unless there are several."""
     return int(os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", 0))
-
-
-@contextlib.contextmanager
-def without_data_parallel() -> Iterator[None]:
-    """Lets one process work without the others: with them, each new array waits for theirs."""
-    distribution = keras.distribution.distribution()
-    keras.distribution.set_distribution(None)
-    try:
-        yield
-    finally:
-        keras.distribution.set_distribution(distribution)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

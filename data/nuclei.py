@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import remove_small_holes
+from skimage.morphology import convex_hull_image, remove_small_holes
 from skimage.segmentation import expand_labels, watershed
 
 # Separation; all chosen on validation images, see weights/EXPERIMENTS.md. A network may have its own first three.
@@ -21,6 +21,8 @@ MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels, a disk 5 pixels across; smaller pieces are noise
 MAX_HOLE_AREA = 300  # pixels; a hole as large as a common nucleus is background
 MAX_AREA_RATIO = 10  # times the area of the common nucleus; a larger piece is a vessel or a fibre
+MERGED_AREA_RATIO = 0.8  # times the area of the common nucleus; two touching pieces that are larger stay two
+MERGED_SOLIDITY = 0.9  # share of their convex hull from which two touching pieces are one; of two disks it is 0.88
 # The ring around a nucleus that is its background.
 RING_GAP = 2  # pixels between a nucleus and the ring
 MIN_RING = 3  # pixels, width of the ring
@@ -66,6 +68,7 @@ def separate_nuclei(
     labels = watershed(border - nucleus, seeds, mask=mask)
     if max_area is None:
         max_area = largest_area(labels)
+    labels = merge_pieces(labels, MERGED_AREA_RATIO / MAX_AREA_RATIO * max_area)
     return filter_by_area(labels, MIN_AREA * area_scale, max_area)
 
 
@@ -89,6 +92,55 @@ def find_seeds(mask: np.ndarray, inside: np.ndarray, min_area: float) -> np.ndar
     seeds = np.where(has_seed[pieces], seeds, own_seeds)
     seeds[~mask] = 0
     return seeds
+
+
+def merge_pieces(labels: np.ndarray, max_area: float) -> np.ndarray:
+    """Gives two touching pieces one number where together they are small and convex: one nucleus that was parted.
+
+    The network may see a border inside a nucleus of coarse texture. The most convex pairs come first; a piece is merged
+    once.
+
+    Args:
+        labels: (H, W) int, 0 background, 1…K.
+        max_area: pixels of both together at most.
+
+    Returns:
+        (H, W) int, with gaps where numbers are gone.
+    """
+    areas = np.bincount(labels.ravel())
+    pairs = find_touching(labels)
+    pairs = pairs[areas[pairs].sum(axis=1) <= max_area]
+    boxes = ndimage.find_objects(labels) if len(pairs) else []
+    convex = []
+    for one, other in pairs:
+        box = tuple(
+            slice(min(a.start, b.start), max(a.stop, b.stop))
+            for a, b in zip(boxes[one - 1], boxes[other - 1], strict=True)
+        )
+        together = np.isin(labels[box], (one, other))
+        solidity = together.sum() / convex_hull_image(together).sum()
+        if solidity > MERGED_SOLIDITY:
+            convex.append((-solidity, one, other))
+    numbers = np.arange(len(areas))
+    is_merged = np.zeros(len(areas), bool)
+    for _, one, other in sorted(convex):
+        if not (is_merged[one] or is_merged[other]):
+            is_merged[[one, other]] = True
+            numbers[other] = one
+    return numbers[labels]
+
+
+def find_touching(labels: np.ndarray) -> np.ndarray:
+    """The pairs of labels, (H, W) int, that share an edge of pixels: (N, 2) int, the smaller number first.
+
+    >>> find_touching(np.array([[1, 1, 0], [2, 0, 3], [2, 3, 3]])).tolist()
+    [[1, 2], [2, 3]]
+    """
+    pairs = []
+    for before, after in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        is_contact = (before != after) & (before > 0) & (after > 0)
+        pairs.append(np.stack([before[is_contact], after[is_contact]], axis=1))
+    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
 def filter_by_area(labels: np.ndarray, min_area: float, max_area: float = math.inf) -> np.ndarray:

@@ -51,7 +51,8 @@ class TrainingOptions:
     base_filters: int = BASE_FILTERS
     depth: int = DEPTH
     precision: str = "mixed_bfloat16"  # see `Model.fastest_precision`
-    seed: int = SEED
+    seed: int = SEED  # of weights and crops
+    split_seed: int = SEED
     hold_out: str | None = None  # kind of image
     from_weights: str | None = None  # file that the training starts from; None: from random weights
     channel: str | None = None  # where images have several, as in `PredictionOptions`
@@ -69,8 +70,10 @@ class TrainingOptions:
 
     def check(self, processes: int) -> None:
         """Raises UserError where the options do not fit."""
-        if min(self.depth, self.base_filters) < 1 or self.seed < 0:
-            raise UserError("--depth and --base-filters must be above 0, --seed 0 or more")
+        if min(self.depth, self.base_filters) < 1:
+            raise UserError("--depth and --base-filters must be above 0")
+        if min(self.seed, self.split_seed) < 0:
+            raise UserError("--seed and --split-seed must be 0 or more")
         multiple = 2**self.depth
         if self.crop_size % multiple:
             raise UserError(f"--crop-size must be a multiple of {multiple}, not {self.crop_size}")
@@ -92,6 +95,8 @@ def choose_options(args: argparse.Namespace) -> TrainingOptions:
     for name in FINE_TUNING:
         if values[name] is None:
             values[name] = usual[name]
+    if values["split_seed"] is None:
+        values["split_seed"] = values["seed"]
     return TrainingOptions(**values)
 
 
@@ -235,7 +240,8 @@ def train_parser(doc: str) -> OptionParser:
     recipe.add_argument("--learning-rate", type=number, help=f"highest rate of the schedule ({rates})")
     add_number(recipe, "--base-filters", default.base_filters, "filters at full resolution")
     add_number(recipe, "--depth", default.depth, "poolings")
-    add_number(recipe, "--seed", default.seed, "of split, weights and crops")
+    add_number(recipe, "--seed", default.seed, "of weights, crops and the split")
+    recipe.add_argument("--split-seed", type=int, metavar="SEED", help="of the split alone (default that of --seed)")
     add_precision(recipe)
     recipe.add_argument("--hold-out", choices=KINDS, help="score on all images of this kind, train on the rest")
     return parser

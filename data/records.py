@@ -115,7 +115,7 @@ def check_validation_is_unseen(weights: str, validation_ids: Sequence[str]) -> N
     if seen:
         raise UserError(
             f"{weights}: it was trained on {len(seen)} of the images to validate on, first {seen[0]}; "
-            "give the --seed and --data of its training"
+            "give the --split-seed and --data of its training"
         )
 
 

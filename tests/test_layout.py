@@ -29,7 +29,7 @@ MODULES = (
     "pixels",
     "tiffs",
     "images",
-    "calibration",
+    "pixel_size",
     "channels",
     "stacks",
     "label_files",

@@ -15,7 +15,7 @@ import tifffile
 from conftest import only, save_image, write_archive
 from pylibCZIrw import czi
 
-from data.calibration import read_pixel_size
+from data.pixel_size import read_pixel_size
 from data.channels import narrow_channels
 from data.files import UserError
 from data.images import SceneRows, open_rows, read_image, read_shape

@@ -22,7 +22,7 @@ import Model
 import Predict_masks
 import Preprocessed_data
 from data import artifacts, intensity, nuclei, scales, slides
-from data.calibration import read_pixel_size
+from data.pixel_size import read_pixel_size
 from data.files import UserError, describe_file, hash_file
 from data.images import read_image
 from data.sources import find_samples
@@ -111,6 +111,43 @@ def test_touching_disks_are_separated_at_the_border():
     assert separated[20, 15] != separated[20, 42]
     areas = np.bincount(separated.ravel())[1:]
     assert areas.min() / areas.max() > 0.85
+
+
+def draw_parted(radius):
+    """Probabilities of ten common nuclei, and of a smaller one with a border in its middle; also what the latter is."""
+    centres = [(12, column) for column in range(12, 232, 22)]
+    small = draw_disks((60, 240), [(40, 60)], radius) > 0
+    border = np.zeros(small.shape, np.float32)
+    border[20:, 59:62] = 1
+    return draw_disks(small.shape, centres, 9) + small, border, small
+
+
+@pytest.mark.parametrize(("radius", "count"), [(7, 1), (9, 2)])  # 0.6 and 1 times the area of a common nucleus
+def test_two_touching_pieces_that_are_small_and_convex_together_are_one_nucleus(radius, count):
+    nucleus, border, small = draw_parted(radius)
+    labels = nuclei.separate_nuclei(nucleus, border)
+    assert labels.max() == 10 + count
+    assert len(np.unique(labels[small])) == count
+    np.testing.assert_array_equal(labels > 0, nucleus > 0)
+
+
+def test_small_pieces_that_are_not_convex_together_stay_two():
+    nucleus, border, _ = draw_parted(7)
+    nucleus[20:] = 0
+    nucleus[30:46, 52:60] = 1  # an L
+    nucleus[40:46, 60:72] = 1
+    labels = nuclei.separate_nuclei(nucleus, border)
+    assert labels.max() == 12 and labels[32, 53] != labels[42, 68]
+
+
+def test_a_piece_is_merged_once():
+    labels = np.zeros((30, 60), np.int32)
+    labels[5:20, 5:15] = 1
+    labels[5:20, 15:25] = 2
+    labels[5:18, 25:35] = 3  # less convex with 2 than that is with 1
+    merged = nuclei.merge_pieces(labels, 320)
+    np.testing.assert_array_equal(merged, np.where(labels == 2, 1, labels))
+    np.testing.assert_array_equal(nuclei.merge_pieces(labels, 299), np.where(labels == 3, 2, labels))
 
 
 def test_holes_are_filled_and_specks_removed():

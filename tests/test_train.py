@@ -80,6 +80,7 @@ def read_files(folder):
     "wrong, message",
     [
         ({"seed": -1}, "--seed"),
+        ({"split_seed": -1}, "--split-seed"),
         ({"base_filters": 0}, "--base-filters"),
         ({"crop_size": 31}, "--crop-size must be a multiple of 2, not 31"),
         ({"epochs": 0}, "must be above 0"),
@@ -92,6 +93,14 @@ def read_files(folder):
 def test_options_that_do_not_fit(drawn, tmp_path, wrong, message):
     with pytest.raises(UserError, match=message):
         Train.train([str(drawn)], str(tmp_path), dataclasses.replace(TINY, **wrong), RUN_ID)
+
+
+@pytest.mark.parametrize(("given", "seeds"), [([], (2018, 2018)), (["--seed", "4"], (4, 4))])
+def test_the_split_follows_the_seed_unless_it_has_its_own(given, seeds):
+    chosen = options.choose_options(Train.parse_args(given))
+    assert (chosen.seed, chosen.split_seed) == seeds
+    chosen = options.choose_options(Train.parse_args([*given, "--split-seed", "7"]))
+    assert (chosen.seed, chosen.split_seed) == (seeds[0], 7)
 
 
 def test_a_batch_is_shared_out_evenly_to_the_processes():
@@ -321,7 +330,7 @@ def test_of_two_images_or_three_one_validates(tmp_path, count):
 
 
 def test_weights_that_saw_the_validation_images_are_refused(trained, drawn, tmp_path):
-    options = dataclasses.replace(TINY, epochs=1, crops=4, seed=4)
+    options = dataclasses.replace(TINY, epochs=1, crops=4, split_seed=4)
     ids = [set(Train.load_data(find_samples(drawn), chosen)[2]["validation_ids"]) for chosen in (TINY, options)]
     assert ids[0] != ids[1]
     command = [*make_command(drawn, tmp_path / "out", options), "--from", str(trained / "unet.keras")]

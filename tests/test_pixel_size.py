@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data.calibration import read_pixel_size
+from data.pixel_size import read_pixel_size
 from data.files import UserError
 
 IMAGE = np.zeros((40, 60), np.uint8)
