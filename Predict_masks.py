@@ -51,7 +51,6 @@ from tqdm import tqdm
 import Preprocessed_data
 from data import artifacts, intensity, nuclei, scales
 from data.artifacts import find_ground
-from data.pixel_size import read_pixel_size
 from data.channels import COLOURS, Channels, narrow_channels, pick_channels, take_channel
 from data.cluster import predict_on_cluster
 from data.confidence import finish_nuclei
@@ -63,6 +62,7 @@ from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.omezarr import import_zarr
 from data.outputs import Provenance, default_out, make_folders, remove_unfinished
 from data.pictures import show_predictions
+from data.pixel_size import read_pixel_size
 from data.pixels import check_image
 from data.report import REPORT
 from data.results import OVERLAY_PIXELS, find_optional, write_image, write_results, write_slide

@@ -15,10 +15,10 @@ import tifffile
 from conftest import only, save_image, write_archive
 from pylibCZIrw import czi
 
-from data.pixel_size import read_pixel_size
 from data.channels import narrow_channels
 from data.files import UserError
 from data.images import SceneRows, open_rows, read_image, read_shape
+from data.pixel_size import read_pixel_size
 from data.sources import find_samples
 from data.stacks import expand_planes, read_sample_image
 

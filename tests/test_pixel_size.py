@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from data.pixel_size import read_pixel_size
 from data.files import UserError
+from data.pixel_size import read_pixel_size
 
 IMAGE = np.zeros((40, 60), np.uint8)
 

@@ -22,9 +22,9 @@ import Model
 import Predict_masks
 import Preprocessed_data
 from data import artifacts, intensity, nuclei, scales, slides
-from data.pixel_size import read_pixel_size
 from data.files import UserError, describe_file, hash_file
 from data.images import read_image
+from data.pixel_size import read_pixel_size
 from data.sources import find_samples
 
 MARK = {"weights_sha256": "5f2b", "settings": {"min_area": 20}}

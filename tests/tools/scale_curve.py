@@ -1,7 +1,8 @@
 """Scores the network against the diameter of nuclei, drawn and real ones rescaled; draws weights/scale.png.
 
-Drawn: soft disks apart, of 4 to 400 pixels, as a camera of 16 bits writes them. Real: validation images, each enlarged
-or reduced so that its common nucleus has the diameter, and cut to at most 1,024 pixels a side.
+Drawn: soft disks apart, of 4 to 400 pixels, as a camera of 16 bits writes them. Real: a part of each of 16 validation
+images, 8 common nuclei wide and high, enlarged or reduced so that the common nucleus has the diameter. It is the same
+part at every diameter, so that only the scale differs.
 
     python tests/tools/scale_curve.py --data data/stage1_train.zip
 """
@@ -29,7 +30,7 @@ from Main import choose_samples
 
 OUT = Path(__file__).resolve().parents[2] / "weights" / "scale.png"
 DIAMETERS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 300, 400)  # pixels
-MAX_SIDE = 1024  # pixels
+ACROSS = 8  # common nuclei that a part of a real image is wide and high
 IMAGES = 16  # real ones
 SEED = 2018
 
@@ -50,12 +51,21 @@ def draw_disks(diameter: int) -> Pair:
     return image.astype(np.uint16), labels
 
 
-def rescale(image: np.ndarray, labels: np.ndarray, diameter: int) -> Pair:
-    """An image whose common nucleus has this diameter; reduced images are averaged, enlarged ones interpolated."""
-    factor = diameter / common_diameter(labels)
-    side = int(MAX_SIDE / factor)
-    image = image[:side, :side]
-    labels = labels[:side, :side]
+def cut_part(image: np.ndarray, labels: np.ndarray) -> Pair:
+    """The part of an image around the nucleus that is nearest to its middle."""
+    inside = np.argwhere(labels)
+    middle = inside[np.linalg.norm(inside - np.array(labels.shape) / 2, axis=1).argmin()]
+    side = round(ACROSS * common_diameter(labels))
+    corner = [
+        min(max(centre - side // 2, 0), max(length - side, 0))
+        for centre, length in zip(middle, labels.shape, strict=True)
+    ]
+    box = tuple(slice(start, start + side) for start in corner)
+    return image[box], labels[box]
+
+
+def rescale(image: np.ndarray, labels: np.ndarray, factor: float) -> Pair:
+    """Enlarges or reduces both; reduced images are averaged, enlarged ones interpolated."""
     shape = [max(round(factor * side), 1) for side in labels.shape]
     resized = resize(image, (*shape, *image.shape[2:]), order=1, preserve_range=True, anti_aliasing=factor < 1)
     numbers = resize(labels, shape, order=0, preserve_range=True, anti_aliasing=False)
@@ -94,12 +104,14 @@ def main() -> int:
     samples = choose_samples(args.data, args.weights)
     chosen = np.unique(np.linspace(0, len(samples) - 1, IMAGES).astype(int))
     real = [read_sample(samples[index]) for index in chosen]
+    widths = [common_diameter(labels) for _, labels in real]
+    parts = [cut_part(*pair) for pair in real]
     curves = {"drawn": [], "real, rescaled": []}
     print(f"{'diameter':>8}{'drawn Dice':>12}{'AP50':>8}{'real Dice':>12}{'AP50':>8}")
     for diameter in DIAMETERS:
         curves["drawn"].append(score(model, draw_disks(diameter)))
-        pairs = [rescale(*pair, diameter) for pair in real]
-        curves["real, rescaled"].append(np.mean([score(model, pair) for pair in pairs if pair[1].any()], axis=0))
+        scores = [score(model, rescale(*part, diameter / width)) for part, width in zip(parts, widths, strict=True)]
+        curves["real, rescaled"].append(np.mean(scores, axis=0))
         drawn_dice, drawn_ap = curves["drawn"][-1]
         real_dice, real_ap = curves["real, rescaled"][-1]
         print(f"{diameter:>8}{drawn_dice:>12.3f}{drawn_ap:>8.3f}{real_dice:>12.3f}{real_ap:>8.3f}", flush=True)
