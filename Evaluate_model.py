@@ -411,6 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(format_table(rows))
     if args.compare:
         other_rows, _ = evaluate(args.truth, args.compare, ids)
+        print(f"\n{args.compare}:\n{format_table(other_rows)}")
         print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
     predicted = Path(args.predicted)
     out = Path(args.out or (predicted if predicted.is_dir() else predicted.parent))

@@ -17,18 +17,17 @@ Out, in --out (default data/<source name>_predicted, without data/ where the wor
      report.html      with --report: all images on one page, the doubtful ones first
      submission.csv   with --submission: the nuclei in run lengths, the table that Kaggle takes
      source.json      the absolute paths of the images' sources
-An image of more than 4 million pixels is predicted in tiles: its mask is masks/ID.tif, mask and
+An image larger than 2048×2048 pixels is predicted in strips: its mask is masks/ID.tif, mask and
 labels are tiled TIFFs, its overlay is reduced. A rerun predicts what is missing and images that changed.
 Exit code 1: some images could not be read; they were named and skipped.
 
     python Predict_masks.py --data data/sample
     python Predict_masks.py --data day1 day2 "more/*.tif"
     python Predict_masks.py --data my_images --weights weights/unet.keras --out my_nuclei
-    python Predict_masks.py --data my_images --out my_nuclei --show
     python Predict_masks.py --data my_images --out my_nuclei --scheduler tcp://10.0.0.1:8786
 """
 
-from data.options import WEIGHTS, PredictionOptions, predict_masks_parser, repeat_command
+from data.options import WEIGHTS, PredictionOptions, predict_masks_parser
 
 if __name__ == "__main__":
     predict_masks_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -57,16 +56,15 @@ from data.confidence import finish_nuclei
 from data.files import UserError, describe_file, find_beside_scripts, hash_file, run_script
 from data.images import SceneRows, read_shape, subsample
 from data.intensity import brightness
-from data.layouts import OPTIONAL_FOLDERS
+from data.layouts import count_of
 from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.omezarr import import_zarr
 from data.outputs import Provenance, default_out, make_folders, remove_unfinished
 from data.pictures import show_predictions
 from data.pixel_size import read_pixel_size
 from data.pixels import check_image
-from data.report import REPORT
-from data.results import OVERLAY_PIXELS, find_optional, write_image, write_results, write_slide
-from data.runs import ImageWork, Run, RunLog, collect_work, describe_skipped, prepare_out, read_ahead
+from data.results import OVERLAY_PIXELS, find_optional, say_what_next, write_image, write_results, write_slide
+from data.runs import ImageWork, Run, RunLog, collect_work, pick_samples, prepare_out, read_ahead
 from data.scales import (
     Network,
     PredictionJob,
@@ -78,7 +76,7 @@ from data.scales import (
     run_jobs,
     start_jobs,
 )
-from data.slides import ReadGray, label_strips, predict_strips, read_windows, sample_windows
+from data.slides import ReadGray, label_strips, measure_contrast, predict_strips, read_windows, sample_windows
 from data.sources import Sample, find_samples
 from data.stacks import expand_planes, open_sample, read_whole
 from data.tiffs import TiffRows
@@ -170,7 +168,7 @@ def make_job(
 def segment(
     image: np.ndarray | str | Path, model: keras.Model | None = None, details: bool = False, **options
 ) -> np.ndarray | tuple[np.ndarray, dict]:
-    """Finds the nuclei of one image, in five lines of Python.
+    """Finds the nuclei of one image, which is read and checked here.
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype, as in the file; or the path of such an image.
@@ -214,7 +212,7 @@ def load(weights: str | None = None, precision: str = "float32") -> keras.Model:
 def segment_image(
     model: keras.Model, image: np.ndarray, options: PredictionOptions = DEFAULTS
 ) -> tuple[np.ndarray, PredictionJob]:
-    """Finds the nuclei of one image.
+    """Finds the nuclei of a checked image, seen as the options say.
 
     Args:
         model: from `load_unet`.
@@ -237,7 +235,7 @@ def segment_image(
 def find_nuclei(
     model: keras.Model, gray: np.ndarray, diameter: float | None = None
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Finds the nuclei of one image, at the scales that their width asks for.
+    """Finds the nuclei of the gray of an image, at the scales that their width asks for; all are kept.
 
     Args:
         model: from `load_unet`.
@@ -271,7 +269,11 @@ def finish_work(work: ImageWork, run: Run) -> str:
 
 
 def describe_provenance(weights: str | Path, options: PredictionOptions = DEFAULTS) -> Provenance:
-    """What labels/ID.tif says of its origin: the weights, the options, and the constants that labels depend on."""
+    """What labels/ID.tif says of its origin: the weights, the options, and constants that labels depend on.
+
+    These are GRAY_SETTINGS and all of artifacts, intensity, nuclei and scales, whose names differ. After a change of
+    other constants only --overwrite predicts anew.
+    """
     settings = {name.lower(): getattr(Preprocessed_data, name) for name in GRAY_SETTINGS}
     for module in (artifacts, intensity, nuclei, scales):
         settings |= {name.lower(): value for name, value in vars(module).items() if name.isupper()}
@@ -333,7 +335,7 @@ def predict_samples(
     return log.answer()
 
 
-# Large images: the same in strips.
+# Large images: the same in strips. Debris is black for the network; of other images what lies on it is dropped.
 
 
 def predict_slides(slides: Sequence[Sample], model: keras.Model, run: Run, log: RunLog) -> None:
@@ -343,7 +345,7 @@ def predict_slides(slides: Sequence[Sample], model: keras.Model, run: Run, log: 
             log.add(slide.id, predict_slide(slide, model, run))
         except (UserError, OSError) as error:
             if isinstance(error, OSError) and error.filename != str(slide.image):
-                raise  # it is of a file that is written
+                raise  # a result cannot be written, so it is no use to go on
             log.skip(slide.id, error)
 
 
@@ -351,7 +353,7 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
     """Predicts a large image in strips, without holding the whole, and writes its files.
 
     Returns:
-        The channel or background that was chosen, "" for the usual one.
+        The channel or background that was chosen, "" for the usual one or no nuclei.
 
     Raises:
         UserError: the image cannot be read.
@@ -369,17 +371,20 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
         windows = sample_windows(shape, read_gray)
         sampled_labels, job.halvings = find_nuclei(model, windows, run.options.diameter)
         predict = functools.partial(predict_scales, run.network.predict, halvings=job.halvings)
+        # The network sees HALO_PIXELS of its deepest level around; at the smallest scale these are the widest.
         halo = HALO_PIXELS * 2 ** (depth_of(model) + job.halvings[-1])
         probabilities = predict_strips(shape, read_gray, predict, halo, sample.id[:20])
         separate = functools.partial(
             separate_nuclei,
-            max_area=largest_area(sampled_labels) or None,
+            max_area=largest_area(sampled_labels) or None,  # None where the windows show no nuclei
             area_scale=job.area_scale,
             calibration=run.network.calibration,
         )
-        picture = to_display(subsample(chosen, OVERLAY_PIXELS))
-        write_slide(run, work, job, label_strips(probabilities, separate), picture)
-    return job.reading
+        strips = label_strips(probabilities, separate)
+        if not job.has_signal:
+            strips = measure_contrast(strips, read_gray, job.strip_contrasts)
+        write_slide(run, work, job, strips, to_display(subsample(chosen, OVERLAY_PIXELS)))
+    return job.reading if len(job.confidence) else ""
 
 
 def choose_slide_job(
@@ -393,21 +398,25 @@ def choose_slide_job(
 
 
 def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) -> ReadGray:
-    """Measures the normalization of a large image; returns what reads the gray of its rows, seen as the job sees it."""
-    has_colours = len(image.shape) == 3
-    channel = job.channel if has_colours and job.channel is not None else slice(None)
-    small = subsample(image, NORMALIZATION_PIXELS)
-    if has_colours:
-        small = small[..., channel]
+    """Measures the normalization of a large image; returns what reads the gray of its rows, seen as the job sees it.
+
+    The background is measured on the whole image; the job, which knew that of the windows, is told.
+    """
+    has_one_colour = len(image.shape) == 3 and job.channel is not None
+
+    def pick(rows: np.ndarray) -> np.ndarray:
+        """The colour that the job sees, or all."""
+        return rows[..., job.channel] if has_one_colour else rows
+
+    small = pick(subsample(image, NORMALIZATION_PIXELS))
     ground = find_ground(brightness(small))
     normalization = measure_normalization(small, ground, job.background)
-    step = math.ceil(image.shape[1] / small.shape[1])
+    job.has_bright_background = normalization.has_bright_background
+    step = math.ceil(image.shape[1] / small.shape[1])  # that of `subsample`, so that of the pixels of `ground`
 
     def read_gray(start: int, stop: int) -> np.ndarray:
         """The gray of rows `start` to `stop`, as `to_grayscale` would make it of the whole image."""
-        strip = image[start:stop]
-        if has_colours:
-            strip = strip[..., channel]
+        strip = pick(image[start:stop])
         gray = normalization.apply(strip)
         gray[brightness(strip) > normalization.debris] = 0  # as if it were background
         if ground is not None:
@@ -450,6 +459,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     samples = expand_planes(find_samples(*args.data), args.project)
+    if args.only:
+        samples = pick_samples(samples, args.only)
     out = Path(args.out or default_out(*args.data))
     args.precision = args.precision or fastest_precision()
     names = [field.name for field in dataclasses.fields(PredictionOptions)]
@@ -460,7 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load_unet(args.weights, args.precision)
     provenance = describe_provenance(args.weights, options)
     unfinished = prepare_out(samples, out, provenance, args.data, args.overwrite)
-    former = find_optional(out, unfinished)
+    former = find_optional(out, unfinished)  # before the prediction, which removes them
     started = time.perf_counter()
     if args.scheduler and unfinished:
         paths = [args.weights, out, *args.data]
@@ -472,20 +483,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(skipped) == len(samples):
         raise UserError(f"{', '.join(args.data)}: none of its {len(samples)} images can be predicted")
     if written:
-        print(f"{len(written)} images in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
+        print(f"{count_of(len(written), 'image')} in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
     write_results(out, ids, skipped, args, former)
     if args.show:
-        print(f"saved the picture of them to {show_predictions(out)}")
-    if not args.report:
-        command = repeat_command("Predict_masks.py", argv, "--report", without=["--overwrite"])
-        is_old = ", for the report there is of an earlier run" if (out / REPORT).exists() else ""
-        print(f"look at {out / 'overlays'}, or at all on one page{is_old}: {command}")
-    if skipped:
-        print(describe_skipped(sorted(skipped)))
-        if any("--channel" in reason for reason in skipped.values()):
-            more = "".join(f" --{name}" for name in OPTIONAL_FOLDERS if getattr(args, name))
-            print(f"predict them alone: python Predict_masks.py --data IMAGE --channel NAME --out {out}{more}")
+        print(f"saved a picture of some of them to {show_predictions(out)}")
+    say_what_next(out, skipped, argv, args.report)
     return 1 if skipped else 0
 
 

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from data.matching import THRESHOLDS, average_precision, dice_score, overlap_table, pair_overlaps, paired_difference
 from data.nuclei import Calibration, keep_labels, separate_nuclei
 from data.options import Limits
-from data.scales import PredictionJob, finish_labels
+from data.scales import PredictionJob, finish_labels, is_noise
 
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -91,9 +91,14 @@ def finish_nuclei(job: PredictionJob, calibration: Calibration, limits: Limits) 
 
 
 def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration, limits: Limits) -> np.ndarray:
-    """(K + 1,) bool, whether a number of a job's labels is within the limits; sets the confidence of the job."""
+    """(K + 1,) bool, whether a number of a job's labels is within the limits; sets the confidence of the job.
+
+    Of a large image none is kept where they are noise, as `finish_labels` finds it of others.
+    """
     confidence = score_confidence(sums.means(), calibration)
     is_kept = sums.find_kept(confidence, limits)
+    if job.strip_contrasts and is_noise(float(np.median(job.strip_contrasts)), len(confidence)):
+        is_kept[:] = False
     job.confidence = confidence[is_kept[1:]]
     return is_kept
 

@@ -176,7 +176,9 @@ def find_dim_nuclei(channel: np.ndarray, background_level: float, noise: float, 
     dim = float(np.percentile(signal[rest], HIGH_PERCENTILE))
     if dim < DIM_NOISE * noise or dim * DIM_RATIO > high - background_level:
         return None
-    if count_objects(rest & (signal > dim / 2)) < MIN_DIM_OBJECTS:
+    pieces, _ = ndimage.label(signal > dim / 2)
+    is_attached = np.isin(pieces, np.unique(pieces[is_bright]))  # the glow and the processes of bright objects
+    if count_objects((pieces > 0) & rest & ~is_attached) < MIN_DIM_OBJECTS:
         return None
     return background_level + dim
 

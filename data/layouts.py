@@ -315,6 +315,15 @@ def check_partners(images: Sequence[File], truths: Sequence[File], count: int) -
         )
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count_of(1, "image"), count_of(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def format_names(files: Sequence[File | str]) -> str:
     """The first names, and how many others there are."""
     names = [Path(str(file)).name for file in files]

@@ -12,11 +12,13 @@ from scipy import ndimage
 from skimage.morphology import convex_hull_image, remove_small_holes
 from skimage.segmentation import expand_labels, watershed
 
-# Separation; all chosen on validation images, see weights/EXPERIMENTS.md. A network may have its own first three.
+# Separation; all chosen on validation images, see weights/EXPERIMENTS.md.
+# A network may have its own values of these three, see `Calibration`.
 NUCLEUS_THRESHOLD = 0.45  # probability from which a pixel is nucleus
 SEED_THRESHOLD = 0.5  # nucleus minus border probability, from which a pixel inside a nucleus is seed
 # Logistic regression: intercept, weight of the mean nucleus probability, weight of the mean border probability.
 CONFIDENCE_COEFFICIENTS = (-13.54, 17.43, -5.5)
+# All networks share these.
 MIN_SEED_AREA = 8  # pixels; smaller seeds are noise on the rim of a nucleus
 MIN_AREA = 20  # pixels, a disk 5 pixels across; smaller pieces are noise
 MAX_HOLE_AREA = 300  # pixels; a hole as large as a common nucleus is background
@@ -50,13 +52,14 @@ def separate_nuclei(
     Args:
         nucleus: (H, W) float in [0, 1], of `predict_probability`.
         border: (H, W) float in [0, 1], of the same.
-        max_area: pixels of a nucleus at most; None: MAX_AREA_RATIO times the common nucleus of these.
+        max_area: pixels of a nucleus at most, of `largest_area`; None: of that of these labels. What may be merged
+            follows from it.
         area_scale: pixels for one pixel of the scale that was predicted at; limits of area grow with it.
         calibration: of the network.
 
     Returns:
-        labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least
-        MIN_AREA pixels.
+        labels: (H, W) int32, 0 background, 1…K; each number is one connected piece of at least MIN_AREA pixels of the
+        scale that was predicted at.
     """
     mask = nucleus > calibration.nucleus_threshold
     # Small holes are filled, but not small background at the edge of the image, which
@@ -68,7 +71,8 @@ def separate_nuclei(
     labels = watershed(border - nucleus, seeds, mask=mask)
     if max_area is None:
         max_area = largest_area(labels)
-    labels = merge_pieces(labels, MERGED_AREA_RATIO / MAX_AREA_RATIO * max_area)
+    common_area = max_area / MAX_AREA_RATIO
+    labels = merge_pieces(labels, MERGED_AREA_RATIO * common_area)
     return filter_by_area(labels, MIN_AREA * area_scale, max_area)
 
 

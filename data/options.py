@@ -36,6 +36,7 @@ CROPS_PER_IMAGE = 16
 MIN_CROPS = 256
 MAX_CROPS = 1024
 CHANNELS = "red, green, blue, a name in the file, a number from 1, or max, the brightest of all at each pixel"
+MAX_PIXEL_SIZE = 20  # micrometres; files with larger ones mean printers and screens, such as 72 pixels an inch
 COMMAND = "    python "  # begins the lines of a docstring that become the examples of the help
 
 
@@ -127,6 +128,11 @@ class PredictionOptions(Limits):
         for name, value in (("--diameter", self.diameter), ("--pixel-size", self.pixel_size)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name} must be above 0, not {value}")
+        if self.pixel_size is not None and self.pixel_size > MAX_PIXEL_SIZE:
+            raise UserError(
+                f"--pixel-size {self.pixel_size} is wider than a nucleus; "
+                f"it is in micrometres, at most {MAX_PIXEL_SIZE}"
+            )
         if not 0 <= self.min_confidence <= 1:
             raise UserError(f"--min-confidence must be from 0 to 1, not {self.min_confidence}")
         if not self.min_area >= 0:
@@ -174,13 +180,13 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def repeat_command(script: str, argv: Sequence[str] | None, more: str, without: Sequence[str] = ()) -> str:
-    """The command that a script was called with, to be copied, with one more word and without some others.
+    """The command that a script was called with, to be copied, with more words and without some others.
 
     >>> repeat_command("Train.py", ["--out", "my weights", "--overwrite"], "--resume", without=["--overwrite"])
     "python Train.py --out 'my weights' --resume"
     """
     words = sys.argv[1:] if argv is None else argv
-    return shlex.join(["python", script, *(word for word in words if word not in without), more])
+    return shlex.join(["python", script, *(word for word in words if word not in without), *more.split()])
 
 
 def preprocessed_data_parser(doc: str) -> OptionParser:
@@ -263,6 +269,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     files.add_argument("--data", nargs="+", metavar="SOURCE", default=[data], help=f"{sources} (default {DATA})")
     files.add_argument("--weights", default=find_beside_scripts(WEIGHTS), help=f"network (default {WEIGHTS})")
     files.add_argument("--out", help="folder to write to (default data/<source name>_predicted)")
+    files.add_argument("--only", nargs="+", metavar="ID", help="predict these images alone, as the tables call them")
     files.add_argument("--overwrite", action="store_true", help="redo images that are done")
     images = parser.add_argument_group("images (found out for each image, where not given)")
     images.add_argument("--channel", help=CHANNELS)

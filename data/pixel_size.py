@@ -13,6 +13,7 @@ from tifffile import RESUNIT
 
 from data.files import File, decoding, open_file
 from data.microscopes import is_microscope_file, open_scene
+from data.options import MAX_PIXEL_SIZE
 from data.tiffs import pyramid_pages, read_tiff_header
 
 MICROMETRES = {
@@ -29,7 +30,6 @@ MICROMETRES = {
     RESUNIT.CENTIMETER: 1e4,
     RESUNIT.INCH: 25_400,
 }
-MAX_PIXEL_SIZE = 20  # micrometres; larger ones are of printers and screens, such as 72 pixels an inch
 MAX_ANISOTROPY = 1.01  # ratio of the sides of a pixel that counts as square
 
 

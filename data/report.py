@@ -18,6 +18,7 @@ import skimage
 from tqdm import tqdm
 
 from data.files import UserError, read_rows, write_whole
+from data.layouts import count_of
 from data.outputs import prediction_files, provenance_of_run, read_provenance
 from data.pictures import OUTCOME_COLOURS
 from data.report_cards import ERRORS, Entry, ReadTruth, count_nuclei, draw_card, swatch
@@ -118,7 +119,7 @@ def rank_by_score(entry: Entry) -> tuple[float, str]:
 def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, str]:
     """What fills the frame of the page: name in the frame -> HTML; only the first `shown` entries have cards."""
     has_truth = bool(entries[0].score)
-    images = "1 image" if len(entries) == 1 else f"{len(entries):,} images"
+    images = count_of(len(entries), "image")
     heading = f"{count_nuclei(sum(entry.row['count'] for entry in entries))} in {images}"
     folder = out.resolve().name
     first = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"

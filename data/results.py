@@ -15,9 +15,10 @@ import numpy as np
 from data.confidence import NucleusSums, choose_kept
 from data.files import write_whole
 from data.images import open_rows, subsample
-from data.layouts import OPTIONAL_FOLDERS
+from data.layouts import OPTIONAL_FOLDERS, count_of
 from data.nuclei import keep_labels
 from data.omezarr import save_zarr
+from data.options import repeat_command
 from data.outputs import (
     FAST_COMPRESSION,
     Provenance,
@@ -30,14 +31,14 @@ from data.outputs import (
     write_prediction,
 )
 from data.pictures import outline_nuclei
-from data.report import write_report
-from data.runs import ImageWork, Run
+from data.report import REPORT, write_report
+from data.runs import ImageWork, Run, describe_skipped
 from data.scales import PredictionJob, describe_job
 from data.slides import iterate_strips
 from data.sources import Sample
 from data.tables import report_tables, save_geojson, save_measurements, save_rois
 
-PLANE = re.compile(r"(_[stz]\d+)+$")  # end of the id of a plane or scene, as `data.stacks.expand_planes` makes it
+PLANE = re.compile(r"_[stz]\d+$")  # one end of the id of a plane or scene, as `data.stacks.expand_planes` makes it
 OVERLAY_PIXELS = 2048 * 2048  # pixels of the reduced overlay of a large image
 
 
@@ -55,7 +56,7 @@ def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarra
     files.remove_optional()
     save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job, run.options.channel)
     overlay = outline_nuclei(picture, labels)
-    write_prediction(files, labels, overlay, add_image(run.provenance, work, job), work.pixel_size)
+    write_prediction(files, labels, overlay, with_image(run.provenance, work, job), work.pixel_size)
 
 
 def write_slide(
@@ -73,10 +74,10 @@ def write_slide(
     files = prediction_files(run.out, work.sample.id)
     files.remove_optional()
     shape = work.image.shape[:2]
-    provenance = add_image(run.provenance, work, job)
+    provenance = with_image(run.provenance, work, job)
     save = functools.partial(save_tiles, shape=shape, provenance=provenance, pixel_size=work.pixel_size)
     sums = NucleusSums(shape[0])
-    # Labels take their name last, for they say that the image is done.
+    # Labels take their name at the end of this block: to a rerun they say that all files of the image are there.
     with write_whole(files.labels) as temporary:
         save(temporary, sums.watch(strips), dtype=np.uint32)
         is_kept = choose_kept(job, sums, run.network.calibration, run.options)
@@ -94,7 +95,7 @@ def write_slide(
     files.mask.unlink(missing_ok=True)  # a smaller image of this name had it
 
 
-def add_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Provenance:
+def with_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Provenance:
     """A provenance that also tells of the image: its size and checksum, and how it was seen."""
     return provenance | {"image": work.checksum, "seen": describe_job(job)}
 
@@ -112,7 +113,7 @@ def write_results(
 
     Args:
         out: folder of the predictions.
-        ids: of the images of this run that are predicted.
+        ids: of all images of this command that are not skipped, predicted now or before.
         skipped: id -> reason of the others; what an earlier run predicted for them is no answer to this one.
         args: the options.
         former: of `find_optional`, of the images whose labels this run replaced: these files are written anew too.
@@ -127,6 +128,19 @@ def write_results(
         print(f"saved Kaggle's table to {save_submission(out, all_ids)}")
     if args.report:
         print(f"saved the report to {write_report(out, all_ids, skipped=skipped)}")
+
+
+def say_what_next(out: Path, skipped: Mapping[str, str], argv: Sequence[str] | None, has_report: bool) -> None:
+    """Prints what to look at, which images were skipped, and what to type next; `argv` is that of the script."""
+    if not has_report:
+        command = repeat_command("Predict_masks.py", argv, "--report", without=["--overwrite"])
+        is_old = ", for the report there is of an earlier run" if (out / REPORT).exists() else ""
+        print(f"look at {out / 'overlays'}, or at all on one page{is_old}: {command}")
+    if skipped:
+        print(describe_skipped(sorted(skipped)))
+    if any("--channel" in reason for reason in skipped.values()):
+        command = repeat_command("Predict_masks.py", argv, "--only ID --channel NAME", without=["--overwrite"])
+        print(f"predict them alone: {command}")
 
 
 def find_optional(out: str | Path, samples: Sequence[Sample]) -> dict[str, list[str]]:
@@ -147,14 +161,18 @@ def save_optional(out: Path, ids: Sequence[str], wanted: Mapping[str, Sequence[s
         present = sorted({*wanted[option]} & {*ids})
         if present:
             save(out, present)
-            print(f"saved the nuclei of {len(present)} images to {out / option} too")
+            print(f"saved the nuclei of {count_of(len(present), 'image')} to {out / option} too")
 
 
 def find_counted_twice(ids: Sequence[str]) -> list[str]:
     """Ids of images of which planes or scenes have ids of their own.
 
-    >>> find_counted_twice(["a", "a_t0_z1", "b_s02", "c"])
-    ['a']
+    >>> find_counted_twice(["a", "a_t0_z1", "b_t0", "b_t0_z1", "c_s02"])
+    ['a', 'b_t0']
     """
-    wholes = {PLANE.sub("", image_id) for image_id in ids if PLANE.search(image_id)}
+    wholes = set()
+    for image_id in ids:
+        while PLANE.search(image_id):
+            image_id = PLANE.sub("", image_id)
+            wholes.add(image_id)
     return sorted(wholes & set(ids))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from data.channels import Channels
 from data.files import UserError
 from data.images import SceneRows
-from data.layouts import format_names
+from data.layouts import count_of, format_names
 from data.options import PredictionOptions
 from data.outputs import Provenance, find_unfinished, record_sources, remove_unfinished
 from data.scales import Network, PredictionJob
@@ -46,6 +47,18 @@ class ImageWork:
     jobs: list[PredictionJob] = field(default_factory=list)  # one for each way that the image can be seen
 
 
+def pick_samples(samples: Sequence[Sample], ids: Sequence[str]) -> list[Sample]:
+    """The samples with these ids, in their order; raises UserError where an id is of none."""
+    known = [sample.id for sample in samples]
+    for image_id in ids:
+        if image_id not in known:
+            nearest = get_close_matches(image_id, known, n=1)
+            raise UserError(
+                f"--only {image_id}: no image has this ID" + (f"; is {nearest[0]} meant?" if nearest else "")
+            )
+    return [sample for sample in samples if sample.id in ids]
+
+
 def prepare_out(
     samples: Sequence[Sample], out: Path, provenance: Provenance, sources: Sequence[str], overwrite: bool
 ) -> Sequence[Sample]:
@@ -54,11 +67,11 @@ def prepare_out(
     Raises:
         UserError: results of other weights or settings lie there, and are not to be overwritten.
     """
+    unfinished = samples if overwrite else find_unfinished(samples, out, provenance)
     record_sources(out, *sources)
     remove_unfinished(out)
     if overwrite:
         return samples
-    unfinished = find_unfinished(samples, out, provenance)
     done = len(samples) - len(unfinished)
     if done == len(samples):
         print(f"all {done} images are done already; --overwrite predicts them anew")
@@ -105,8 +118,7 @@ def describe_skipped(names: Sequence[str]) -> str:
     >>> describe_skipped(["a"]), describe_skipped("abcdefg")
     ('1 image skipped: a (see above)', '7 images skipped: a, b, c, d, e and 2 more (see above)')
     """
-    count = "1 image" if len(names) == 1 else f"{len(names)} images"
-    return f"{count} skipped: {format_names(names)} (see above)"
+    return f"{count_of(len(names), 'image')} skipped: {format_names(names)} (see above)"
 
 
 def read_ahead(

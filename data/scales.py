@@ -26,11 +26,11 @@ SURE_CHANNEL = 1.5  # times the score of the next channel, for a channel to be c
 SCORED_NUCLEI = 200  # largest number of nuclei scored per image
 MIN_CONFLUENT_SHARE = 1 / 3  # share of an image that nuclei must cover, if its many bright pixels are nuclei
 # Scale.
-HALVING_DIAMETERS = (33, 80)  # pixels; wider nuclei are predicted at a half, a quarter of the size too
+HALVING_DIAMETERS = (33, 80)  # pixels, at the first size; wider nuclei are predicted at half of it, a quarter too
 HALVED_WEIGHT = 2 / 3  # weight of the smaller size in the mean of two sizes
 MERGED_DIAMETER_RATIO = 2  # nuclei that become so much wider at the smaller size have merged
 MIN_REMAINING_SHARE = 0.5  # share of the area of nuclei that must be nucleus at the smaller size too, or they are lost
-NARROW_DIAMETER = 10  # pixels; an image of narrower nuclei is doubled until they are wider
+NARROW_DIAMETER = 10  # pixels; images of narrower nuclei are doubled, once unless the diameter was given
 MAX_DIAMETER = 100  # pixels; an image of wider nuclei is halved until they are narrower
 THUMBNAIL_HALVINGS = (5, 4, 3, 2)  # how often an image is halved for each thumbnail, the smallest first
 MIN_THUMBNAIL = 24  # pixels, shorter side of the smallest thumbnail
@@ -65,13 +65,14 @@ class PredictionJob:
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
     reading: str = ""  # channel or background that was tried; "" for the usual one
-    channel: int | None = None  # index of the one channel of the image that is seen
+    channel: int | None = None  # index of the one that is seen: of `narrow_channels`, or red, green, blue; None: all
     background: str | None = None  # "dark" or "bright", where it was given or tried
     must_be_confluent: bool = False  # True: it counts only if `is_confluent`, or if the first job finds nothing
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # from `make_thumbnails`
     diameter: float | None = None  # pixels, diameter of the nuclei where it was given
     wide_diameter: float = 0  # pixels, diameter of nuclei that thumbnails show; 0 where they show none
     confidence: np.ndarray | None = None  # (K,) float in [0, 1], of the nuclei that are kept
+    strip_contrasts: list[float] = field(default_factory=list)  # of a large image that looks like noise
     halvings: tuple[int, ...] = ()  # how often the image is halved, for each scale predicted; -1: doubled
 
     @property
@@ -87,16 +88,17 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
         UserError: several channels do.
     """
     if len(jobs) > 1 and jobs[0].labels_future.result().any():
+        # The first job never must be confluent, so one remains.
         jobs = [job for job in jobs if not job.must_be_confluent or is_confluent(job)]
     if len(jobs) == 1:
-        return jobs[0]
-    ranked = sorted(jobs, key=score_nuclei, reverse=True)
-    first = score_nuclei(ranked[0])
-    second = score_nuclei(ranked[1])
-    if ranked[0].channel is not None and second * SURE_CHANNEL > first:
-        names = " and ".join(f"{job.reading} ({job.labels_future.result().max()} found)" for job in ranked[:2])
+        return jobs[0]  # which need not have been predicted
+    scores = [score_nuclei(job) for job in jobs]
+    best, second = np.argsort([-score for score in scores], kind="stable")[:2]
+    if jobs[best].channel is not None and scores[second] * SURE_CHANNEL > scores[best]:
+        likely = [jobs[best], jobs[second]]
+        names = " and ".join(f"{job.reading} ({job.labels_future.result().max()} found)" for job in likely)
         raise UserError(f"its channels {names} both look like nuclei; choose one with --channel")
-    return ranked[0]
+    return jobs[best]
 
 
 def is_confluent(job: PredictionJob) -> bool:
@@ -132,12 +134,16 @@ def finish_labels(job: PredictionJob) -> np.ndarray:
     labels = job.labels_future.result()
     if not labels.any():
         return labels
-    min_contrast = MIN_CONTRAST if labels.max() < MANY_NUCLEI else MIN_CONTRAST_OF_MANY
-    if not job.has_signal and local_contrast(job.gray, labels) < min_contrast:
+    if not job.has_signal and is_noise(local_contrast(job.gray, labels), labels.max()):
         return np.zeros_like(labels)
     if job.debris is not None:
         return drop_covered(labels, job.debris)
     return labels
+
+
+def is_noise(contrast: float, count: int) -> bool:
+    """Whether so many pieces, found in an image that looks like noise, stand out too little to be nuclei."""
+    return contrast < (MIN_CONTRAST if count < MANY_NUCLEI else MIN_CONTRAST_OF_MANY)
 
 
 def start_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> None:
@@ -197,9 +203,10 @@ def remain_at_half_size(network: Network, job: PredictionJob) -> bool:
 
 
 def refine_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> None:
-    """Predicts images of narrow nuclei again at double size, of wide ones at a half, of very wide ones at a quarter.
+    """Predicts jobs of `start_jobs` again: those of narrow nuclei at double size, in place of full size.
 
-    The grain inside large nuclei vanishes at a smaller size, but outlines are sharper at a larger one.
+    Those of nuclei wider than HALVING_DIAMETERS are predicted at a half and a quarter of the first size too. The grain
+    inside large nuclei vanishes at a smaller size, but outlines are sharper at a larger one: the mean counts.
     """
     narrow = [job for job in jobs if job.diameter is None and 0 < find_width(job) < NARROW_DIAMETER]
     for job in narrow:
@@ -226,7 +233,8 @@ def find_width(job: PredictionJob) -> float:
 def count_halvings(diameter: float) -> int:
     """How often an image is halved until nuclei of this diameter are at most MAX_DIAMETER wide.
 
-    Negative: how often it is doubled until they are at least NARROW_DIAMETER wide; 0 for an unknown diameter, 0.
+    Negative: how often it is doubled until they are at least NARROW_DIAMETER wide; 0 where the diameter is 0, that is,
+    unknown.
     """
     if diameter <= 0:
         return 0
@@ -303,7 +311,7 @@ def predict_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor
                     job.halvings = (halvings,)
                     job.labels_future = pool.submit(separate, nucleus, border, area_scale=job.area_scale)
                 else:
-                    earlier = job.labels_future
+                    earlier = job.labels_future  # `choose_labels` waits for it in the pool, which has started it before
                     job.labels_future = pool.submit(choose_labels, job, earlier, (nucleus, border), halvings, separate)
 
 
@@ -348,7 +356,8 @@ def predict_scales(predict: PredictAtScale, gray: np.ndarray, halvings: Sequence
     return probabilities
 
 
-def average_scales(larger: Probabilities, smaller: Probabilities) -> list[np.ndarray]:
+def average_scales(larger: Probabilities, smaller: Probabilities) -> Probabilities:
     """Weighted means of the probabilities at a larger and a smaller size of an image."""
     weight = np.float32(HALVED_WEIGHT)
-    return [a + weight * (b - a) for a, b in zip(larger, smaller, strict=True)]
+    nucleus, border = (a + weight * (b - a) for a, b in zip(larger, smaller, strict=True))
+    return nucleus, border

@@ -12,6 +12,7 @@ from skimage.metrics import contingency_table
 from tqdm import tqdm
 
 from data.channels import Channels
+from data.nuclei import local_contrast
 
 STRIP = 512  # rows of a strip
 TILE = 1024  # columns of a strip that go through the network at once
@@ -22,6 +23,7 @@ WINDOWS_ACROSS = 3
 ReadGray = Callable[[int, int], np.ndarray]  # rows from, to -> (rows, W) float32 in [0, 1]
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # gray -> nucleus, border
 Separate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # nucleus, border -> labels
+LabelStrips = Iterator[tuple[np.ndarray, np.ndarray]]  # labels (rows, W) int32, probabilities (2, rows, W)
 
 
 def iterate_strips(rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -96,7 +98,7 @@ def predict_strips(
             yield strip
 
 
-def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> LabelStrips:
     """Numbers the nuclei of a whole image, strip by strip.
 
     A nucleus is numbered in the strip where it begins, with CONTEXT_ROWS of the strips above and below in view, and
@@ -129,6 +131,17 @@ def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> Iterator[t
         strip = below
         yield labels[start:stop], window[:, start:stop]
         del labels, window
+
+
+def measure_contrast(strips: LabelStrips, read_gray: ReadGray, contrasts: list[float]) -> LabelStrips:
+    """Passes the strips of `label_strips` on, and adds to `contrasts` the `local_contrast` of each that has nuclei."""
+    row = 0
+    for labels, probabilities in strips:
+        stop = row + len(labels)
+        if labels.any():
+            contrasts.append(local_contrast(read_gray(row, stop), labels))
+        yield labels, probabilities
+        row = stop
 
 
 def number_window(

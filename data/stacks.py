@@ -19,7 +19,7 @@ from tifffile import PHOTOMETRIC
 from data.channels import Channels
 from data.files import File, UserError, decoding, open_file
 from data.images import SceneRows, open_rows, read_image, read_scene
-from data.layouts import Plane
+from data.layouts import Plane, count_of
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.options import PredictionOptions
 from data.pixels import MAX_PIXELS, check_image, find_level, invert, turn_image
@@ -69,15 +69,18 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
     check_unique_ids(expanded)
     counts = [len(group) for group in groups if len(group) > 1]
     if counts:
-        stacks = "1 stack" if len(counts) == 1 else f"{len(counts)} stacks"
         noun = "planes" if all(sample.scene is None for sample in expanded) else "scenes and planes"
-        advice = "" if project else "; --project max makes one image of all along z"
-        print(f"{stacks}: {sum(counts)} {noun}, each an image of its own{advice}")
+        has_depth = any(sample.plane is not None and sample.plane.z is not None for sample in expanded)
+        advice = "; --project max makes one image of all along z" if has_depth else ""
+        print(f"{count_of(len(counts), 'stack')}: {sum(counts)} {noun}, each an image of its own{advice}")
     return sorted(expanded, key=lambda sample: sample.id)
 
 
 def find_channels(samples: Iterable[Sample]) -> list[Sample]:
-    """Lets samples with truth be read by their channels; those of several planes stay, and are refused when read."""
+    """Lets samples with truth be read by their channels.
+
+    A stack of one plane becomes the sample of that plane. One of several stays as it is; reading it raises UserError.
+    """
     groups = [(sample, split_sample(sample, None)) for sample in samples]
     return [split[0] if len(split) == 1 else sample for sample, split in groups]
 
@@ -168,7 +171,7 @@ def describe_dimensions(tiff: tifffile.TiffFile, file: File) -> Dimensions | Non
     names = ()
     if "C" in sizes:
         with decoding(file):
-            known = _channel_names(tiff, sizes["C"])
+            known = _read_channel_names(tiff, sizes["C"])
         names = _name_channels(known, sizes["C"])
     return Dimensions(axes, series.shape, names)
 
@@ -186,13 +189,19 @@ def _name_axes(series: tifffile.TiffPageSeries) -> str:
 
 
 def _name_channels(known: Sequence[str], count: int) -> tuple[str, ...]:
-    """The known names of channels, or their numbers from 1 where these do not tell them apart."""
-    if len(known) != count or len(set(known)) != count:
-        known = [""] * count
-    return tuple(name or f"channel {number}" for number, name in enumerate(known, start=1))
+    """The known names of channels, with numbers from 1 for those without one, or for all where two share a name.
+
+    >>> _name_channels(["DAPI", "", ""], 3)
+    ('DAPI', 'channel 2', 'channel 3')
+    """
+    numbered = tuple(f"channel {number}" for number in range(1, count + 1))
+    if len(known) != count:
+        return numbered
+    names = tuple(name or number for name, number in zip(known, numbered, strict=True))
+    return names if len(set(names)) == count else numbered
 
 
-def _channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
+def _read_channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
     """Names of the channels from OME-XML or from ImageJ's labels, as far as there are any."""
     names = []
     if tiff.is_ome:
@@ -233,7 +242,7 @@ def read_sample_image(sample: Sample, project: str | None = None, level: int = 0
 
     Args:
         sample: of `expand_planes`.
-        project: as there.
+        project: as `expand_planes` was given it.
         level: of the pyramid of a microscope's file, 0 the largest; only for the planes of stacks.
 
     Raises:
@@ -264,7 +273,8 @@ def _read_channels(
     if dimensions is None or not dimensions.holds(sample.plane):
         raise UserError(f"{file}: it was replaced and has no such plane now; run the command again")
     if dimensions.length("Y") * dimensions.length("X") > MAX_PIXELS:
-        raise UserError(f"{file}: a plane of {dimensions.shape} pixels is too large to be read at once")
+        size = f"{dimensions.length('Y')}×{dimensions.length('X')}"
+        raise UserError(f"{file}: a plane of {size} pixels is too large to be read at once")
     planes = [
         check_image(_read_channel(read_plane, dimensions, channel, sample.plane, project), file)
         for channel in range(dimensions.length("C"))
@@ -290,7 +300,9 @@ def _read_channel(
     total = first.astype(np.float32)
     for other in planes:
         total += other
-    return total / np.float32(len(depths)) if project == "mean" else total
+    if project == "mean":
+        total /= np.float32(len(depths))
+    return total  # "sum"; without a projection each plane has its z
 
 
 def _read_plane_of_scene(scene: Scene, file: File, level: int, height: int, indices: dict[str, int]) -> np.ndarray:

@@ -367,7 +367,9 @@ def test_the_difference_of_two_predictions_is_paired(case, tmp_path, capsys):
     assert (low, high) == pytest.approx(expected) and low < 0 < 1 < high
     arguments = ["--truth", str(truth), "--predicted", str(perfect), "--compare"]
     Evaluate_model.main([*arguments, str(predicted)])
-    assert "AP is not shown to differ" in capsys.readouterr().out  # a resample may hold "good" alone
+    printed = capsys.readouterr().out
+    assert "AP is not shown to differ" in printed  # a resample may hold "good" alone
+    assert f"\n{predicted}:\n{Evaluate_model.format_table(others)}\n" in printed
     Evaluate_model.main([*arguments, str(perfect)])
     assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import roifile
 import tifffile
-from conftest import Recorder, Threshold, draw_disks, load_once
+from conftest import Recorder, Threshold, draw_disks, load_once, save_image
 from PIL import Image
 from scipy import ndimage
 from skimage.draw import disk
@@ -384,7 +384,7 @@ def test_a_broken_image_is_named_and_the_rest_finished(tmp_path, tiny_weights, c
     arguments += ["--show", "--submission", "--report"]
     assert Predict_masks.main([str(argument) for argument in arguments]) == 1
     printed = capsys.readouterr()
-    assert "broken.png" in printed.err and "1 images in " in printed.out
+    assert "broken.png" in printed.err and "1 image in " in printed.out
     assert printed.out.splitlines()[-1] == "1 image skipped: broken (see above)"
     assert [file.name for file in (out / "masks").iterdir()] == ["good.png"]
     assert (out / "predictions.png").is_file() and (out / "report.html").is_file()
@@ -537,19 +537,25 @@ def test_the_nuclear_channel_is_predicted_or_the_one_that_is_wanted(
 def test_an_image_that_needs_a_channel_is_predicted_alone_into_the_same_folder(tmp_path, predict, capsys):
     images = save_fields(tmp_path / "images", ["a.png"], 6)
     field = draw_field(0, 12)
-    Image.fromarray(np.dstack([field, 0 * field, np.roll(field, 70, axis=1)])).save(images / "b.png")
+    save_image(images / "day1/b.png", np.dstack([field, 0 * field, np.roll(field, 70, axis=1)]))
     command = ["--data", str(images), "--out", "out", "--report"]
     assert Predict_masks.main(command) == 1
     printed = capsys.readouterr()
     found = r"(blue|red) \(\d+ found\)"
-    assert re.search(f"skipped b: its channels {found} and {found} both look like nuclei", printed.err)
-    assert "predict them alone: python Predict_masks.py --data IMAGE --channel NAME --out out" in printed.out
+    assert re.search(f"skipped day1__b: its channels {found} and {found} both look like nuclei", printed.err)
+    assert "predict them alone: python Predict_masks.py --data " in printed.out
+    assert printed.out.endswith(" --only ID --channel NAME\n")
     page = Path("out/report.html").read_text(encoding="utf-8")
-    assert "1 image was skipped:" in page and "<b>b</b>: its channels " in page
-    predict("--data", images / "b.png", "--out", "out", "--channel", "red")
+    assert "1 image was skipped:" in page and "<b>day1__b</b>: its channels " in page
+    with pytest.raises(UserError, match="--only day1_b: no image has this ID; is day1__b meant?"):
+        Predict_masks.main([*command, "--only", "day1_b"])
+    predict(*command, "--only", "day1__b", "--channel", "red")
     work = predict(*command)  # which keeps the choice
     assert "all 2 images are done" in capsys.readouterr().out
-    assert [(row["image"], row["channel"]) for row in read_table(work / "out/images.csv")] == [("a", ""), ("b", "red")]
+    assert [(row["image"], row["channel"]) for row in read_table(work / "out/images.csv")] == [
+        ("a", ""),
+        ("day1__b", "red"),
+    ]
     assert "skipped" not in (work / "out/report.html").read_text(encoding="utf-8").split("</style>")[1]
 
 
@@ -785,6 +791,8 @@ def test_the_diameter_that_is_given_sets_the_scale(tmp_path, predict):
         assert data.outputs.read_provenance(work / diameter / "labels/a.tif")["seen"]["scales"][0] == first
     with pytest.raises(UserError, match="--diameter must be above 0"):
         predict("--data", source, "--diameter", "-1")
+    with pytest.raises(UserError, match="--pixel-size 500.0 is wider than a nucleus; it is in micrometres, at most 20"):
+        predict("--data", source, "--pixel-size", "500")
 
 
 def test_the_precision_is_kept_with_the_labels(tmp_path, predict):

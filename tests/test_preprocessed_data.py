@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from conftest import cut_tiles, draw_nuclei, draw_source, draw_texture, draw_tiled, write_source
+from scipy import ndimage
+from skimage.draw import disk
 
 import Preprocessed_data
 from data import files
@@ -133,6 +135,20 @@ def test_normalization_names_the_background_and_the_values_that_become_0_and_1()
     dark = measure_normalization(ramp[None] ** 3)  # most values are low
     assert not dark.has_bright_background
     assert (dark.low, dark.high) == pytest.approx((5**3, 998**3), rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_three_bright_nuclei_are_no_debris_whatever_their_glow_and_processes(scale):
+    signal = np.zeros((96 * scale, 96 * scale))
+    for centre in ((48, 40), (48, 56), (70, 70)):
+        signal[disk(np.multiply(centre, scale), 6 * scale)] = 200
+    processes = np.zeros(signal.shape)
+    processes[6 * scale : 46 * scale, 40 * scale : 43 * scale] = 14  # it grows out of a nucleus
+    processes[80 * scale : 84 * scale, 5 * scale : 25 * scale] = 14
+    glow = 0.15 * ndimage.gaussian_filter(signal, 5 * scale)
+    image = 20 + ndimage.gaussian_filter(signal + processes, scale) + glow
+    image += np.random.default_rng(0).normal(0, 0.7, image.shape)
+    assert measure_normalization(image.round().astype(np.uint8)).high > 200
 
 
 def test_nuclei_are_bright_in_the_channel():

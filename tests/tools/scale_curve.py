@@ -19,10 +19,10 @@ from skimage.transform import resize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere
 
-import Evaluate_model
 import Model
 import Predict_masks
 from data.files import run_script, write_whole
+from data.matching import count_matches, dice_score, overlap_table
 from data.nuclei import common_diameter
 from data.options import DATA
 from data.truth import read_sample
@@ -72,12 +72,16 @@ def rescale(image: np.ndarray, labels: np.ndarray, factor: float) -> Pair:
     return resized.round().astype(image.dtype), numbers.astype(labels.dtype)
 
 
-def score(model, pair: Pair) -> tuple[float, float]:
-    """Dice and AP50 of the network on an image."""
-    image, truth = pair
-    labels, _ = Predict_masks.segment_image(model, image)
-    table = Evaluate_model.overlap_table(truth, labels)
-    return Evaluate_model.dice_score(truth > 0, labels > 0), Evaluate_model.average_precision(table, (0.5,))
+def score(model, pairs: list[Pair]) -> tuple[float, float]:
+    """Mean Dice of images, and AP50 of the nuclei of all together: a part of an image may hold one alone."""
+    dice = []
+    matches = []
+    for image, truth in pairs:
+        labels, _ = Predict_masks.segment_image(model, image)
+        dice.append(dice_score(truth > 0, labels > 0))
+        matches.append(count_matches(overlap_table(truth, labels), 0.5))
+    true_positives, false_positives, false_negatives = np.sum(matches, axis=0)
+    return float(np.mean(dice)), true_positives / (true_positives + false_positives + false_negatives)
 
 
 def draw_curves(curves: dict[str, np.ndarray], file: Path) -> None:
@@ -109,9 +113,9 @@ def main() -> int:
     curves = {"drawn": [], "real, rescaled": []}
     print(f"{'diameter':>8}{'drawn Dice':>12}{'AP50':>8}{'real Dice':>12}{'AP50':>8}")
     for diameter in DIAMETERS:
-        curves["drawn"].append(score(model, draw_disks(diameter)))
-        scores = [score(model, rescale(*part, diameter / width)) for part, width in zip(parts, widths, strict=True)]
-        curves["real, rescaled"].append(np.mean(scores, axis=0))
+        curves["drawn"].append(score(model, [draw_disks(diameter)]))
+        rescaled = [rescale(*part, diameter / width) for part, width in zip(parts, widths, strict=True)]
+        curves["real, rescaled"].append(score(model, rescaled))
         drawn_dice, drawn_ap = curves["drawn"][-1]
         real_dice, real_ap = curves["real, rescaled"][-1]
         print(f"{diameter:>8}{drawn_dice:>12.3f}{drawn_ap:>8.3f}{real_dice:>12.3f}{real_ap:>8.3f}", flush=True)
