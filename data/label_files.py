@@ -36,7 +36,7 @@ LARGEST_PIECE = 0.5  # share of the picture; no nucleus covers more
 MAX_ROI_BYTES = 2**26
 AREA_ROIS = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 
-Ring = np.ndarray  # (N, 2) float: x, y in corners of pixels
+Ring = np.ndarray  # (N, 2) float: x, y; whole numbers are pixel corners, centres lie at .5
 Outline = list[Ring]  # the rings of one nucleus: outer ones, and those of holes
 
 
@@ -60,6 +60,7 @@ def read_label_file(file: File, shape: tuple[int, int]) -> np.ndarray:
 def remove_gaps(labels: np.ndarray) -> np.ndarray:
     """Numbers the values above 0 of (H, W) from 1 on, in their order, int32."""
     values, numbers = np.unique(labels, return_inverse=True)
+    # The numbers are from 0 on; where no 0 is among the values, the lowest value must become 1.
     return (numbers.reshape(labels.shape) + (values[0] > 0)).astype(np.int32)
 
 
@@ -102,7 +103,10 @@ def has_fragments(values: np.ndarray) -> bool:
 
 
 def check_jpeg(image: np.ndarray, file: File) -> None:
-    """Raises UserError where a picture (H, W) or (H, W, 3) is black and white, but for the values at edges."""
+    """Raises UserError where a picture (H, W) or (H, W, 3) is mostly near black or near white.
+
+    Between these it has values at edges, as JPEG and resizing leave them.
+    """
     gray = image if image.ndim == 2 else image.max(axis=-1)
     white = np.count_nonzero(gray >= (1 - NEAR) * gray.max())
     black = np.count_nonzero(gray <= NEAR * gray.max())
