@@ -18,15 +18,15 @@ from pathlib import Path
 
 from data.files import File, UserError
 from data.layouts import (
-    LINKS,
-    MASKS,
+    LEFT_LINKS,
+    LEFT_MASKS,
+    LEFT_RESULTS,
+    LEFT_UNREAD,
+    LEFT_WITHOUT_TRUTH,
     OUTLINE_ENDINGS,
     PLAIN_ENDINGS,
-    RESULTS,
     SOURCE_RECORD,
     TRUTH_SUFFIXES,
-    UNREAD,
-    WITHOUT_TRUTH,
     LeftOut,
     PathParts,
     Sample,
@@ -43,7 +43,7 @@ from data.listings import is_hidden, list_folder, list_zip
 from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_file, missing_package
 
 IMAGE_ENDINGS = PLAIN_ENDINGS + MICROSCOPE_ENDINGS
-PACKED = ("file that is not read in an archive", "files that are not read in an archive")
+LEFT_PACKED = ("file that is not read in an archive", "files that are not read in an archive")
 SHOWN_DETAILS = 5  # endings or names in the line on what is left out
 
 
@@ -162,12 +162,12 @@ def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: L
     if not path.exists():
         if is_only or not path.is_symlink():
             raise UserError(_advise_on_path(path))
-        left_out[LINKS].append(path)
+        left_out[LEFT_LINKS].append(path)
         return []
     if path.is_dir():
         return _group_files(list_folder(path, left_out), path, left_out)
     if path.suffix.lower() != ".zip" and not is_only:  # a wildcard of the shell may give any file
-        left_out[UNREAD].append(path)
+        left_out[LEFT_UNREAD].append(path)
         return []
     return _group_files(list_zip(path), path, left_out)
 
@@ -252,18 +252,18 @@ def _group_files(
         masks = (*folder[:-1], "masks")
         has_one_image = folder[-1:] == ("images",) and len(images) == 1
         if is_in_results(folder, results):
-            left_out[RESULTS] += pictures
+            left_out[LEFT_RESULTS] += pictures
         elif has_one_image and (masks in folders or images[0].stem in folder[-2:-1]):
             name = folder[-2] if len(folder) > 1 else source_name(source)
             samples.append(pair_masks(Sample(name, images[0], tuple(folders.get(masks, ())))))
             places[str(images[0])] = folder, images[0].stem
             used.add(masks)
-            left_out[MASKS] += truths
+            left_out[LEFT_MASKS] += truths
         elif folder not in used and is_beside_images(folder, folders.keys() | results, above):
-            left_out[MASKS] += pictures
+            left_out[LEFT_MASKS] += pictures
         elif folder not in used:
             plain[folder] = images
-            left_out[MASKS] += truths
+            left_out[LEFT_MASKS] += truths
     samples += _name_images(plain, source, folders, places)
     pictures = [((*folder, file.name), file) for folder, files in folders.items() for file in files]
     pictures += [((file.name,), file) for file in beside]
@@ -290,7 +290,7 @@ def _sort_files(
                 folders[parts[:-1]].append(file)
         else:
             others.append((parts, file))
-    left_out[UNREAD] += [file for _, file in others]
+    left_out[LEFT_UNREAD] += [file for _, file in others]
     return folders, results, others
 
 
@@ -328,7 +328,7 @@ def _find_obstacle(file: File) -> tuple[str, str] | None:
     package = missing_package(file)
     if package:
         return f"file that needs pip install {package}", f"files that need pip install {package}"
-    return PACKED if is_microscope_file(file) and not isinstance(file, Path) else None
+    return LEFT_PACKED if is_microscope_file(file) and not isinstance(file, Path) else None
 
 
 def check_unique_ids(samples: Iterable[Sample]) -> None:
@@ -349,9 +349,9 @@ def _format_left_out(left_out: LeftOut) -> str:
         if not files:
             continue
         text = f"{len(files)} {reason[len(files) > 1]}"
-        if reason in (MASKS, RESULTS, WITHOUT_TRUTH):
+        if reason in (LEFT_MASKS, LEFT_RESULTS, LEFT_WITHOUT_TRUTH):
             shown = []
-        elif reason == LINKS:
+        elif reason == LEFT_LINKS:
             shown = sorted({file.name for file in files})
         else:
             shown = sorted({Path(file.name).suffix.lower() or file.name for file in files})
