@@ -158,7 +158,7 @@ def _nnunet_labels(folder: str) -> str:
 
 
 def is_beside_images(folder: PathParts, image_folders: Container[PathParts], above: Container[PathParts]) -> bool:
-    """Whether a folder is, or lies in, masks/ or the like with images/ or images beside it.
+    """Whether a folder is, or lies in, masks/ or the like with a folder images/, or image files, beside it.
 
     Args:
         folder: below the source.
@@ -233,7 +233,10 @@ def pair_truths(
 
 
 def add_predictions(samples: Iterable[Sample], paths: Iterable[Path]) -> list[Sample]:
-    """Gives images without truth the labels/ID.tif of folders of results among the sources as truth."""
+    """Gives images without truth the labels/ID.tif of folders of results among the sources as truth.
+
+    It leaves out the pictures that Predict_masks.py wrote into these folders, as they are no images.
+    """
     samples = list(samples)
     for out in _result_folders(paths):
         samples = [sample for sample in samples if not _lies_in_results(sample.image, [out])]
@@ -256,8 +259,18 @@ def _lies_in_results(file: File, outs: Iterable[Path]) -> bool:
     return os.path.abspath(str(file)).startswith(tuple(folders))
 
 
-def check_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]) -> list[Sample]:
-    """The samples with truth, where all but test images of nnU-Net have it; truth no longer counts as left out.
+def settle_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]) -> list[Sample]:
+    """Checks that images and truths have their partners, and drops nnU-Net's test images without truth.
+
+    Where the only truth is files of one nucleus, or there is none, nothing needs a partner and nothing is dropped.
+
+    Args:
+        samples: of all sources.
+        left_out: from which truth and results are removed, and to which the dropped images are added.
+        paths: the sources.
+
+    Returns:
+        The samples without those that are dropped.
 
     Raises:
         UserError: images without truth, truth without an image, or an image with truth in several places.
@@ -270,7 +283,9 @@ def check_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]
     orphans = [file for file in (*left_out[LEFT_MASKS], *left_out[LEFT_UNREAD]) if is_truth(file)]
     for sample in samples:
         check_one_truth(sample)
-    if not truths and (not orphans or all(sample.masks for sample in samples)):
+    all_have_masks = all(sample.masks for sample in samples)
+    needs_no_partners = not truths and (all_have_masks or not orphans)
+    if needs_no_partners:
         return samples
     left_out[LEFT_WITHOUT_TRUTH] += [sample.image for sample in samples if _is_unlabelled_test(sample)]
     samples = [sample for sample in samples if not _is_unlabelled_test(sample)]
@@ -296,8 +311,8 @@ def check_partners(images: Sequence[File], truths: Sequence[File], count: int) -
     """Raises UserError where images have no truth, or truth has no image.
 
     Args:
-        images: that have none.
-        truths: that have none.
+        images: those without truth.
+        truths: those without an image.
         count: images in all.
     """
     for image in images:
