@@ -52,7 +52,7 @@ from data.matching import (
 from data.outputs import provenance_of_run, read_provenance, without_seen
 from data.predictions import find_predicted, read_predicted
 from data.records import KEPT_WEIGHTS, read_training_record
-from data.report import write_report
+from data.report import check_complete, write_report
 from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
@@ -299,10 +299,16 @@ def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[
 
     Returns:
         kind -> score -> mean difference, rows minus other rows, and its 95 % interval by bootstrap over images.
+
+    Raises:
+        UserError: no image has a row in both.
     """
     others = {row["id"]: row for row in other_rows}
+    shared = [row for row in rows if row["id"] in others]
+    if not shared:
+        raise UserError("no image is scored in both predictions")
     differences = {}
-    for kind, group in group_by_kind([row for row in rows if row["id"] in others]).items():
+    for kind, group in group_by_kind(shared).items():
         differences[kind] = {}
         for score in COMPARED_SCORES:
             scores = [row[score] for row in group]
@@ -394,6 +400,16 @@ def validation_ids(record: str, source: str) -> list[str]:
     return here or ids
 
 
+def check_options(args: argparse.Namespace, ids: Iterable[str] | None) -> None:
+    """Raises UserError where --compare or --report is bound to fail: now, and not after the tables."""
+    if args.compare:
+        check_ids(ids, open_truth(args.truth), find_predicted(args.compare), args.truth, args.compare)
+    if args.report:
+        predictions = find_predicted(args.predicted)
+        chosen = check_ids(ids, open_truth(args.truth), predictions, args.truth, args.predicted)
+        check_complete(args.predicted, chosen)
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return evaluate_model_parser(__doc__).parse_args(argv)
 
@@ -405,19 +421,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ids:
         ids = validation_ids(args.ids, args.truth)
         weights = Path(args.ids).with_name(KEPT_WEIGHTS)  # what these ids were held out from
-    if args.compare:  # says now that it is wrong, not after the tables
-        check_ids(ids, open_truth(args.truth), find_predicted(args.compare), args.truth, args.compare)
+    check_options(args, ids)
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(rows))
+    other_skipped = []
     if args.compare:
-        other_rows, _ = evaluate(args.truth, args.compare, ids)
+        other_rows, other_skipped = evaluate(args.truth, args.compare, ids)
         print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
     predicted = Path(args.predicted)
     out = Path(args.out or (predicted if predicted.is_dir() else predicted.parent))
     scores = save_scores(rows, out)
     if args.report:
         report_scores(args.truth, predicted, rows, scores)
-    return 1 if skipped else 0
+    return 1 if skipped or other_skipped else 0
 
 
 if __name__ == "__main__":
