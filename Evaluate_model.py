@@ -8,7 +8,8 @@ Out: two tables, an overview and each score with its interval; in --out `scores.
 Dice first), `summary.csv` (a row for each kind and score: mean, low, high) and `scores.png`.
 With --report also report.html in --predicted: the images on one page, the worst first.
 Scores are means over images, with 95 % intervals by bootstrap over images; pooled is over all pixels, so that large
-images weigh more. Errors of nuclei are sums. Exit code 1: broken images were named and skipped.
+images weigh more. Numbers of missed, false, merged and split nuclei are summed over images.
+Exit code 1: broken images were named and skipped.
 
     python Evaluate_model.py --truth data/sample --predicted predictions
     python Evaluate_model.py --truth data/stage1_train --predicted out --ids weights/training.json
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     evaluate_model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,22 +54,24 @@ from data.matching import (
 from data.outputs import provenance_of_run, read_provenance, without_seen
 from data.predictions import find_predicted, read_predicted
 from data.records import KEPT_WEIGHTS, read_training_record
-from data.report import write_report
+from data.report import check_complete, write_report
 from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
 from data.truth import describe_kinds, read_labels
 from Preprocessed_data import image_kind
 
-SCORES = "dice iou ap ap50 f1_50 f1_70 ap75 precision recall pq sq rq aji count_error".split()
-TITLES = dict(
-    zip(SCORES, "Dice IoU AP AP50 F1@0.5 F1@0.7 AP75 precision recall PQ SQ RQ AJI count_error".split(), strict=True)
+TITLES = (
+    {"dice": "Dice", "iou": "IoU", "ap": "AP", "ap50": "AP50", "f1_50": "F1@0.5", "f1_70": "F1@0.7", "ap75": "AP75"}
+    | {"precision": "precision", "recall": "recall", "pq": "PQ", "sq": "SQ", "rq": "RQ", "aji": "AJI"}
+    | {"count_error": "count_error"}  # nuclei, and no share
 )
+SCORES = list(TITLES)
 COUNTS = ("missed", "false", "merged", "split")
 SCORE_COLUMNS = ("id", "kind", "height", "width", "nuclei_true", "nuclei_predicted", *SCORES, *COUNTS)
 COMPARED_SCORES = ("dice", "ap", "ap50", "f1_50", "pq")
 COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
-MIN_BOX = 5  # images; fewer have no quartiles worth the name
+MIN_BOX = 5  # images; fewer are drawn as points only
 
 
 def evaluate(
@@ -89,8 +93,7 @@ def evaluate(
         skipped: ids of images with a broken file, each named on stderr.
 
     Raises:
-        UserError: truth and predictions that do not belong together, or predictions not of
-            `weights`, where a file is named.
+        UserError: truth and predictions that do not belong together, or predictions of other weights than `weights`.
     """
     truths = open_truth(truth_source)
     predictions = find_predicted(predicted_source)
@@ -98,7 +101,8 @@ def evaluate(
     ignored = predictions.keys() - truths.keys()
     if ignored:
         print(f"ignored {len(ignored)} predictions in {predicted_source} without truth in {truth_source}")
-    check_provenance([file for name in ids for file in predictions[name].files()[-1:]], weights)
+    files_of_ids = [predictions[name].files() for name in ids]
+    check_provenance([files[-1] for files in files_of_ids if files], weights)  # the labels; a table has no files
     rows = []
     skipped = []
     for name in tqdm(ids, desc="scoring", unit="image", disable=None):
@@ -135,7 +139,7 @@ def open_truth(source: str | Path) -> dict[str, Sample | np.ndarray]:
 
 
 def check_ids(ids: Iterable | None, truths: dict, predictions: dict, truth: str, predicted: str) -> list[str]:
-    """Returns the ids to score; an error counts those without truth or without prediction.
+    """Returns the ids to score; raises UserError with the number of ids that lack truth or a prediction.
 
     Args:
         ids: None: all of the truths.
@@ -167,9 +171,10 @@ def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -
     known = []  # pairs of a provenance and the first file that has it
     for file in files:
         try:
-            provenance = without_seen(provenance_of_run(read_provenance(file)))
+            run = provenance_of_run(read_provenance(file))
         except (OSError, UserError):
             continue  # named when it is read whole
+        provenance = without_seen(run)  # images of one run may have been seen in several ways
         if provenance and provenance not in [other for other, _ in known]:
             known.append((provenance, file))
     if len(known) > 1:
@@ -261,23 +266,22 @@ def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 def format_table(rows: Sequence[dict]) -> str:
     """Returns the tables to print: an overview with a line for each kind, and all intervals, a column for each."""
-    line = "{:<15}{:>7}{:>27}{:>13}{:>13}{:>10}{:>7}{:>7}{:>8}{:>8}"
+    overview_line = "{:<15}{:>7}{:>27}{:>13}{:>13}{:>10}{:>7}{:>7}{:>8}{:>8}"
     means = ("iou", "ap", "ap50", "f1_50", "f1_70")
     titles = ("median Dice", "pooled Dice", "mean IoU", *(TITLES[score] for score in means[1:]))
-    overview = [line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
-    # Dice stands in the overview.
-    columns = [["mean [95 % interval]", *(TITLES[score] for score in SCORES[1:]), *COUNTS]]
+    overview = [overview_line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
+    others = [score for score in SCORES if score != "dice"]  # which has its interval in the overview
+    columns = [["mean [95 % interval]", *(TITLES[score] for score in others), *COUNTS]]
     for kind, group in group_by_kind(rows).items():
         summary = summarise(group)
         dice = format_interval(*summary["dice"])
         values = [np.median([row["dice"] for row in group]), pooled_dice(group)]
         values += [summary[score][0] for score in means]
-        overview.append(line.format(kind, len(group), dice, *(f"{value:.3f}" for value in values)))
-        cells = [format_interval(*summary[score]) for score in SCORES[1:-1]]
-        cells.append(format_interval(*summary["count_error"], digits=1))
+        overview.append(overview_line.format(kind, len(group), dice, *(f"{value:.3f}" for value in values)))
+        cells = [format_interval(*summary[score], digits=1 if score == "count_error" else 3) for score in others]
         columns.append([kind, *cells, *(sum(row[count] for row in group) for count in COUNTS)])
-    line = "{:<21}" + "{:>24}" * (len(columns) - 1)
-    return "\n".join([*overview, "", *(line.format(*cells) for cells in zip(*columns, strict=True))])
+    score_line = "{:<21}" + "{:>24}" * (len(columns) - 1)
+    return "\n".join([*overview, "", *(score_line.format(*cells) for cells in zip(*columns, strict=True))])
 
 
 def format_interval(mean: float, low: float, high: float, sign: str = "", digits: int = 3) -> str:
@@ -286,8 +290,9 @@ def format_interval(mean: float, low: float, high: float, sign: str = "", digits
     >>> format_interval(0.5, 0.25, 1), format_interval(0.5, 0.25, 1, "+")
     ('0.500 [0.250, 1.000]', '+0.500 [+0.250, +1.000]')
     """
-    mean, low, high = (f"{value:{sign}.{digits}f}" for value in (mean, low, high))
-    return f"{mean} [few images]" if low.strip("+") == "nan" else f"{mean} [{low}, {high}]"
+    number = f"{sign}.{digits}f"
+    interval = "few images" if math.isnan(low) else f"{low:{number}}, {high:{number}}"
+    return f"{mean:{number}} [{interval}]"
 
 
 def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -299,10 +304,16 @@ def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[
 
     Returns:
         kind -> score -> mean difference, rows minus other rows, and its 95 % interval by bootstrap over images.
+
+    Raises:
+        UserError: no image has a row in both.
     """
     others = {row["id"]: row for row in other_rows}
+    shared = [row for row in rows if row["id"] in others]
+    if not shared:
+        raise UserError("no image is scored in both predictions")
     differences = {}
-    for kind, group in group_by_kind([row for row in rows if row["id"] in others]).items():
+    for kind, group in group_by_kind(shared).items():
         differences[kind] = {}
         for score in COMPARED_SCORES:
             scores = [row[score] for row in group]
@@ -360,17 +371,17 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
     figure = Figure(figsize=(11, 3 + 0.45 * len(groups)), layout="constrained")  # opens no window
     left, right = figure.subplots(1, 2)
     rng = np.random.default_rng(SEED)
-    for row, (kind, group) in enumerate(groups.items()):
-        color = COLORS[row % len(COLORS)]
-        dice = [scores["dice"] for scores in group]
+    for place, (kind, group) in enumerate(groups.items()):
+        color = COLORS[place % len(COLORS)]
+        dice = [row["dice"] for row in group]
         jitter = rng.uniform(-0.2, 0.2, len(dice))
-        left.scatter(dice, row + jitter, 14, color, alpha=0.4, lw=0)
+        left.scatter(dice, place + jitter, 14, color, alpha=0.4, lw=0)
         if len(dice) >= MIN_BOX:
-            box = left.boxplot(dice, positions=[row], widths=0.6, sym="", orientation="horizontal")
+            box = left.boxplot(dice, positions=[place], widths=0.6, sym="", orientation="horizontal")
             box["medians"][0].set(color="black", linewidth=2.5)
-        curve = np.mean([scores["ap_curve"] for scores in group], axis=0)
+        curve = np.mean([row["ap_curve"] for row in group], axis=0)
         right.plot(THRESHOLDS, curve, ".-", color=color, label=f"{kind}: {curve.mean():.3f}")
-    left.set_yticks(range(len(groups)), [f"{kind}\nn = {len(g)}" for kind, g in groups.items()])
+    left.set_yticks(range(len(groups)), [f"{kind}\nn = {len(group)}" for kind, group in groups.items()])
     left.set(xlabel="Dice", title="Every image, quartiles, median", ylim=(len(groups) - 0.5, -0.5))
     right.set(xlabel="IoU threshold", ylabel="TP / (TP + FP + FN)", ylim=(-0.02, 1.02))
     right.set_title("AP at each IoU threshold, mean over images")
@@ -407,10 +418,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = Path(args.ids).with_name(KEPT_WEIGHTS)  # what these ids were held out from
     if args.compare:  # says now that it is wrong, not after the tables
         check_ids(ids, open_truth(args.truth), find_predicted(args.compare), args.truth, args.compare)
+    if args.report:  # likewise
+        chosen = check_ids(ids, open_truth(args.truth), find_predicted(args.predicted), args.truth, args.predicted)
+        check_complete(args.predicted, chosen)
     rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(rows))
+    other_skipped = []
     if args.compare:
-        other_rows, _ = evaluate(args.truth, args.compare, ids)
+        other_rows, other_skipped = evaluate(args.truth, args.compare, ids)
         print(f"\n{args.compare}:\n{format_table(other_rows)}")
         print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
     predicted = Path(args.predicted)
@@ -418,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = save_scores(rows, out)
     if args.report:
         report_scores(args.truth, predicted, rows, scores)
-    return 1 if skipped else 0
+    return 1 if skipped or other_skipped else 0
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ MAX_CORRELATION = 0.95  # channels of an RGB image that correlate less show diff
 DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleus
 FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE = KINDS
 # The split.
-VALIDATION_FRACTION = 0.15  # at most; one of round(1 / 0.15) = 7 folds, 14 %
+VALIDATION_FRACTION = 0.15  # wanted; one of round(1 / 0.15) = 7 folds is 14 %, and more where groups are fewer than 7
 
 
 class Normalization(NamedTuple):
@@ -87,9 +87,10 @@ def to_grayscale(image: np.ndarray) -> np.ndarray:
     """Makes the single channel that the network sees, in which nuclei are bright.
 
     On a dark background (fluorescence) it is the brightness. On a bright one, where nuclei absorb the light, it is the
-    inverted brightness or, of stained tissue, the amount of haematoxylin: eosin, DAB, blood are other stains (Ruifrok
-    & Johnston, "Quantification of histochemical staining by color deconvolution", 2001). Ground without picture becomes
-    black; hot and dead pixels become as their neighbours.
+    inverted red channel, for haematoxylin is blue and absorbs red the most; of a gray image it is the inverted image.
+    Of stained tissue it is the amount of haematoxylin: eosin, DAB, blood are other stains (Ruifrok & Johnston,
+    "Quantification of histochemical staining by color deconvolution", 2001). Ground without picture becomes black; hot
+    and dead pixels become as their neighbours.
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype.
@@ -145,11 +146,13 @@ def _prepare_channel(
 ) -> tuple[Normalization, np.ndarray]:
     """The normalization of an image, and its channel (H, W) without hot and dead pixels."""
     channel, median, noise = clean_channel(brightness(image), ground)
-    is_bright = background == "bright"
     if background is None:
         is_bright = _is_mostly_bright(picture_values(channel, ground))
+    else:
+        is_bright = background == "bright"
     has_stain = is_bright and detect_stain(image)
     if is_bright:
+        # In the brightness the nuclei are dark; the channel in which they are bright takes its place.
         channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain), ground)
     values = picture_values(channel, ground)
     low, high = percentile_range(values)
@@ -196,6 +199,7 @@ def select_channel(image: np.ndarray, has_bright_background: bool, is_stained: b
         return haematoxylin(image)
     if not has_bright_background:
         return brightness(image)
+    # Of colours the red channel, which haematoxylin absorbs the most.
     return invert(brightness(image[..., 0] if image.ndim == 3 else image))
 
 
@@ -272,7 +276,7 @@ def split_data(
         seed: of the shuffling.
 
     Returns:
-        training ids and validation ids, both sorted; of images of one picture none is left to validate on.
+        training ids and validation ids, both sorted; no validation ids where all images are tiles of one picture.
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"validation fraction must be above 0 and at most 0.5, not {fraction}")
@@ -386,7 +390,7 @@ def format_summary(kinds: Sequence[str], labels: Sequence[np.ndarray]) -> str:
 
 
 def format_size(shape: tuple[int, ...]) -> str:
-    """Width and height of an image (H, W) or (H, W, 3) in words.
+    """The size of an image (H, W) or (H, W, 3) as text, width first.
 
     >>> format_size((256, 320))
     '320 × 256'

@@ -24,7 +24,7 @@ from data.images import read_image
 MIN_BACKGROUND = 0.5  # share of a picture; what covers more of it, and all corners, is its background
 # A picture is no label picture where much of it is fragments: pieces of one value that are smaller than any nucleus.
 # Labels that people drew have 0.1 % of these at most; photographs, JPEGs and resized labels have at least 2 %.
-MIN_PIECE = 4  # pixels
+MIN_NUCLEUS_AREA = 4  # pixels
 CORNER_DISTANCE = 1.5  # pixels, from a pixel to those around it
 MAX_FRAGMENT_SHARE = 0.01  # share of the pixels above 0 that may be fragments
 NEAR = 0.15  # share of the highest value; so near to 0 or to it a value is nearly black or white
@@ -36,7 +36,7 @@ LARGEST_PIECE = 0.5  # share of the picture; no nucleus covers more
 MAX_ROI_BYTES = 2**26
 AREA_ROIS = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 
-Ring = np.ndarray  # (N, 2) float: x, y in corners of pixels
+Ring = np.ndarray  # (N, 2) float: x, y; whole numbers are pixel corners, centres lie at .5
 Outline = list[Ring]  # the rings of one nucleus: outer ones, and those of holes
 
 
@@ -60,6 +60,7 @@ def read_label_file(file: File, shape: tuple[int, int]) -> np.ndarray:
 def remove_gaps(labels: np.ndarray) -> np.ndarray:
     """Numbers the values above 0 of (H, W) from 1 on, in their order, int32."""
     values, numbers = np.unique(labels, return_inverse=True)
+    # The numbers are from 0 on; where no 0 is among the values, the lowest value must become 1.
     return (numbers.reshape(labels.shape) + (values[0] > 0)).astype(np.int32)
 
 
@@ -98,11 +99,14 @@ def is_binary(values: np.ndarray) -> bool:
 def has_fragments(values: np.ndarray) -> bool:
     """Whether many pixels of (H, W) have other values than those around them."""
     areas = np.bincount(label(values, background=0, connectivity=1).ravel())[1:]
-    return bool(areas[areas < MIN_PIECE].sum() > MAX_FRAGMENT_SHARE * areas.sum())
+    return bool(areas[areas < MIN_NUCLEUS_AREA].sum() > MAX_FRAGMENT_SHARE * areas.sum())
 
 
 def check_jpeg(image: np.ndarray, file: File) -> None:
-    """Raises UserError where a picture (H, W) or (H, W, 3) is black and white, but for the values at edges."""
+    """Raises UserError where a picture (H, W) or (H, W, 3) is mostly near black or near white.
+
+    Between these it has values at edges, as JPEG and resizing leave them.
+    """
     gray = image if image.ndim == 2 else image.max(axis=-1)
     white = np.count_nonzero(gray >= (1 - NEAR) * gray.max())
     black = np.count_nonzero(gray <= NEAR * gray.max())
@@ -136,14 +140,7 @@ def number_pieces(mask: np.ndarray, file: File) -> np.ndarray:
         UserError: a piece covers more than half of the picture, or most pieces are plainly several nuclei: larger than
             CLUMP_DISKS of the largest disk in them, and not convex.
     """
-    pieces = label(mask, connectivity=1)
-    is_nucleus = np.bincount(pieces.ravel()) >= MIN_PIECE
-    is_nucleus[0] = False
-    nuclei = np.where(is_nucleus[pieces], pieces, 0)
-    # A fragment belongs to the nucleus whose corner it touches, or is a piece with those that it touches.
-    pieces = np.where(mask, expand_labels(nuclei, CORNER_DISTANCE), 0)
-    fragments = label(mask & (pieces == 0), connectivity=2)
-    pieces = remove_gaps(np.where(fragments > 0, fragments + pieces.max(), pieces))
+    pieces = _join_fragments(mask)
     areas = np.bincount(pieces.ravel())[1:]
     if areas.size and areas.max() > LARGEST_PIECE * mask.size:
         raise UserError(
@@ -156,6 +153,24 @@ def number_pieces(mask: np.ndarray, file: File) -> np.ndarray:
             "give each nucleus a number of its own"
         )
     return pieces
+
+
+def _join_fragments(mask: np.ndarray) -> np.ndarray:
+    """Numbers the pieces of a mask (H, W) bool, int32: nuclei with the fragments at their corners, and other fragments.
+
+    A fragment belongs as a whole to a nucleus whose corner it touches. Others that touch one another are one piece.
+    """
+    pieces = label(mask, connectivity=1)
+    is_nucleus = np.bincount(pieces.ravel()) >= MIN_NUCLEUS_AREA
+    is_nucleus[0] = False
+    owners = np.where(is_nucleus, np.arange(is_nucleus.size), 0)  # piece -> its nucleus; 0: none is known
+    nuclei = owners[pieces]
+    in_fragment = mask & (nuclei == 0)
+    touched = expand_labels(nuclei, CORNER_DISTANCE)[in_fragment]  # 0 where a pixel touches no nucleus
+    np.maximum.at(owners, pieces[in_fragment], touched)
+    nuclei = owners[pieces]
+    fragments = label(mask & (nuclei == 0), connectivity=2)
+    return remove_gaps(np.where(fragments > 0, fragments + nuclei.max(), nuclei))
 
 
 def clumped_area(pieces: np.ndarray) -> int:
@@ -175,19 +190,23 @@ def read_rois(file: File) -> list[Outline]:
     """The outlines in a .roi or .zip of ImageJ, in the order of the file.
 
     Raises:
-        UserError: the file is damaged, or a ROI is no area.
+        UserError: the file is damaged, or a ROI is no area or lacks corners.
     """
     with decoding(file, "ROI set"):
         content = file.read_bytes()
-    has_one_roi = file.name.lower().endswith(".roi")
+    if file.name.lower().endswith(".roi"):
+        contents = [(file.name, content)]
+    else:
+        contents = _unpack_rois(content, file)
     outlines = []
-    for name, roi_content in [(file.name, content)] if has_one_roi else _unpack_rois(content, file):
+    for name, roi_content in contents:
         with decoding(file, "ROI set"):
             roi = roifile.ImagejRoi.frombytes(roi_content)
             rings = roi.coordinates(multi=True)
-        has_corners = rings and all(len(ring) > 2 and np.isfinite(ring).all() for ring in rings)
-        if roi.roitype not in AREA_ROIS or not has_corners:
+        if roi.roitype not in AREA_ROIS:
             raise UserError(f"{file}: its ROI {name} is a {roi.roitype.name.lower()}; expected the areas of nuclei")
+        if not rings or not all(map(_is_area, rings)):
+            raise UserError(f"{file}: its ROI {name} lacks corners; an area has three or more")
         outlines.append([np.asarray(ring, np.float64) for ring in rings])
     return outlines
 
@@ -233,10 +252,16 @@ def _is_annotation(feature: dict) -> bool:
 
 def _read_geometry(geometry: dict) -> Outline:
     polygons = {"Polygon": [geometry["coordinates"]], "MultiPolygon": geometry["coordinates"]}
-    rings = [np.array(ring, np.float64)[:, :2] for rings in polygons[geometry["type"]] for ring in rings]
-    if not rings or not all(len(ring) > 2 and np.isfinite(ring).all() for ring in rings):
-        raise ValueError("a polygon without corners")
-    return rings
+    rings = [np.array(ring, np.float64) for rings in polygons[geometry["type"]] for ring in rings]
+    if not rings or not all(map(_is_area, rings)):
+        raise ValueError("a polygon without corners, or not nested as a polygon is")
+    return [ring[:, :2] for ring in rings]  # a corner may have a height too
+
+
+def _is_area(ring: np.ndarray) -> bool:
+    """Whether numbers are a ring of three corners or more, each of x and y, and perhaps more."""
+    is_ring = ring.ndim == 2 and ring.shape[0] > 2 and ring.shape[1] >= 2
+    return is_ring and bool(np.isfinite(ring[:, :2]).all())
 
 
 def draw_outlines(outlines: Sequence[Outline], shape: tuple[int, int], file: File) -> np.ndarray:

@@ -31,7 +31,7 @@ TRUTH_FOLDERS = {  # folder -> endings of the truth in it
 }
 TABLE_ENDINGS = (".csv", ".json")  # endings of what Predict_masks.py writes beside its folders
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
-FOLDERS = ("masks", "labels", "overlays", "tables")  # folders of results in such a folder
+RESULT_FOLDERS = ("masks", "labels", "overlays", "tables")  # folders of results in such a folder
 OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # folders of results that have to be asked for
 OUTLINE_ENDINGS = (*TRUTH_FOLDERS["rois"], *TRUTH_FOLDERS["geojson"])
 NNUNET_FOLDER = re.compile("images(Tr|Ts|Val)")
@@ -39,11 +39,11 @@ NNUNET_TEST = "imagesTs"  # images that nobody need have labelled
 NNUNET_CHANNEL = re.compile("(.+)_([0-9]{4})")
 SHOWN_NAMES = 5
 # Why a file is left out, for one and for many.
-UNREAD = ("file", "files")
-MASKS = ("mask beside images", "masks beside images")
-RESULTS = ("picture of earlier results", "pictures of earlier results")
-LINKS = ("broken link", "broken links")
-WITHOUT_TRUTH = ("image without truth", "images without truth")
+LEFT_UNREAD = ("file", "files")
+LEFT_MASKS = ("mask beside images", "masks beside images")
+LEFT_RESULTS = ("picture of earlier results", "pictures of earlier results")
+LEFT_LINKS = ("broken link", "broken links")
+LEFT_WITHOUT_TRUTH = ("image without truth", "images without truth")
 
 PathParts = tuple[str, ...]  # the folders of a file below the source, and its name
 LeftOut = dict[tuple[str, str], list[File]]  # reason -> files
@@ -158,7 +158,7 @@ def _nnunet_labels(folder: str) -> str:
 
 
 def is_beside_images(folder: PathParts, image_folders: Container[PathParts], above: Container[PathParts]) -> bool:
-    """Whether a folder is, or lies in, masks/ or the like with images/ or images beside it.
+    """Whether a folder is, or lies in, masks/ or the like with a folder images/, or image files, beside it.
 
     Args:
         folder: below the source.
@@ -190,8 +190,12 @@ def is_in_results(folder: PathParts, results: Container[PathParts]) -> bool:
 
 
 def pair_masks(sample: Sample) -> Sample:
-    """The sample of an image in Kaggle's layout; a sole mask with the name of the image is the truth of all nuclei."""
-    if len(sample.masks) == 1 and sample.masks[0].stem == sample.image.stem:
+    """The sample of an image in Kaggle's layout; a sole mask with the name of the image is the truth of all nuclei.
+
+    It may have one of TRUTH_SUFFIXES after the name, as in other layouts.
+    """
+    names = {(sample.image.stem + suffix).lower() for suffix in ("", *TRUTH_SUFFIXES)}
+    if len(sample.masks) == 1 and sample.masks[0].stem.lower() in names:
         return replace(sample, masks=(), truths=sample.masks)
     return sample
 
@@ -214,7 +218,7 @@ def pair_truths(
     """
     files = [(parts, file) for parts, file in files if not is_in_results(parts[:-1], results)]
     if () in results:
-        no_truth = {*FOLDERS, *OPTIONAL_FOLDERS} - {"labels"}
+        no_truth = {*RESULT_FOLDERS, *OPTIONAL_FOLDERS} - {"labels"}
         files = [(parts, file) for parts, file in files if parts[0] not in no_truth]
     index = index_files(files)
     paired = []
@@ -224,12 +228,15 @@ def pair_truths(
             sample = replace(sample, truths=find_truths(index, folder, stem, sample.id))
         paired.append(sample)
     truths = {str(file) for sample in paired for file in sample.truths}
-    left_out[MASKS] += [sample.image for sample in paired if str(sample.image) in truths]
+    left_out[LEFT_MASKS] += [sample.image for sample in paired if str(sample.image) in truths]
     return [sample for sample in paired if str(sample.image) not in truths]
 
 
 def add_predictions(samples: Iterable[Sample], paths: Iterable[Path]) -> list[Sample]:
-    """Gives images without truth the labels/ID.tif of folders of results among the sources as truth."""
+    """Gives images without truth the labels/ID.tif of folders of results among the sources as truth.
+
+    It leaves out the pictures that Predict_masks.py wrote into these folders, as they are no images.
+    """
     samples = list(samples)
     for out in _result_folders(paths):
         samples = [sample for sample in samples if not _lies_in_results(sample.image, [out])]
@@ -247,28 +254,40 @@ def _result_folders(paths: Iterable[Path]) -> list[Path]:
 
 def _lies_in_results(file: File, outs: Iterable[Path]) -> bool:
     """Whether a file is one of those that Predict_masks.py writes into these folders."""
-    names = (*FOLDERS, *OPTIONAL_FOLDERS)
+    names = (*RESULT_FOLDERS, *OPTIONAL_FOLDERS)
     folders = [os.path.join(os.path.abspath(out), name, "") for out in outs for name in names]
     return os.path.abspath(str(file)).startswith(tuple(folders))
 
 
-def check_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]) -> list[Sample]:
-    """The samples with truth, where all but test images of nnU-Net have it; truth no longer counts as left out.
+def settle_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]) -> list[Sample]:
+    """Checks that images and truths have their partners, and drops nnU-Net's test images without truth.
+
+    Where the only truth is files of one nucleus, or there is none, nothing needs a partner and nothing is dropped.
+
+    Args:
+        samples: of all sources.
+        left_out: from which truth and results are removed, and to which the dropped images are added.
+        paths: the sources.
+
+    Returns:
+        The samples without those that are dropped.
 
     Raises:
         UserError: images without truth, truth without an image, or an image with truth in several places.
     """
     truths = {str(file) for sample in samples for file in sample.truths}
     outs = _result_folders(paths)
-    for reason in (MASKS, UNREAD):
+    for reason in (LEFT_MASKS, LEFT_UNREAD):
         others = [file for file in left_out[reason] if str(file) not in truths and not _lies_in_results(file, outs)]
         left_out[reason] = [file for file in others if file.parent not in outs or file.suffix not in TABLE_ENDINGS]
-    orphans = [file for file in (*left_out[MASKS], *left_out[UNREAD]) if is_truth(file)]
+    orphans = [file for file in (*left_out[LEFT_MASKS], *left_out[LEFT_UNREAD]) if is_truth(file)]
     for sample in samples:
         check_one_truth(sample)
-    if not truths and (not orphans or all(sample.masks for sample in samples)):
+    all_have_masks = all(sample.masks for sample in samples)
+    needs_no_partners = not truths and (all_have_masks or not orphans)
+    if needs_no_partners:
         return samples
-    left_out[WITHOUT_TRUTH] += [sample.image for sample in samples if _is_unlabelled_test(sample)]
+    left_out[LEFT_WITHOUT_TRUTH] += [sample.image for sample in samples if _is_unlabelled_test(sample)]
     samples = [sample for sample in samples if not _is_unlabelled_test(sample)]
     paired_sources = {sample.source for sample in samples if sample.truths}
     lacking = [sample for sample in samples if not sample.has_truth]
@@ -292,8 +311,8 @@ def check_partners(images: Sequence[File], truths: Sequence[File], count: int) -
     """Raises UserError where images have no truth, or truth has no image.
 
     Args:
-        images: that have none.
-        truths: that have none.
+        images: those without truth.
+        truths: those without an image.
         count: images in all.
     """
     for image in images:

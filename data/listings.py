@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data.files import File, UserError
-from data.layouts import LINKS, PLAIN_ENDINGS, LeftOut, PathParts
+from data.layouts import LEFT_LINKS, PLAIN_ENDINGS, LeftOut, PathParts
 
 SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
 MAX_ENTRY_BYTES = 2**31  # size of the largest file that is read from an archive
@@ -38,7 +38,7 @@ def list_folder(folder: Path, left_out: LeftOut) -> list[tuple[PathParts, File]]
             if path.is_file():
                 files.append((path.relative_to(folder).parts, path))
             elif path.is_symlink():
-                left_out[LINKS].append(path)
+                left_out[LEFT_LINKS].append(path)
     return sorted(files)
 
 

@@ -171,15 +171,16 @@ def find_errors(table: np.ndarray | coo_array) -> dict[str, np.ndarray]:
     true_areas = table.sum(axis=1)
     predicted_areas = table.sum(axis=0)
     (rows, columns, shared), _ = pair_overlaps(table)
-    covered = np.bincount(rows, shared, len(true_areas))
-    true_covered = np.bincount(columns, shared, len(predicted_areas))
-    held_true = np.bincount(columns[shared > true_areas[rows] / 2], minlength=len(predicted_areas))
-    held_predicted = np.bincount(rows[shared > predicted_areas[columns] / 2], minlength=len(true_areas))
+    covered_of_true = np.bincount(rows, shared, len(true_areas))  # pixels
+    covered_of_predicted = np.bincount(columns, shared, len(predicted_areas))
+    # How many true nuclei each predicted one holds more than half of, and the other way round.
+    true_held = np.bincount(columns[shared > true_areas[rows] / 2], minlength=len(predicted_areas))
+    predicted_held = np.bincount(rows[shared > predicted_areas[columns] / 2], minlength=len(true_areas))
     errors = {
-        "missed": covered < true_areas / 2,
-        "false": true_covered < predicted_areas / 2,
-        "merged": held_true >= 2,
-        "split": held_predicted >= 2,
+        "missed": covered_of_true < true_areas / 2,
+        "false": covered_of_predicted < predicted_areas / 2,
+        "merged": true_held >= 2,
+        "split": predicted_held >= 2,
     }
     for is_error in errors.values():
         is_error[0] = False  # the background
@@ -206,10 +207,10 @@ def paired_difference(scores: Sequence[float], other_scores: Sequence[float]) ->
     differences = np.array(scores) - np.array(other_scores)
     count = len(differences)
     mean = differences.mean()
-    if not 1 < count < MIN_RESAMPLED:
-        return mean, *bootstrap_interval(differences)
-    half_width = t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count)
-    return mean, mean - half_width, mean + half_width
+    if 1 < count < MIN_RESAMPLED:
+        half_width = t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count)
+        return mean, mean - half_width, mean + half_width
+    return mean, *bootstrap_interval(differences)
 
 
 def pair_overlaps(table: np.ndarray | coo_array) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_rows, write_whole
 from data.images import read_image
-from data.layouts import FOLDERS, OPTIONAL_FOLDERS, SOURCE_RECORD, Sample
+from data.layouts import OPTIONAL_FOLDERS, RESULT_FOLDERS, SOURCE_RECORD, Sample
 from data.run_lengths import encode_runs
 from data.sources import has_wildcard, source_name
 
@@ -181,13 +181,13 @@ def find_unfinished(samples: Iterable[Sample], out: str | Path, provenance: Prov
 
 def make_folders(out: str | Path) -> None:
     """Makes the folders that predictions are written to."""
-    for folder in FOLDERS:
+    for folder in RESULT_FOLDERS:
         Path(out, folder).mkdir(parents=True, exist_ok=True)
 
 
 def remove_unfinished(out: str | Path) -> None:
     """Removes what a killed run left behind; not while another run writes to the folder."""
-    for folder in (*FOLDERS, *OPTIONAL_FOLDERS):
+    for folder in (*RESULT_FOLDERS, *OPTIONAL_FOLDERS):
         for path in Path(out, folder).glob(f"{UNFINISHED}*"):
             remove(path)
 

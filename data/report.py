@@ -94,13 +94,19 @@ def read_scores(file: str | Path | None) -> dict[str, dict[str, str]]:
     return {} if file is None else {row["id"]: row for row in read_rows(file)}
 
 
-def read_entries(out: str | Path, ids: Iterable[str], scores: dict[str, dict[str, str]]) -> list[Entry]:
+def check_complete(out: str | Path, ids: Iterable[str]) -> None:
+    """Raises UserError where `out` lacks files of an image, as a table and the folder of another tool do."""
+    for name in ids:
+        if not prediction_files(out, name).are_complete():
+            raise UserError(f"{out}: the report needs the overlay and tables of {name}, which Predict_masks.py writes")
+
+
+def read_entries(out: str | Path, ids: Sequence[str], scores: dict[str, dict[str, str]]) -> list[Entry]:
     """The images, the doubtful or the worst ones first; raises UserError where a file is missing."""
+    check_complete(out, ids)
     entries = []
     for name in ids:
         files = prediction_files(out, name)
-        if not files.are_complete():
-            raise UserError(f"{out}: the report needs the overlay and tables of {name}, which Predict_masks.py writes")
         entries.append(Entry(name, files, files.read_row(), scores.get(name, {})))
     return sorted(entries, key=rank_by_score if scores else rank_by_doubt)
 

@@ -18,32 +18,32 @@ from pathlib import Path
 
 from data.files import File, UserError
 from data.layouts import (
-    LINKS,
-    MASKS,
+    LEFT_LINKS,
+    LEFT_MASKS,
+    LEFT_RESULTS,
+    LEFT_UNREAD,
+    LEFT_WITHOUT_TRUTH,
     OUTLINE_ENDINGS,
     PLAIN_ENDINGS,
-    RESULTS,
     SOURCE_RECORD,
     TRUTH_SUFFIXES,
-    UNREAD,
-    WITHOUT_TRUTH,
     LeftOut,
     PathParts,
     Sample,
     add_predictions,
-    check_truths,
     is_beside_images,
     is_in_results,
     nnunet_name,
     pair_masks,
     pair_truths,
+    settle_truths,
     split_truth_pictures,
 )
 from data.listings import is_hidden, list_folder, list_zip
 from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_file, missing_package
 
 IMAGE_ENDINGS = PLAIN_ENDINGS + MICROSCOPE_ENDINGS
-PACKED = ("file that is not read in an archive", "files that are not read in an archive")
+LEFT_PACKED = ("file that is not read in an archive", "files that are not read in an archive")
 SHOWN_DETAILS = 5  # endings or names in the line on what is left out
 
 
@@ -51,20 +51,22 @@ def find_samples(*sources: str | Path, with_truth: bool = False) -> list[Sample]
     """Finds the images of one source or several without reading them.
 
     The id of DAY/NAME.png is DAY__NAME; that of ID/images/ID.png is ID. Where two sources share an id, the name of the
-    source's folder goes before their ids. Files that are left out are counted on stderr.
+    source's folder goes before all ids of both. Files that are left out are counted on stderr.
 
     Args:
         sources: folder of images, Kaggle folder or .zip, image file, wildcard such as "data/*.tif", or a .txt with
             one such path a line, relative to the folder of the .txt.
-        with_truth: whether truth is wanted; then truth that belongs to an image is not counted as left out, and a
-            folder of labels that Predict_masks.py wrote is truth for the images of the other sources.
+        with_truth: whether truth is wanted; then truth that belongs to an image is not counted as left out. A folder
+            that Predict_masks.py wrote holds truth for the images of the other sources, and no images of its own.
+            Test images of nnU-Net without truth are left out where other images have truth.
 
     Returns:
         At least one sample, sorted by id.
 
     Raises:
         UserError: nothing is there, no image is in it, two images share one id, or the archive is not safe to read;
-            with truth also images without it beside others that have it, and truth without an image.
+            with truth also other images without it beside some that have it, truth without an image, and an image
+            with truth in several places.
     """
     left_out = defaultdict(list)
     paths = _expand_sources(sources)
@@ -76,9 +78,10 @@ def find_samples(*sources: str | Path, with_truth: bool = False) -> list[Sample]
         samples = [sample for sample in samples if os.path.abspath(str(sample.image)) not in files]
         files |= {os.path.abspath(str(sample.image)) for sample in samples}
         groups[_folder_of(path)] += samples
-    samples = sorted(_add_folders_to_shared_ids(groups), key=lambda sample: sample.id)
+    samples = sorted(_name_sources(groups), key=lambda sample: sample.id)
     if with_truth:
-        samples = check_truths(add_predictions(samples, paths), left_out, paths)
+        samples = add_predictions(samples, paths)
+        samples = settle_truths(samples, left_out, paths)
     names = ", ".join(map(str, sources))
     left_out_line = _format_left_out(left_out)
     if not samples:
@@ -162,12 +165,12 @@ def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: L
     if not path.exists():
         if is_only or not path.is_symlink():
             raise UserError(_advise_on_path(path))
-        left_out[LINKS].append(path)
+        left_out[LEFT_LINKS].append(path)
         return []
     if path.is_dir():
         return _group_files(list_folder(path, left_out), path, left_out)
     if path.suffix.lower() != ".zip" and not is_only:  # a wildcard of the shell may give any file
-        left_out[UNREAD].append(path)
+        left_out[LEFT_UNREAD].append(path)
         return []
     return _group_files(list_zip(path), path, left_out)
 
@@ -200,8 +203,8 @@ def _folder_of(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() == ".zip" else path.parent
 
 
-def _add_folders_to_shared_ids(groups: dict[Path, list[Sample]]) -> list[Sample]:
-    """Puts the folder before every id of the folders that have an id in common."""
+def _name_sources(groups: dict[Path, list[Sample]]) -> list[Sample]:
+    """Gives every sample its source, and puts the folder before every id of the folders that have an id in common."""
     folders_of_id = defaultdict(set)
     for folder, samples in groups.items():
         for sample in samples:
@@ -219,10 +222,10 @@ def _shorten_folders(folders: Iterable[Path]) -> dict[Path, str]:
     """As few of the last parts of each folder as tell all apart; "images" counts as no name."""
     parts = {folder: folder.parts[1:] for folder in folders}
     for count in range(1, max(map(len, parts.values()), default=0) + 1):
-        names = {folder: "__".join(_without_images(known)[-count:]) for folder, known in parts.items()}
+        names = {folder: "__".join(_without_images(folder_parts)[-count:]) for folder, folder_parts in parts.items()}
         if len({name.lower() for name in names.values()}) == len(names):
             return names
-    return {folder: "__".join(known) for folder, known in parts.items()}
+    return {folder: "__".join(folder_parts) for folder, folder_parts in parts.items()}
 
 
 def _without_images(folders: PathParts) -> PathParts:
@@ -246,35 +249,36 @@ def _group_files(
     places = {}  # image -> folder and name, see `pair_truths`
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
-    for folder, pictures in folders.items():
+    for folder, pictures in folders.items():  # sorted, so that ID/images comes before ID/masks and can mark it as used
         # Kaggle's layout is ID/images/ID.png with ID/masks/*.png.
         images, truths = split_truth_pictures(pictures)
         masks = (*folder[:-1], "masks")
+        parent = folder[-2] if len(folder) > 1 else ""
         has_one_image = folder[-1:] == ("images",) and len(images) == 1
         if is_in_results(folder, results):
-            left_out[RESULTS] += pictures
-        elif has_one_image and (masks in folders or images[0].stem in folder[-2:-1]):
-            name = folder[-2] if len(folder) > 1 else source_name(source)
+            left_out[LEFT_RESULTS] += pictures
+        elif has_one_image and (masks in folders or images[0].stem == parent):
+            name = parent or source_name(source)
             samples.append(pair_masks(Sample(name, images[0], tuple(folders.get(masks, ())))))
             places[str(images[0])] = folder, images[0].stem
             used.add(masks)
-            left_out[MASKS] += truths
+            left_out[LEFT_MASKS] += truths
         elif folder not in used and is_beside_images(folder, folders.keys() | results, above):
-            left_out[MASKS] += pictures
+            left_out[LEFT_MASKS] += pictures
         elif folder not in used:
             plain[folder] = images
-            left_out[MASKS] += truths
+            left_out[LEFT_MASKS] += truths
     samples += _name_images(plain, source, folders, places)
-    pictures = [((*folder, file.name), file) for folder, files in folders.items() for file in files]
-    pictures += [((file.name,), file) for file in beside]
-    return pair_truths(samples, places, [*pictures, *others], results, left_out)
+    candidates = [((*folder, file.name), file) for folder, pictures in folders.items() for file in pictures]
+    candidates += [((file.name,), file) for file in beside]
+    return pair_truths(samples, places, [*candidates, *others], results, left_out)
 
 
 def _sort_files(
     files: Iterable[tuple[PathParts, File]], left_out: LeftOut
 ) -> tuple[dict[PathParts, list[File]], set[PathParts], list[tuple[PathParts, File]]]:
     """Image files by their folder, the folders that hold results, and other files, which are added to `left_out`."""
-    folders = defaultdict(list)  # in the order of names, so images come before their masks
+    folders = defaultdict(list)  # in the order of `files`, which are sorted
     results = set()
     others = []
     for parts, file in files:
@@ -290,7 +294,7 @@ def _sort_files(
                 folders[parts[:-1]].append(file)
         else:
             others.append((parts, file))
-    left_out[UNREAD] += [file for _, file in others]
+    left_out[LEFT_UNREAD] += [file for _, file in others]
     return folders, results, others
 
 
@@ -328,7 +332,7 @@ def _find_obstacle(file: File) -> tuple[str, str] | None:
     package = missing_package(file)
     if package:
         return f"file that needs pip install {package}", f"files that need pip install {package}"
-    return PACKED if is_microscope_file(file) and not isinstance(file, Path) else None
+    return LEFT_PACKED if is_microscope_file(file) and not isinstance(file, Path) else None
 
 
 def check_unique_ids(samples: Iterable[Sample]) -> None:
@@ -348,10 +352,11 @@ def _format_left_out(left_out: LeftOut) -> str:
     for reason, files in left_out.items():
         if not files:
             continue
-        text = f"{len(files)} {reason[len(files) > 1]}"
-        if reason in (MASKS, RESULTS, WITHOUT_TRUTH):
+        one, many = reason
+        text = f"{len(files)} {many if len(files) > 1 else one}"
+        if reason in (LEFT_MASKS, LEFT_RESULTS, LEFT_WITHOUT_TRUTH):
             shown = []
-        elif reason == LINKS:
+        elif reason == LEFT_LINKS:
             shown = sorted({file.name for file in files})
         else:
             shown = sorted({Path(file.name).suffix.lower() or file.name for file in files})

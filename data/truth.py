@@ -37,7 +37,7 @@ MIN_IMAGES = 4  # fewer may all have one nucleus by chance
 MIN_TRUE_CONTRAST = 0.5  # least `local_contrast`; it is 1 or more where labels are right, at most 0.4 on other images
 MIN_BRIGHTNESS = 1e-30  # keeps a black image from a division by 0
 MAX_BORDER_SHARE = 0.8  # share of the nuclei that may lie at the border of an image
-MIN_PIECE_AREA = 10  # pixels; smaller pieces are fragments
+MIN_COUNTED_PIECE = 10  # pixels; smaller pieces of a label do not count where it is judged, and stay in it
 MAX_PIECES = 2  # mean number of pieces of one label; with more, labels are classes
 FULL = 255  # the highest of 8 bits
 MAX_PIECES_FULL = 1.1  # the same, where all numbers of 8 bits are used
@@ -107,7 +107,8 @@ def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
         shape: (H, W) of its image; truth is never resized to fit.
 
     Returns:
-        labels: (H, W) int32, 0 background, 1…K.
+        labels: (H, W) int32, 0 background, 1…K. Of mask files K is their number; an empty mask, or one that later ones
+            cover, keeps its number, so that the numbers may have gaps.
 
     Raises:
         UserError: the truth is unreadable, of another size or in several places, or there is none.
@@ -182,7 +183,7 @@ class TruthMeasures(NamedTuple):
     areas: np.ndarray  # (K,) pixels, of each nucleus
     border_share: float  # share of the nuclei that lie at the border
     contrast: float  # `local_contrast` without its sign
-    pieces: float  # mean number of connected pieces of a nucleus, without fragments
+    pieces_per_nucleus: float  # mean number of connected pieces, of MIN_COUNTED_PIECE or more
 
 
 def measure_truth(image: np.ndarray, labels: np.ndarray) -> TruthMeasures:
@@ -192,11 +193,12 @@ def measure_truth(image: np.ndarray, labels: np.ndarray) -> TruthMeasures:
     count = max(len(areas), 1)
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     at_border = len(np.unique(border[border > 0]))
-    pieces = np.bincount(label(labels, background=0, connectivity=2).ravel())[1:]
+    piece_areas = np.bincount(label(labels, background=0, connectivity=2).ravel())[1:]
+    pieces_per_nucleus = np.count_nonzero(piece_areas >= MIN_COUNTED_PIECE) / count
     gray = brightness(image).astype(np.float32)
     with np.errstate(invalid="ignore"):  # a number without a pixel has no mean
         contrast = abs(local_contrast(gray / max(np.abs(gray).max(), MIN_BRIGHTNESS), labels))
-    return TruthMeasures(areas, at_border / count, contrast, np.count_nonzero(pieces >= MIN_PIECE_AREA) / count)
+    return TruthMeasures(areas, at_border / count, contrast, pieces_per_nucleus)
 
 
 def describe_truth(
@@ -224,8 +226,9 @@ def describe_truth(
     for sample, measure in zip(samples, measures, strict=True):
         for reason in find_faults(measure):
             suspects.setdefault(reason, []).append(sample.id)
-    is_common = len(suspects.get(ONE_NUCLEUS, ())) > len(samples) / 2
-    if not is_common or len(samples) < MIN_IMAGES:
+    # One nucleus in an image is no fault in itself, but in most of several images it is.
+    is_fault = len(samples) >= MIN_IMAGES and len(suspects.get(ONE_NUCLEUS, ())) > len(samples) / 2
+    if not is_fault:
         suspects.pop(ONE_NUCLEUS, None)
     total = len(samples)
     return line, [f"{len(ids)} of {total} images {reason}: {format_names(ids)}" for reason, ids in suspects.items()]
@@ -239,9 +242,9 @@ def find_faults(measure: TruthMeasures) -> list[str]:
     faults = []
     if count == 1:
         faults.append(ONE_NUCLEUS)
-    if count == FULL and measure.pieces > MAX_PIECES_FULL:
+    if count == FULL and measure.pieces_per_nucleus > MAX_PIECES_FULL:
         faults.append("use all 255 numbers of 8 bits, some for several nuclei; save the labels in 16 bits")
-    elif measure.pieces > MAX_PIECES:
+    elif measure.pieces_per_nucleus > MAX_PIECES:
         faults.append("have numbers that lie in several pieces; are they classes, and not one number a nucleus?")
     if count >= MIN_NUCLEI and measure.border_share > MAX_BORDER_SHARE:
         faults.append("have nearly all nuclei at the border; is the truth of a part of the image?")

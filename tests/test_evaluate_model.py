@@ -393,6 +393,23 @@ def test_a_difference_that_all_images_share_is_told(tmp_path, capsys):
     assert f"AP is lower than that of {perfect}" in capsys.readouterr().out
 
 
+def test_a_broken_image_of_the_other_prediction_is_exit_code_1(case, tmp_path, capsys):
+    truth, predicted = case
+    other = write_predictions(tmp_path / "other", {name: draw() for name in ("good", "missed", "nothing")})
+    arguments = ["--truth", str(truth), "--predicted", str(predicted), "--compare", str(other)]
+    assert Evaluate_model.main(arguments) == 0
+    (other / "masks/good.png").write_bytes(b"no picture")
+    assert Evaluate_model.main(arguments) == 1
+    assert "skipped good: " in capsys.readouterr().err
+
+
+def test_predictions_without_an_image_in_common_are_not_compared():
+    rows = rows_of(0.8, 0.9)
+    others = [row | {"id": f"other {row['id']}"} for row in rows]
+    with pytest.raises(UserError, match="no image is scored in both predictions"):
+        Evaluate_model.compare(rows, others)
+
+
 # Five nuclei, one thing wrong at a time.
 
 
@@ -660,6 +677,17 @@ def test_a_broken_image_is_exit_code_1_and_the_rest_is_scored(case, tmp_path, ru
     assert answer.stderr.startswith("skipped good: ") and answer.stderr.count("\n") == 1
     assert answer.stdout.splitlines()[1].split()[:2] == ["all", "2"]
     assert sorted(os.listdir(tmp_path / "out")) == ["scores.csv", "scores.png", "summary.csv"]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(case, tmp_path, capsys):
+    truth, predicted = case
+    table = save_submission(predicted, ["good", "missed", "nothing"])
+    for source in (predicted, predicted / "labels", table):
+        arguments = ["--truth", str(truth), "--predicted", str(source), "--out", str(tmp_path / "out"), "--report"]
+        message = re.escape(f"{source}: the report needs the overlay and tables of good, which Predict_masks.py writes")
+        with pytest.raises(UserError, match=message):
+            Evaluate_model.main(arguments)
+    assert capsys.readouterr().out == "" and not (tmp_path / "out").exists()
 
 
 def test_a_training_without_validation_images_cannot_be_scored_by_its_ids(case, tmp_path):

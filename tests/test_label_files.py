@@ -68,6 +68,19 @@ def test_binary_pictures_are_parted(tmp_path, value):
     assert labels[49, 69] == labels[50, 70] != labels[57, 77]
 
 
+@pytest.mark.parametrize("fragment", [([54], [74]), ([54, 54], [74, 75]), ([54, 54, 55], [74, 75, 75])])
+def test_a_fragment_belongs_as_a_whole_to_the_nucleus_at_its_corner(tmp_path, fragment):
+    picture = np.zeros(LABELS.shape, np.uint8)
+    picture[50:54, 70:74] = 1
+    picture[fragment] = 1
+    picture[10, [20, 21]] = picture[11, 22] = picture[12, 23] = 1  # fragments that touch one another only
+    labels = read(save_image(tmp_path / "a.png", picture))
+    np.testing.assert_array_equal(labels > 0, picture > 0)
+    assert labels.max() == 2
+    assert set(labels[fragment]) == {labels[50, 70]}
+    assert len(set(labels[[10, 10, 11, 12], [20, 21, 22, 23]])) == 1
+
+
 def test_fijis_tables_of_colours_and_black_nuclei_are_read_as_numbers(tmp_path):
     colours = np.full((3, 256), 65535, np.uint16)  # white for all
     tifffile.imwrite(tmp_path / "a.tif", LABELS.astype(np.uint8), photometric="palette", colormap=colours, **FIJI)
@@ -190,6 +203,30 @@ def test_of_qupath_detections_come_before_annotations_and_nuclei_before_cells(tm
     assert labels[0, 0] == 1 and labels[3, 3] == 2  # a pixel of two belongs to the later one
 
 
+RING = [[1, 2], [7, 2], [7, 8], [1, 2]]
+MISNESTED = {  # type and coordinates
+    "no corners": ("Polygon", [[]]),
+    "two corners": ("Polygon", [RING[:2]]),
+    "flat": ("Polygon", RING),
+    "too deep": ("Polygon", [[RING]]),
+    "too deep, three rings": ("Polygon", [[RING] * 3]),
+    "no corners in several": ("MultiPolygon", [[RING], [[]]]),
+    "flat in several": ("MultiPolygon", [RING]),
+    "too deep in several": ("MultiPolygon", [[[RING] * 3]]),
+    "numbers for rings": ("Polygon", [1, 2]),
+    "one number a corner": ("Polygon", [[[1], [2], [3]]]),
+}
+
+
+@pytest.mark.parametrize("fault", MISNESTED)
+def test_geojson_that_is_nested_wrongly_is_named(tmp_path, fault):
+    kind, coordinates = MISNESTED[fault]
+    geometry = {"geometry": {"type": kind, "coordinates": coordinates}}
+    (tmp_path / "a.geojson").write_text(json.dumps({"features": [geometry]}))
+    with pytest.raises(UserError, match=r"a\.geojson: expected GeoJSON with polygons"):
+        read(tmp_path / "a.geojson")
+
+
 def test_outlines_that_are_none_are_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.geojson: its outline 1 lies outside of the image"):
         read(write_features(tmp_path / "a.geojson", feature("detection", (900, 900))))
@@ -199,6 +236,8 @@ def test_outlines_that_are_none_are_named(tmp_path):
         with pytest.raises(UserError, match=r"b\.geojson: expected GeoJSON with polygons"):
             read(tmp_path / "b.geojson")
     roifile.ImagejRoi.frompoints([(1, 2)]).tofile(tmp_path / "c.roi")
+    with pytest.raises(UserError, match=r"c\.roi: its ROI c\.roi lacks corners"):
+        read(tmp_path / "c.roi")
     roi = roifile.ImagejRoi.fromfile(tmp_path / "c.roi")
     roi.roitype = roifile.ROI_TYPE.POINT
     roi.tofile(tmp_path / "c.roi")

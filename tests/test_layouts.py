@@ -57,6 +57,7 @@ LAYOUTS = {  # files -> id: truth
         {"a": "masks/a.png", "b": "masks/b.png"},
     ),
     "Kaggle with one picture": (["a/images/a.png", "a/masks/a.png"], {"a": "a/masks/a.png"}),
+    "one image and its mask of another name": (["images/a.tif", "masks/A_masks.tif"], {"plate": "masks/A_masks.tif"}),
     "Cellpose": (
         ["a.tif", "a_masks.tif", "b.tif", "b_cp_masks.png", "c_label.png", "c_label_labels.png"],
         {"a": "a_masks.tif", "b": "b_cp_masks.png", "c_label": "c_label_labels.png"},

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import load_once
 from scipy import ndimage
 from skimage.color import combine_stains, rgb_from_hed
@@ -16,6 +17,7 @@ import Preprocessed_data
 from data import artifacts
 from data.files import UserError
 from data.images import read_image
+from data.sources import find_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample"
@@ -189,6 +191,16 @@ def test_noise_and_haze_hold_no_nuclei(unet, name):
     noise = draw_noise()[name]
     for image in (np.clip(60 + 8 * noise, 0, 255).astype(np.uint8), (2000 + 60 * noise).astype(np.uint16)):
         assert segment(unet, image).max() == 0
+
+
+def test_a_large_image_of_noise_holds_no_nuclei_but_a_dim_one_does(unet, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1)
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((600, 640)), 6)
+    tifffile.imwrite(tmp_path / "noise.tif", (1000 + 150 * smooth / smooth.std()).astype(np.uint16))
+    tifffile.imwrite(tmp_path / "dim.tif", draw_camera(draw_nuclei(20, 49)[0], height=40))
+    Predict_masks.predict_samples(find_samples(tmp_path), unet, tmp_path / "out", {})
+    assert read_image(tmp_path / "out/labels/noise.tif").max() == 0
+    assert read_image(tmp_path / "out/labels/dim.tif").max() == 49
 
 
 def test_one_nucleus_in_an_empty_field_is_found(unet):
