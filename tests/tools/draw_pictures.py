@@ -36,14 +36,14 @@ def draw_elongated(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Long nuclei that lie over one another; image (H, W) float in gray levels, and labels."""
     shapes = make_sample.place_nuclei(rng, SIZE, 70, 9, aspect=3, press=0.3, swing=0.4)
     nuclei = make_sample.fill_nuclei(rng, *shapes, texture=0.13, grain=1.5, vary=0.3)
-    return make_sample.fluoresce(rng, nuclei, peak=90, ground=6, blur=1.5), shapes[0]
+    return make_sample.fluoresce(rng, nuclei, peak=90, background=6, blur=1.5), shapes[0]
 
 
 def draw_dense_tissue(rng):
     """Nuclei of stained epithelium that press on one another; image (H, W, 3)."""
     shapes = make_sample.place_nuclei(rng, SIZE, 110, 11, aspect=1.6, press=0.3, swing=0.4)
     nuclei = make_sample.fill_nuclei(rng, *shapes, texture=0.3, grain=1.2, vary=0.4)
-    stains = {"nuclear": (0.35, 0.15, 0), "ground": (0.08, 0.25, 0)}
+    stains = {"nuclear": (0.35, 0.15, 0), "background": (0.08, 0.25, 0)}
     return make_sample.stain(rng, nuclei, **stains, bare=0.1, blur=1.5), shapes[0]
 
 
@@ -52,7 +52,7 @@ def draw_fibres(rng):
     shapes = make_sample.place_nuclei(rng, SIZE, 40, 8, aspect=1.6, swing=0.3)
     nuclei = make_sample.fill_nuclei(rng, *shapes, texture=0.13, grain=1.5)
     nuclei += 0.9 * np.clip(make_sample.fibres(rng, SIZE) - 1.6, 0, 1)
-    return make_sample.fluoresce(rng, nuclei, peak=80, ground=6, blur=1.2), shapes[0]
+    return make_sample.fluoresce(rng, nuclei, peak=80, background=6, blur=1.2), shapes[0]
 
 
 def draw_folds(rng):

@@ -52,7 +52,7 @@ def cross_validate(means: np.ndarray, is_right: np.ndarray, images: np.ndarray) 
     """Confidence (K,) of the nuclei of each image, fitted on those of others."""
     confidence = np.zeros(len(means))
     for others, chosen in GroupKFold(PARTS).split(means, groups=images):
-        coefficients = fit_confidence(means[others], is_right[others], Calibration().confidence)
+        coefficients = fit_confidence(means[others], is_right[others])
         confidence[chosen] = score_confidence(means[chosen], Calibration(confidence=coefficients))
     return confidence
 
