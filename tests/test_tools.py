@@ -59,7 +59,7 @@ def test_drawn_disks_have_the_diameter():
 
 def test_disturbances_leave_the_nuclei_where_they_are(nuclei):
     image, labels = nuclei
-    for name, (disturbed, is_picture) in robustness.disturb(image, labels, 0).items():
+    for disturbed, is_picture in robustness.disturb(image, labels, 0).values():
         picture = np.ones(labels.shape, bool) if is_picture is None else is_picture
         assert disturbed.shape[:2] == labels.shape and picture.mean() > 0.5
         gray = ndimage.median_filter(disturbed if disturbed.ndim == 2 else disturbed[..., 2], 5).astype(float)
