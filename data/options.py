@@ -273,7 +273,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     files.add_argument("--overwrite", action="store_true", help="redo images that are done")
     images = parser.add_argument_group("images (found out for each image, where not given)")
     images.add_argument("--channel", help=CHANNELS)
-    images.add_argument("--background", choices=BACKGROUNDS, help="ground on which nuclei are bright, or dark")
+    images.add_argument("--background", choices=BACKGROUNDS, help="dark: nuclei are bright; bright: they are dark")
     images.add_argument("--project", choices=PROJECTIONS, help="make one image of all planes along z")
     images.add_argument("--diameter", type=number, metavar="PIXELS", help="width of nuclei; sets the scale")
     images.add_argument("--pixel-size", type=number, metavar="MICROMETRES", help="width of a pixel, for the tables")
