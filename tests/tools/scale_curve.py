@@ -94,7 +94,7 @@ def draw_curves(curves: dict[str, np.ndarray], file: Path) -> None:
         axes.set_xticks(DIAMETERS[::2], [str(diameter) for diameter in DIAMETERS[::2]], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower right")
     with write_whole(file) as part:
         figure.savefig(part, dpi=110)
 
