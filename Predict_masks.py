@@ -48,7 +48,7 @@ import numpy as np
 from tqdm import tqdm
 
 import Preprocessed_data
-from data import artifacts, intensity, nuclei, scales
+from data import artifacts, intensity, nuclei, results, scales
 from data.artifacts import find_ground
 from data.channels import COLOURS, Channels, narrow_channels, pick_channels, take_channel
 from data.cluster import predict_on_cluster
@@ -58,12 +58,10 @@ from data.images import SceneRows, read_shape, subsample
 from data.intensity import brightness
 from data.layouts import count_of
 from data.nuclei import Calibration, largest_area, separate_nuclei
-from data.omezarr import import_zarr
 from data.outputs import Provenance, default_out, make_folders, remove_unfinished
 from data.pictures import show_predictions
 from data.pixel_size import read_pixel_size
 from data.pixels import check_image
-from data.results import OVERLAY_PIXELS, find_optional, say_what_next, write_image, write_results, write_slide
 from data.runs import ImageWork, Run, RunLog, collect_work, pick_samples, prepare_out, read_ahead
 from data.scales import (
     Network,
@@ -264,7 +262,7 @@ def finish_work(work: ImageWork, run: Run) -> str:
     job = choose_job(work.jobs)
     labels = finish_nuclei(job, run.network.calibration, run.options)
     work.jobs = []  # an image that waits for its turn takes memory
-    write_image(run, work, job, labels, to_display(take_channel(work.narrowed, job.channel)))
+    results.write_image(run, work, job, labels, to_display(take_channel(work.narrowed, job.channel)))
     return job.reading if labels.any() else ""
 
 
@@ -383,7 +381,7 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
         strips = label_strips(probabilities, separate)
         if not job.has_signal:
             strips = measure_contrast(strips, read_gray, job.strip_contrasts)
-        write_slide(run, work, job, strips, to_display(subsample(chosen, OVERLAY_PIXELS)))
+        results.write_slide(run, work, job, strips, to_display(subsample(chosen, results.OVERLAY_PIXELS)))
     return job.reading if len(job.confidence) else ""
 
 
@@ -466,12 +464,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [field.name for field in dataclasses.fields(PredictionOptions)]
     options = PredictionOptions(**{name: getattr(args, name) for name in names})
     options.check()
-    if args.zarr:
-        import_zarr()  # says now that it is missing, not after the prediction
+    results.check_results(args)
     model = load_unet(args.weights, args.precision)
     provenance = describe_provenance(args.weights, options)
     unfinished = prepare_out(samples, out, provenance, args.data, args.overwrite)
-    former = find_optional(out, unfinished)  # before the prediction, which removes them
+    former = results.find_optional(out, unfinished)  # before the prediction, which removes them
     started = time.perf_counter()
     if args.scheduler and unfinished:
         paths = [args.weights, out, *args.data]
@@ -485,10 +482,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if written:
         print(f"{count_of(len(written), 'image')} in {seconds:.1f} s, {len(written) / seconds:.1f} a second")
     ids = [sample.id for sample in samples if sample.id not in skipped]
-    write_results(out, ids, skipped, args, former)
+    results.write_results(out, ids, skipped, args, former)
     if args.show:
         print(f"saved a picture of some of them to {show_predictions(out)}")
-    say_what_next(out, skipped, argv, args.report)
+    results.say_what_next(out, skipped, argv, args.report)
     return 1 if skipped else 0
 
 

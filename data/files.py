@@ -163,6 +163,9 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     A UserError, or an OSError that names a file, is one line on stderr and exit code 2. Ctrl-C is 130. Any other
     exception is a fault of the program and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal or file cannot show
     tiff_log = logging.getLogger("tifffile")
     level = tiff_log.level
     tiff_log.setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by our own error

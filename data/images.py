@@ -62,7 +62,7 @@ def read_shape(file: File, level: int = 0, scene: int | None = None) -> tuple[in
             return find_level(found.levels, level, file)
     with decoding(file), file.open("rb") as stream:
         if is_tiff(stream):
-            page = open_level(tifffile.TiffFile(stream), level, file)
+            page = open_level(tifffile.TiffFile(stream, _multifile=False), level, file)
             shape = (page.imagelength, page.imagewidth)
             orientation = tiff_orientation(page)
         else:

@@ -4,6 +4,7 @@ In:  an image (H, W) or (H, W, 3), or one channel (H, W), any real dtype.
 Out: a channel, percentiles, background and noise, and what stands out from them.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,8 +53,11 @@ def haematoxylin(image: np.ndarray) -> np.ndarray:
 
 
 def white_value(image: np.ndarray) -> int:
-    """The value of white: the highest of whole numbers of this dtype, 1 of others."""
-    return np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+    """The value of white: the highest of 8 or 16 bits; of other numbers 1, 255 or 65535, by what the image holds."""
+    if image.dtype in (np.uint8, np.uint16):
+        return np.iinfo(image.dtype).max
+    highest = float(image.max(initial=0))
+    return next((white for white in (1, 255, 65535) if highest <= 1.5 * white), math.ceil(highest))
 
 
 def optical_density(image: np.ndarray) -> np.ndarray:
@@ -88,6 +92,8 @@ def percentiles(channel: np.ndarray, percentages: Sequence[float]) -> np.ndarray
     >>> percentiles(np.array([[7, 0], [200, 100]], np.uint8), (0, 50, 90)).tolist()
     [0.0, 53.5, 170.0]
     """
+    if channel.dtype == bool:
+        channel = channel.view(np.uint8)
     if channel.dtype != np.uint8:
         return np.percentile(channel, percentages)
     cumulative = np.cumsum(np.bincount(channel.ravel()))

@@ -148,12 +148,14 @@ def make_polygons(rings: Sequence[Ring]) -> list[Polygon]:
     return polygons
 
 
-def write_rois(file: Path, labels: np.ndarray) -> None:
+def write_rois(file: Path, labels: np.ndarray, z: int | None = None, t: int | None = None) -> None:
     """Writes a ROI set of ImageJ: a polygon for each nucleus, its largest piece without holes.
 
     Args:
         file: a .zip.
         labels: (H, W) int, or rows of it.
+        z: plane of a stack that the nuclei are in, from 0; None: no stack.
+        t: its time, from 0; None: no time lapse.
 
     Raises:
         UserError: the image is larger than ImageJ's coordinates.
@@ -168,11 +170,14 @@ def write_rois(file: Path, labels: np.ndarray) -> None:
         for number, polygons in outlines:
             ring = max((polygon[0] for polygon in polygons), key=signed_area)
             name = f"{number:0{digits}}"
-            roi = roifile.ImagejRoi.frompoints(ring[:, ::-1], name=name)
+            roi = roifile.ImagejRoi.frompoints(ring[:, ::-1], name=name, z=z, t=t)
+            roi.roitype = roifile.ROI_TYPE.TRACED  # as of Fiji's wand, whose perimeters are right
             archive.writestr(zipfile.ZipInfo(f"{name}.roi"), roi.tobytes())  # without the time: same nuclei, same bytes
 
 
-def write_geojson(file: Path, labels: np.ndarray, image_id: str, nuclei: Path) -> None:
+def write_geojson(
+    file: Path, labels: np.ndarray, image_id: str, nuclei: Path, z: int | None = None, t: int | None = None
+) -> None:
     """Writes the nuclei as detections of QuPath, one after the other, with what their table says.
 
     Args:
@@ -180,7 +185,11 @@ def write_geojson(file: Path, labels: np.ndarray, image_id: str, nuclei: Path) -
         labels: (H, W) int, or rows of it.
         image_id: id of the image; it makes the ids of the detections.
         nuclei: table of its nuclei, from `data.measure.write_table`.
+        z: as of `write_rois`.
+        t: likewise.
     """
+    # Without a plane QuPath shows detections on the first one.
+    plane = {} if z is None and t is None else {"plane": {"c": -1, "z": z or 0, "t": t or 0}}
     columns, table = read_measurements(nuclei)
     with write_whole(file) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.write('{"type": "FeatureCollection", "features": [')
@@ -188,9 +197,9 @@ def write_geojson(file: Path, labels: np.ndarray, image_id: str, nuclei: Path) -
         for number, polygons in trace_outlines(labels):
             values = zip(columns, table.get(number, ()), strict=False)
             measurements = {column: value for column, value in values if np.isfinite(value)}
-            stream.write(
-                separator + json.dumps(describe_detection(number, polygons, image_id, measurements), allow_nan=False)
-            )
+            detection = describe_detection(number, polygons, image_id, measurements)
+            detection["geometry"] |= plane
+            stream.write(separator + json.dumps(detection, allow_nan=False))
             separator = ",\n"
         stream.write("\n]}\n")
 

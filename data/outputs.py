@@ -93,7 +93,10 @@ def default_out(*sources: str | Path) -> Path:
     """
     data = Path("data") if Path("data").is_dir() else Path()
     origins = describe_sources(sources)
-    source = Path(os.path.commonpath(origins))
+    try:
+        source = Path(os.path.commonpath(origins))
+    except ValueError:  # drives of Windows have no folder in common
+        source = Path(origins[0])
     name = source_name(source) or "images"
     parent = source.parent.name
     names = [name, f"{parent}_{name}"] if parent else [name]
@@ -142,7 +145,8 @@ def record_sources(out: str | Path, *sources: str | Path) -> None:
 
 def find_predictions(out: str | Path) -> list[str]:
     """Ids of the images that have labels and a mask in the folder, sorted."""
-    ids = sorted(file.stem for file in Path(out).glob("labels/[!.]*.tif"))
+    files = Path(out).glob("labels/*.tif")
+    ids = sorted(file.stem for file in files if not file.name.startswith((UNFINISHED, "._")))
     return [image_id for image_id in ids if prediction_files(out, image_id).existing_mask().exists()]
 
 

@@ -222,7 +222,7 @@ def save_contact_sheet(
         box = (left / sheet_width, bottom / sheet_height, width / sheet_width, height / sheet_height)
         axes = figure.add_axes(box)
         axes.imshow(centre_picture(picture, (height, width)), aspect="auto")
-        axes.set_title(title, fontsize=8, pad=4)
+        axes.set_title(title, fontsize=8, pad=4, parse_math=False)  # an id may hold $
         axes.set_axis_off()
     if legend:
         handles = [Patch(facecolor=np.array(colour) / 255, label=name) for name, colour in legend.items()]

@@ -14,7 +14,7 @@ from tifffile import RESUNIT
 from data.files import File, decoding, open_file
 from data.microscopes import is_microscope_file, open_scene
 from data.options import MAX_PIXEL_SIZE
-from data.tiffs import pyramid_pages, read_tiff_header
+from data.tiffs import main_page, pyramid_pages, read_tiff_header
 
 MICROMETRES = {
     "nm": 1e-3,
@@ -91,17 +91,18 @@ def _ome_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
 
 def _aperio_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
     """The same by the description of a slide."""
-    found = re.search(r"\|\s*MPP\s*=\s*([\d.]+)", str(tiff.pages[0].description))
+    found = re.search(r"\|\s*MPP\s*=\s*([\d.]+)", str(main_page(tiff).description))
     return (float(found[1]), float(found[1])) if found else None
 
 
 def _tag_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
     """The same by the resolution tags, whose unit is ImageJ's where that has one."""
-    tags = tiff.pages[0].tags
+    tags = main_page(tiff).tags
     unit = tags.valueof("ResolutionUnit")
     if tiff.is_imagej:
         unit = str((tiff.imagej_metadata or {}).get("unit", "")).lower()
     resolutions = [tags.valueof(name) for name in ("XResolution", "YResolution")]  # pixels a unit, as fractions
-    if unit not in MICROMETRES or not all(resolutions) or not all(numerator for numerator, _ in resolutions):
+    are_fractions = all(isinstance(resolution, tuple) and len(resolution) == 2 for resolution in resolutions)
+    if unit not in MICROMETRES or not are_fractions or not all(numerator for numerator, _ in resolutions):
         return None
     return tuple(MICROMETRES[unit] * denominator / numerator for numerator, denominator in resolutions)

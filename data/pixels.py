@@ -35,8 +35,8 @@ def check_size(shape: tuple[int, int], file: File) -> None:
 
 
 def invert(values: np.ndarray) -> np.ndarray:
-    """Exchanges bright and dark in values of any shape and real dtype: max - value, of signed numbers -value."""
-    return ~values if values.dtype.kind in "bu" else -values
+    """Exchanges bright and dark in values of any shape and real dtype: max - value, -1 - value of signed integers."""
+    return ~values if values.dtype.kind in "bui" else -values
 
 
 def turn_image(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def drop_alpha(image: np.ndarray) -> np.ndarray:
     if image.ndim == 3 and image.shape[-1] in (2, 4):
         is_transparent = image[..., -1] == 0
         image = image[..., :-1]
-        if is_transparent.any():
+        if is_transparent.any() and not is_transparent.all():  # an empty alpha channel says nothing
             image = np.where(is_transparent[..., None], np.zeros((), image.dtype), image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]

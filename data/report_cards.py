@@ -142,7 +142,8 @@ def swatch(name: str) -> str:
 
 def describe_seen(row: dict) -> str:
     """How an image was seen, its size, and how much of it nuclei cover."""
-    parts = [f"{row['background']} background", f"scale {row['scale'].replace('.0', '')}"]
+    scale = "+".join(part.removesuffix(".0") for part in row["scale"].split("+"))
+    parts = [f"{row['background']} background", f"scale {scale}"]
     if row["channel"]:
         parts.insert(0, row["channel"])
     parts.append(f"{row['width_px']} × {row['height_px']} px")

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from data.confidence import NucleusSums, choose_kept
-from data.files import write_whole
+from data.files import UserError, write_whole
 from data.images import open_rows, subsample
 from data.layouts import OPTIONAL_FOLDERS, count_of
 from data.nuclei import keep_labels
-from data.omezarr import save_zarr
+from data.omezarr import import_zarr, save_zarr
 from data.options import repeat_command
 from data.outputs import (
     FAST_COMPRESSION,
@@ -82,7 +82,8 @@ def write_slide(
         save(temporary, sums.watch(strips), dtype=np.uint32)
         is_kept = choose_kept(job, sums, run.network.calibration, run.options)
         if not is_kept[1:].all():
-            with open_rows(temporary) as labels, write_whole(temporary) as filtered:
+            # On Windows a file that is read cannot be replaced: the labels are closed first.
+            with write_whole(temporary) as filtered, open_rows(temporary) as labels:
                 save(filtered, (keep_labels(strip, is_kept) for strip in iterate_strips(labels)), dtype=np.uint32)
         with open_rows(temporary) as labels:
             with write_whole(files.tiled_mask) as mask:
@@ -97,7 +98,16 @@ def write_slide(
 
 def with_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Provenance:
     """A provenance that also tells of the image: its size and checksum, and how it was seen."""
-    return provenance | {"image": work.checksum, "seen": describe_job(job)}
+    plane = {} if work.sample.plane is None else {"plane": work.sample.plane._asdict()}
+    return provenance | {"image": work.checksum, "seen": describe_job(job) | plane}
+
+
+def check_results(args: argparse.Namespace) -> None:
+    """Raises UserError where what the options of Predict_masks.py ask for cannot be written: before the prediction."""
+    if args.zarr:
+        import_zarr()
+    if args.level and (args.rois or args.geojson):
+        raise UserError(f"--level {args.level}: ROIs and GeoJSON have the pixels of the largest level; leave one out")
 
 
 def write_results(

@@ -339,6 +339,8 @@ def check_unique_ids(samples: Iterable[Sample]) -> None:
     """Raises UserError where two samples have one id."""
     seen = {}
     for sample in samples:
+        if not sample.id.isprintable():
+            raise UserError(f"{ascii(str(sample.image))}: its name holds bytes that are no text (UTF-8); rename it")
         key = sample.id.lower()  # on many disks a.png and A.png are one file
         if key in seen:
             files = f"{seen[key].image} and {sample.image}"

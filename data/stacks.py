@@ -7,6 +7,7 @@ Out: a sample for each scene and each plane of z and time; of a sample one image
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ from data.pixels import MAX_PIXELS, check_image, find_level, invert, turn_image
 from data.sources import Sample, check_unique_ids
 from data.tiffs import TiffRows, check_page, has_alpha, read_tiff_header, tiff_orientation
 
-STACK_ENDINGS = (".tif", ".tiff")
+STACK_ENDINGS = (".tif", ".tiff", ".qptiff")
+# How Bio-Formats labels a slice, as in "c:1/2 z:1/5 - cells.lif": no name of a channel.
+SLICE_LABEL = re.compile(r"[czt]:\d+/\d+")
 MAX_STACK_BYTES = 2**32  # size of the largest stack that is decoded whole, where it can only be
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
@@ -162,9 +165,12 @@ def describe_dimensions(tiff: tifffile.TiffFile, file: File) -> Dimensions | Non
     """
     with decoding(file):
         series = tiff.series[0]
-        axes = _name_axes(series)
-    sizes = dict(zip(axes, series.shape, strict=False))
-    if len(sizes) < series.ndim or not {"Y", "X"} <= sizes.keys():
+        axes, shape = _name_axes(series)
+        image_count = sum(other.shape == series.shape for other in tiff.series)
+    if image_count > 1:
+        raise UserError(f"{file}: it holds {image_count} images; save each as a file of its own")
+    sizes = dict(zip(axes, shape, strict=False))
+    if len(sizes) < len(shape) or not {"Y", "X"} <= sizes.keys():
         raise UserError(f"{file}: its axes {series.axes} are not known")
     if not sizes.keys() & set("ZTC"):
         return None
@@ -173,19 +179,21 @@ def describe_dimensions(tiff: tifffile.TiffFile, file: File) -> Dimensions | Non
         with decoding(file):
             known = _read_channel_names(tiff, sizes["C"])
         names = _name_channels(known, sizes["C"])
-    return Dimensions(axes, series.shape, names)
+    return Dimensions(axes, shape, names)
 
 
-def _name_axes(series: tifffile.TiffPageSeries) -> str:
-    """The axes of a series, with Z for an axis of which the file does not say what it is."""
-    axes = series.axes
+def _name_axes(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
+    """The axes of a series and their lengths, with Z for one that is not explained; of length 1 only Y and X."""
+    pairs = zip(series.axes, series.shape, strict=True)
+    kept = [(axis, length) for axis, length in pairs if length > 1 or axis in "YX"]
+    axes = "".join(axis for axis, _ in kept)
     keyframe = series.keyframe
     is_colour = keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED)
     if "S" in axes and not is_colour and not has_alpha(keyframe):
         axes = axes.replace("S", "C" if "C" not in axes else "Z")
     for unknown in set(axes) - set("TZCYXS"):
         axes = axes.replace(unknown, "Z")
-    return axes
+    return axes, tuple(length for _, length in kept)
 
 
 def _name_channels(known: Sequence[str], count: int) -> tuple[str, ...]:
@@ -212,7 +220,8 @@ def _read_channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
         if image is not None:
             names = [channel.get("Name") or "" for channel in image.iter() if channel.tag.endswith("}Channel")]
     elif tiff.is_imagej:
-        names = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
+        labels = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
+        names = ["" if SLICE_LABEL.match(label) else label for label in labels]
     return names
 
 
@@ -281,6 +290,8 @@ def _read_channels(
     ]
     if not dimensions.names:
         return planes[0]
+    if len({plane.ndim for plane in planes}) > 1:  # of a colour camera and of a gray one
+        planes = [plane.max(axis=-1) if plane.ndim == 3 else plane for plane in planes]
     return Channels(dimensions.names, np.stack(planes))
 
 
@@ -322,7 +333,7 @@ def _read_plane(
         keyframe = series.keyframe
         page_count = len(series.pages)
         orientation = tiff_orientation(keyframe)
-    leading = max(series.ndim - keyframe.ndim, 0)  # axes along which there are pages
+    leading = max(len(dimensions.shape) - keyframe.ndim, 0)  # axes along which there are pages
     planes = math.prod(dimensions.shape[:leading])
     axes = dimensions.axes[leading:]
     position = [indices[axis] for axis in dimensions.axes[:leading]]
@@ -335,7 +346,7 @@ def _read_plane(
         raise UserError(f"{file}: too large to be read at once; save its planes apart")
     else:
         with decoding(file):
-            values = series.asarray()
+            values = series.asarray().reshape(dimensions.shape)
         axes = dimensions.axes
     if values.ndim != len(axes):
         raise UserError(f"{file}: its pages are not as it describes them; replace or remove it")

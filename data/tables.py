@@ -6,17 +6,18 @@ Out: tables/ID.csv and tables/ID.json of each image, nuclei.csv and images.csv o
 
 import csv
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.channels import COLOURS, Channels, pick_channels
-from data.files import read_rows, write_rows, write_whole
+from data.files import UserError, read_rows, write_rows, write_whole
 from data.images import SceneRows, open_rows
 from data.measure import Columns, measure_image, measure_nuclei, write_table
 from data.outlines import write_geojson, write_rois
-from data.outputs import PredictionFiles, prediction_files
+from data.outputs import PredictionFiles, prediction_files, read_provenance
 from data.scales import HALVING_DIAMETERS, PredictionJob, describe_job
 from data.tiffs import TiffRows
 
@@ -136,16 +137,15 @@ def report_tables(
 
 
 def save_rois(out: str | Path, ids: Sequence[str]) -> None:
-    """Writes ROI sets of images, from their labels.
-
-    Raises:
-        UserError: an image is too large for ROIs of ImageJ.
-    """
+    """Writes ROI sets of images, from their labels; an image that is too large for ImageJ's ROIs is named."""
     for image_id in ids:
         files = prediction_files(out, image_id)
         files.rois.parent.mkdir(exist_ok=True)
-        with open_rows(files.labels) as labels:
-            write_rois(files.rois, labels)
+        try:
+            with open_rows(files.labels) as labels:
+                write_rois(files.rois, labels, **read_plane(files))
+        except UserError as error:
+            print(f"no ROIs: {error}", file=sys.stderr)
 
 
 def save_geojson(out: str | Path, ids: Sequence[str]) -> None:
@@ -154,4 +154,9 @@ def save_geojson(out: str | Path, ids: Sequence[str]) -> None:
         files = prediction_files(out, image_id)
         files.geojson.parent.mkdir(exist_ok=True)
         with open_rows(files.labels) as labels:
-            write_geojson(files.geojson, labels, image_id, files.nuclei)
+            write_geojson(files.geojson, labels, image_id, files.nuclei, **read_plane(files))
+
+
+def read_plane(files: PredictionFiles) -> dict[str, int | None]:
+    """The plane of a stack that labels are of: {"z": …, "t": …}, as labels/ID.tif says it; {} of other images."""
+    return (read_provenance(files.labels).get("seen") or {}).get("plane") or {}

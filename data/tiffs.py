@@ -19,6 +19,8 @@ MAX_CHUNK_BYTES = 2**31  # size of the largest strip or tile of a TIFF when it i
 MIN_REDUCTION = 1.5  # factor of width and height, at least, from a level of a pyramid to the next
 MAX_LEVEL_ERROR = 2  # pixels; levels are rounded
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB)
+JPEGS = (6, 7, 33007, 34892)  # compressions; tifffile makes RGB of YCbCr only where it decodes these
 ROW_CHANNELS = {  # photometric interpretation -> numbers of channels, of the pages that `TiffRows` reads
     PHOTOMETRIC.MINISBLACK: (1,),
     PHOTOMETRIC.RGB: (3, 4),
@@ -29,13 +31,13 @@ ROW_CHANNELS = {  # photometric interpretation -> numbers of channels, of the pa
 def decode_tiff(content: bytes, file: File, as_imagej: bool) -> np.ndarray:
     """The image of a TIFF, its alpha included; arguments, and what is raised, as `data.images.read_image`."""
     with decoding(file):
-        tiff = tifffile.TiffFile(io.BytesIO(content))
-        page = tiff.pages[0]
+        tiff = tifffile.TiffFile(io.BytesIO(content), _multifile=False)
+        page = main_page(tiff)
     check_page(page, file)
     check_size((page.imagelength, page.imagewidth), file)
     with decoding(file):
         is_stack = _is_stack(tiff)
-        series = tiff.series[0]
+        series = main_series(tiff)
         page_count = len(tiff.pages)
     if is_stack:
         raise UserError(
@@ -58,7 +60,7 @@ class TiffRows:
         self.stream = stream
         self.file = file
         with decoding(file):
-            self.tiff = tifffile.TiffFile(stream)
+            self.tiff = tifffile.TiffFile(stream, _multifile=False)
         self.page = open_level(self.tiff, level, file)
         self.shape = self.page.shape
         self.dtype = self.page.dtype
@@ -72,6 +74,8 @@ class TiffRows:
         channels = ROW_CHANNELS.get(self.page.photometric, ())
         if is_stack or is_turned or is_planar or self.page.samplesperpixel not in channels:
             return False
+        if self.page.samplesperpixel == 4 and not has_alpha(self.page):
+            return False  # `decode_tiff` says what it is
         try:
             self[:1]  # decode one row to see whether it works
         except UserError:
@@ -110,8 +114,8 @@ def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:
     if not is_tiff(stream):
         return None
     with decoding(file):
-        tiff = tifffile.TiffFile(stream)
-        page = tiff.pages[0]
+        tiff = tifffile.TiffFile(stream, _multifile=False)  # of several files each is an image of its own
+        page = main_page(tiff)
     check_page(page, file)
     return tiff
 
@@ -119,7 +123,7 @@ def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:
 def open_level(tiff: tifffile.TiffFile, level: int, file: File) -> tifffile.TiffPage:
     """The checked page of a level of a TIFF, 0 the largest; raises as `read_image`."""
     with decoding(file):
-        page = tiff.pages[0]
+        page = main_page(tiff)
     check_page(page, file)
     if level == 0:
         return page
@@ -136,9 +140,10 @@ def pyramid_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     Not every scanner marks the levels. So every smaller page whose sides have the ratio of the first page is one; the
     label and the overview of a slide have another ratio.
     """
-    first = tiff.pages[0]
-    pages = [level.pages[0] for level in tiff.series[0].levels[1:]]  # that are marked; they may lie in sub-IFDs
-    pages += tiff.pages[1:]
+    first = main_page(tiff)
+    pages = [level.pages[0] for level in main_series(tiff).levels[1:]]  # that are marked; they may lie in sub-IFDs
+    if not pages:
+        pages = tiff.pages[1:]
     levels = {}
     for page in pages:
         page = page.keyframe
@@ -147,6 +152,18 @@ def pyramid_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
         if reduction > MIN_REDUCTION and has_same_ratio:
             levels.setdefault(page.imagewidth, page)
     return [first, *(levels[width] for width in sorted(levels, reverse=True))]
+
+
+def main_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The image of a TIFF: the first; of Leica's .scn the largest, because the picture of the whole slide is first."""
+    if not tiff.is_scn:
+        return tiff.series[0]
+    return max(tiff.series, key=lambda series: math.prod(series.pages[0].shape))
+
+
+def main_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+    """The first page of `main_series`."""
+    return main_series(tiff).pages[0] if tiff.is_scn else tiff.pages[0]
 
 
 def is_tiff(stream: BinaryIO) -> bool:
@@ -164,6 +181,9 @@ def check_page(page: tifffile.TiffPage, file: File) -> None:
         numbers = (*page.shape, *page.chunks, *page.chunked, *offsets, *sizes)  # if they are not damaged
         end = page.parent.filehandle.size
         value_bytes = page.dtype.itemsize
+    is_converted = page.photometric != PHOTOMETRIC.YCBCR or page.compression in JPEGS
+    if page.photometric in LAB or not is_converted:
+        raise UserError(f"{file}: its colours are {page.photometric.name}, which is not read; save it as RGB")
     has_numbers = all(isinstance(number, int) for number in numbers)
     has_known_planes = page.planarconfig in tuple(tifffile.PLANARCONFIG)
     if not (page.shape and has_numbers and has_known_planes):
@@ -182,15 +202,15 @@ def _is_stack(tiff: tifffile.TiffFile) -> bool:
     Planes have the shape of the first page. Pages of other shapes are the smaller levels of a pyramid, which not every
     scanner marks as such, or the label, the overview and the thumbnail of a slide.
     """
-    shape = tiff.pages[0].shape
+    shape = main_page(tiff).shape
     planes = sum(page.keyframe.shape == shape and not page.keyframe.is_reduced for page in tiff.pages)
-    return planes > 1 or math.prod(tiff.series[0].shape) != math.prod(shape)
+    return planes > 1 or math.prod(main_series(tiff).shape) != math.prod(shape)
 
 
 def tiff_orientation(page: tifffile.TiffPage) -> int:
     """How the pixels of a TIFF page are turned: see ORIENTATION_TAG."""
-    tag = page.tags.get(ORIENTATION_TAG)
-    return 1 if tag is None else int(tag.value)
+    value = page.tags.valueof(ORIENTATION_TAG)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def has_alpha(page: tifffile.TiffPage) -> bool:
@@ -202,13 +222,14 @@ def _tiff_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> np.
     """Gray or RGB(A) of a decoded TIFF page, whichever way the page stores its colours."""
     if page.photometric == PHOTOMETRIC.PALETTE:
         with decoding(file):  # the palette of a damaged file may have any shape
-            palette = (page.colormap >> 8).astype(np.uint8)  # (3, 256), 16 bits in the file
+            colours = page.colormap  # (3, 256), 16 bits in the file, but of some programs 8
+            palette = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
             return np.moveaxis(palette[:, image], 0, -1)
     if page.photometric == PHOTOMETRIC.SEPARATED and image.ndim == 3 and image.dtype == np.uint8:
         light = 255 - image[..., :4].astype(np.uint16)  # ink of cyan, magenta, yellow and black takes light away
         return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)
     channels = image.shape[-1] if image.ndim == 3 else 1
-    if channels in (2, 4) and page.photometric != PHOTOMETRIC.RGB and not has_alpha(page):
+    if channels in (2, 4) and not has_alpha(page):
         raise UserError(f"{file}: it holds {channels} channels; save that of the nuclei as its own file")
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         return invert(image)
