@@ -91,6 +91,7 @@ def test_rois_draw_the_labels_again(tmp_path):
     rois = roifile.roiread(tmp_path / "a.zip")
     assert [roi.name for roi in rois] == [f"{number:02}" for number in range(1, 13)]
     for roi in rois:
+        assert roi.roitype == roifile.ROI_TYPE.TRACED  # of a freehand ROI ImageJ smooths the perimeter
         ring = np.asarray(roi.coordinates())[:, ::-1]
         np.testing.assert_array_equal(redraw(labels.shape, [[ring]]), labels == int(roi.name))
     before = (tmp_path / "a.zip").read_bytes()
@@ -143,3 +144,17 @@ def test_geojson_without_nuclei_is_empty(tmp_path):
     write_table(tmp_path / "a.csv", measure_nuclei(labels, labels, "a"))
     write_geojson(tmp_path / "a.geojson", labels, "a", tmp_path / "a.csv")
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
+
+
+def test_outlines_of_a_plane_lie_on_it(tmp_path):
+    labels = np.zeros((8, 9), np.int32)
+    labels[2:5, 3:7] = 1
+    write_table(tmp_path / "a.csv", measure_nuclei(labels, labels, "a"))
+    for plane, position in (({}, (0, 0)), ({"z": 3}, (4, 0)), ({"z": 2, "t": 5}, (3, 6))):
+        write_rois(tmp_path / "a.zip", labels, **plane)
+        (roi,) = roifile.roiread(tmp_path / "a.zip")
+        assert (roi.z_position, roi.t_position) == position
+        write_geojson(tmp_path / "a.geojson", labels, "a", tmp_path / "a.csv", **plane)
+        geometry = json.loads((tmp_path / "a.geojson").read_text())["features"][0]["geometry"]
+        expected = {"c": -1, "z": plane["z"], "t": plane.get("t", 0)} if plane else None
+        assert geometry.get("plane") == expected

@@ -364,3 +364,68 @@ def test_a_stack_without_z_is_as_it_is_with_a_projection(tmp_path):
     pixels = make_pixels(2, 5, 7)
     planes = read_planes(write_imagej(tmp_path / "a.tif", pixels, "TYX"), "sum")
     np.testing.assert_array_equal(planes["a_t1"], pixels[1], strict=True)
+
+
+# What other programs write.
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"metadata": {"axes": "YXC"}}])
+def test_a_last_axis_of_length_1_is_none(tmp_path, options):
+    pixels = make_pixels(5, 7, 1)
+    assert holds_planes(write_stack(tmp_path / "a.tif", pixels, **options), {"a": pixels[..., 0]})
+    planes = make_pixels(3, 5, 7, 1)
+    expected = {f"b_z{z}": planes[z, ..., 0] for z in range(3)}
+    assert holds_planes(write_stack(tmp_path / "b.tif", planes, **options), expected)
+
+
+def write_files_of_one_stack(folder, planes):
+    """OME-TIFF in several files: each holds one time, and names all."""
+    names = [f"a_{number}.ome.tif" for number in range(len(planes))]
+    data = "".join(
+        f'<TiffData IFD="0" FirstZ="0" FirstT="{number}" FirstC="0" PlaneCount="1">'
+        f'<UUID FileName="{name}">urn:uuid:{number}</UUID></TiffData>'
+        for number, name in enumerate(names)
+    )
+    for number, name in enumerate(names):
+        description = (
+            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{number}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
+            f'Type="uint16" SizeX="7" SizeY="5" SizeZ="1" SizeC="1" SizeT="{len(planes)}">'
+            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(folder / name, planes[number], description=description, metadata=None)
+
+
+def test_each_file_of_a_stack_in_several_files_is_its_own_image(tmp_path):
+    planes = make_pixels(3, 5, 7)
+    write_files_of_one_stack(tmp_path, planes)
+    (tmp_path / "a_0.ome.tif").unlink()  # the others do not miss it
+    samples = expand_planes(find_samples(tmp_path), None)
+    assert [sample.id for sample in samples] == ["a_1.ome", "a_2.ome"]
+    for sample, plane in zip(samples, planes[1:], strict=True):
+        np.testing.assert_array_equal(read_sample_image(sample), plane)
+
+
+def test_several_images_of_one_file_are_refused(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
+        for number in range(2):
+            tiff.write(make_pixels(3, 5, 7) + number, metadata={"axes": "ZYX"}, photometric="minisblack")
+    (sample,) = expand_planes([only(tmp_path / "a.ome.tif")], None)
+    with pytest.raises(UserError, match="it holds 6 pages"):
+        read_sample_image(sample)
+
+
+def test_labels_of_slices_name_no_channel(tmp_path):
+    labels = [f"c:{number}/2 - cells.lif - Series001" for number in (1, 2)]
+    metadata = {"axes": "CYX", "Labels": labels}
+    tifffile.imwrite(tmp_path / "a.tif", make_pixels(2, 5, 7), imagej=True, metadata=metadata)
+    assert read_dimensions(tmp_path / "a.tif").names == ("channel 1", "channel 2")
+
+
+def test_channels_of_qptiff_are_channels(tmp_path):
+    pixels = make_pixels(4, 32, 32)
+    with tifffile.TiffWriter(tmp_path / "a.qptiff", bigtiff=True) as tiff:
+        for plane in pixels:
+            tiff.write(plane, photometric="minisblack", metadata=None, software="PerkinElmer-QPI", tile=(16, 16))
+    (image,) = read_planes(tmp_path / "a.qptiff").values()
+    np.testing.assert_array_equal(image.planes, pixels)

@@ -86,3 +86,83 @@ def test_of_a_pyramid_the_full_resolution_is_read_by_rows(tmp_path, ending, flag
         assert isinstance(rows, TiffRows)
         np.testing.assert_array_equal(rows[50:140], image[50:140])
     assert [sample.id for sample in find_samples(tmp_path)] == ["slide"]
+
+
+# What the file says of its pixels, and may say wrongly.
+
+
+def write_leica(file, macro, scan):
+    """A slide of Leica's: the picture of the whole slide, then the scan and its smaller level."""
+    description = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="c">'
+        '<image name="macro"><pixels sizeX="48" sizeY="64"><dimension sizeX="48" sizeY="64" r="0" ifd="0"/></pixels>'
+        '<view sizeX="1000" sizeY="1000" offsetX="0" offsetY="0"/></image>'
+        '<image name="scan"><pixels sizeX="96" sizeY="128"><dimension sizeX="96" sizeY="128" r="0" ifd="1"/>'
+        '<dimension sizeX="48" sizeY="64" r="1" ifd="2"/></pixels>'
+        '<view sizeX="100" sizeY="100" offsetX="10" offsetY="10"/></image></collection></scn>'
+    )
+    with tifffile.TiffWriter(file, bigtiff=True) as tiff:
+        tiff.write(macro, photometric="rgb", description=description, metadata=None, tile=(16, 16))
+        for level in (scan, scan[::2, ::2]):
+            tiff.write(level, photometric="rgb", metadata=None, tile=(16, 16))
+
+
+def test_the_scan_of_a_leica_slide_is_read_not_the_picture_of_the_slide(tmp_path):
+    macro = RNG.integers(200, 255, (64, 48, 3), np.uint8)
+    scan = RNG.integers(0, 100, (128, 96, 3), np.uint8)
+    write_leica(tmp_path / "a.scn", macro, scan)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.scn"), scan)
+    assert read_shape(tmp_path / "a.scn") == (128, 96) and read_shape(tmp_path / "a.scn", 1) == (64, 48)
+    for level, expected in enumerate((scan, scan[::2, ::2])):
+        with open_rows(tmp_path / "a.scn", level) as rows:
+            np.testing.assert_array_equal(rows[:], expected)
+
+
+def test_the_thumbnail_of_an_aperio_slide_is_no_level(tmp_path):
+    scan = RNG.integers(0, 255, (768, 768, 3), np.uint8)
+    options = {"photometric": "rgb", "metadata": None, "software": False, "description": "Aperio Image Library v1"}
+    with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
+        tiff.write(scan, tile=(64, 64), **options)
+        tiff.write(scan[::3, ::3], **options)  # the thumbnail, in one piece
+        tiff.write(scan[::2, ::2], tile=(64, 64), **options)
+        tiff.write(scan[::8, ::8], tile=(32, 32), **options)
+    assert [read_shape(tmp_path / "a.svs", level) for level in range(3)] == [(768, 768), (384, 384), (96, 96)]
+
+
+@pytest.mark.parametrize(("photometric", "compression"), [("ycbcr", "lzw"), ("cielab", None)])
+def test_colours_that_are_not_converted_are_refused(tmp_path, photometric, compression):
+    pixels = RNG.integers(0, 255, (32, 32, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, compression=compression)
+    for read in (read_image, read_shape):
+        with pytest.raises(UserError, match=f"its colours are {photometric.upper()}, which is not read"):
+            read(tmp_path / "a.tif")
+
+
+def test_an_empty_alpha_channel_says_nothing(tmp_path):
+    pixels = np.dstack([RNG.integers(1, 255, (32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), pixels[..., :3])
+    with open_rows(tmp_path / "a.tif") as rows:
+        np.testing.assert_array_equal(rows[:], pixels[..., :3])
+
+
+def test_a_fourth_channel_that_is_no_alpha_is_refused(tmp_path):
+    pixels = RNG.integers(0, 255, (32, 32, 4), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(UserError, match="it holds 4 channels"):
+        read_image(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="it holds 4 channels"), open_rows(tmp_path / "a.tif") as rows:
+        rows[:]
+
+
+def test_a_palette_of_8_bits_is_not_black(tmp_path):
+    palette = np.tile(np.arange(256, dtype=np.uint16), (3, 1))
+    tifffile.imwrite(tmp_path / "a.tif", GRAY, photometric="palette", colormap=palette)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.repeat(GRAY[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("tag", [("H", 2, (6, 1)), ("s", 0, "abc"), ("H", 1, 9)])
+def test_an_orientation_that_is_none_is_none(tmp_path, tag):
+    tifffile.imwrite(tmp_path / "a.tif", GRAY, extratags=[(274, *tag, False)])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), GRAY)
+    assert read_shape(tmp_path / "a.tif") == GRAY.shape
