@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.export import write_bioimageio, write_onnx
+from data.export import OF_THE_PROJECT, write_bioimageio, write_onnx
 from data.figure import draw_unet
 from data.files import UserError, find_beside_scripts, hash_file, run_script
 from data.images import halve, read_image
@@ -332,7 +332,9 @@ def export_weights(weights: str | Path, target: str, file: str | Path) -> None:
     if target == "onnx":
         write_onnx(model, file)
     else:
-        write_bioimageio(model, file, HALO_PIXELS * 2 ** depth_of(model))
+        is_shipped = hash_file(weights) == hash_file(find_beside_scripts(WEIGHTS))
+        origin = OF_THE_PROJECT if is_shipped else "It was trained on images of its user."
+        write_bioimageio(model, file, HALO_PIXELS * 2 ** depth_of(model), origin)
     print(f"saved the network to {file}")
 
 

@@ -300,7 +300,8 @@ def split_sources(
 ) -> tuple[list[str], list[str]]:
     """Splits each source on its own: by patients where VALIDATION_PATIENTS names them, else by `split_data`.
 
-    So the split of a source stays the same, whatever other sources are trained on. Sources of one image count as one.
+    So the split of a source stays the same, whatever other sources are trained on, but for pictures of which tiles or
+    copies are trained on in another. Sources of one image count as one.
 
     Returns:
         training ids and validation ids, both sorted; the latter are none where no source has two pictures.
@@ -323,6 +324,12 @@ def split_sources(
             split = split_data(ids, [images[index] for index in chosen], seed=seed)
         training += split[0]
         validation += split[1]
+    if len(groups) > 1:
+        # Tiles and copies of one picture may lie in several sources.
+        pictures = dict(zip([sample.id for sample in samples], group_tiles(images), strict=True))
+        known = {pictures[image_id] for image_id in training}
+        training += [image_id for image_id in validation if pictures[image_id] in known]
+        validation = [image_id for image_id in validation if pictures[image_id] not in known]
     return sorted(training), sorted(validation)
 
 

@@ -77,7 +77,6 @@ from data.stacks import find_channels
 from data.truth import describe_truth, load_samples, read_prediction_row, read_true_image
 from Model import keras
 from Preprocessed_data import (
-    STAINED_TISSUE,
     find_colours,
     find_training_data,
     hold_out_kind,
@@ -185,15 +184,15 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     warnings += [] if validation_ids else [ONE_PICTURE]
     print("\n".join([line, *(f"warning: {warning}" for warning in warnings)]))
     if options.from_weights:
-        check_validation_is_unseen(options.from_weights, validation_ids)
+        check_validation_is_unseen(options.from_weights, validation_ids, options.hold_out)
     # What the network sees of each image, and how often each is drawn.
     kinds = {name: image_kind(image) for name, image in zip(ids, images, strict=True)}
     with ThreadPoolExecutor() as pool:
         backgrounds = [None if options.channel else read_prediction_row(sample).get("background") for sample in samples]
-        grays = [gray for gray, *_ in pool.map(prepare_image, images, backgrounds)]
+        prepared = list(pool.map(prepare_image, images, backgrounds))
     pairs = {}
-    for name, image, gray, image_labels in zip(ids, images, grays, labels, strict=True):
-        varies_stain = kinds[name] == STAINED_TISSUE and name in training_ids
+    for name, image, (gray, normalization, _), image_labels in zip(ids, images, prepared, labels, strict=True):
+        varies_stain = normalization.is_stained and name in training_ids
         pairs[name] = TrainingImage(gray, image_labels, optical_density(image) if varies_stain else None)
     sources = {sample.id: sample.source for sample in samples}
     groups = [f"{kinds[name]} in {sources[name]}" for name in training_ids]
@@ -289,7 +288,7 @@ class KeepEpochs(keras.callbacks.Callback):
             names |= {self.record["training_ids"][index] for index in image_indices}
         raise UserError(
             f"the loss became NaN or infinite in epoch {len(self.history) + 1}, in the batches of "
-            f"{', '.join(sorted(names))}; {self.out} keeps the epochs before it; look at these "
+            f"{', '.join(sorted(names))}; {self.out} keeps the epochs before it, if there are any; look at these "
             "images, or train with a smaller --learning-rate"
         )
 
@@ -405,10 +404,11 @@ def finish_training(
 ) -> None:
     """Predicts the validation images with the kept weights, and adds to training.json what that tells.
 
-    It is the calibration, if these images may choose it; and the scores before and after, both with the thresholds of
-    before, if the training started from trained weights.
+    It is the calibration: chosen, if these images may do so, or that of the weights that the training started from. Of
+    such a training also the scores before and after, both with the thresholds of before.
     """
-    if not can_choose(record) and start is None:
+    from_weights = record["options"]["from_weights"]
+    if not can_choose(record) and not from_weights:
         return
     print("predicting the validation images with the kept weights")
     weights = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
@@ -417,7 +417,9 @@ def finish_training(
     former_scores, former = start or (None, None)
     if can_choose(record):
         calibration = calibrate(jobs, truths, former)
-        record["calibration"] = {"weights_sha256": hash_file(out / KEPT_WEIGHTS)} | dataclasses.asdict(calibration)
+    else:
+        calibration = Model.read_calibration(from_weights)  # nothing may choose another
+    record["calibration"] = {"weights_sha256": hash_file(out / KEPT_WEIGHTS)} | dataclasses.asdict(calibration)
     if former is not None:
         record["fine_tuning"] = compare_scores(former_scores, score_jobs(jobs, truths, former))
     save_record(out, record)
@@ -471,6 +473,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         run_id = find_record(out / KEPT_WEIGHTS).get("run_id")
     elif process_number() == 0:
+        if args.from_weights and Path(args.from_weights).resolve() == (out / KEPT_WEIGHTS).resolve():
+            raise UserError(f"--from {args.from_weights} lies in --out and would be replaced; name another --out")
         back_up_training(out, args.overwrite)
     try:
         train(data, out, choose_options(args), run_id, args.resume, args.tensorboard)

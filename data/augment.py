@@ -8,6 +8,7 @@ import numpy as np
 from scipy.ndimage import affine_transform, gaussian_filter, uniform_filter
 from skimage import transform
 from skimage.color import hed_from_rgb
+from skimage.measure import label
 
 from data.crowding import paste_nuclei
 from data.images import halve
@@ -20,6 +21,7 @@ CENTRE_TRIES = 10  # places tried for the centre of such a crop
 MAGNIFICATIONS = (0.5, 2.0)  # limits of the factor of size
 MAX_STRETCH = 0.15  # logarithm of the stretch of each axis
 HALVE_BELOW = 2**-0.5  # factor of size below which neighbouring pixels are averaged first
+MIRROR_MARGIN = 8  # pixels around a window, which averaging and interpolation look at
 # Shares of the optical density in green and in blue that are added to haematoxylin, which is mostly that in red.
 GREEN_SHARES = (-0.3, 1.5)  # at 1.5 strong eosin counts about half as much as haematoxylin
 BLUE_SHARES = (-0.3, 0.4)
@@ -120,6 +122,15 @@ def warp(
     offset = centre - 0.5 - matrix @ np.full(2, (size - 1) / 2)
     shape = (size, size)
     labels = affine_transform(labels, matrix, offset, shape, order=0, mode="mirror")
+    corners = offset + np.array([(0, 0), (0, size), (size, 0), (size, size)]) @ matrix.T
+    if (corners < 0).any() or (corners > gray.shape).any():
+        labels = label(labels, background=0, connectivity=2).astype(np.int32)  # a mirrored nucleus is another one
+        if scale < HALVE_BELOW:
+            # What is outside is mirrored before it is halved, as that of the labels is.
+            start = np.floor(corners.min(axis=0)).astype(int) - MIRROR_MARGIN
+            stop = np.ceil(corners.max(axis=0)).astype(int) + MIRROR_MARGIN
+            gray = gray[np.ix_(*map(mirror_indices, start, stop, gray.shape))]
+            offset = offset - start
     while scale < HALVE_BELOW:
         # Pixel i of the halved image lies at 2 i + 0.5 of the image; half of the scale is done.
         gray = halve(gray)
@@ -133,6 +144,18 @@ def warp(
     homogeneous[:2, 2] = offset[::-1]
     gray = transform.warp(gray, homogeneous, output_shape=shape, mode="reflect", clip=False)
     return gray, labels
+
+
+def mirror_indices(start: int, stop: int, length: int) -> np.ndarray:
+    """The pixels that show at start to stop of an axis of this length, which is mirrored at its first and last pixel.
+
+    >>> mirror_indices(-2, 6, 4).tolist()
+    [2, 1, 0, 1, 2, 3, 2, 1]
+    """
+    if length == 1:
+        return np.zeros(stop - start, int)
+    indices = np.arange(start, stop) % (2 * (length - 1))
+    return np.minimum(indices, 2 * (length - 1) - indices)
 
 
 def draw_centre(labels: np.ndarray, matrix: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -104,19 +104,20 @@ def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration,
 
 
 def calibrate(
-    jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], calibration: Calibration | None = None
+    jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], former: Calibration | None = None
 ) -> Calibration:
     """Chooses thresholds and fits the confidence, on validation images.
 
     A threshold other than that of before is taken only if it raises the mean AP of the images beyond chance: the 95 %
-    interval of the paired difference must lie above 0.
+    interval of the paired difference must lie above 0. The confidence of before stays where fewer than MIN_FITTED
+    nuclei are right, or wrong.
 
     Args:
         jobs: the prediction of each image.
         truths: true labels (H, W) int of each image.
-        calibration: that of the weights that a training started from; None: the usual one.
+        former: calibration of the weights that a training started from; None: of random ones.
     """
-    calibration = calibration or Calibration()
+    calibration = former or Calibration()
     for name, values in (("nucleus_threshold", NUCLEUS_THRESHOLDS), ("seed_threshold", SEED_THRESHOLDS)):
         usual = getattr(calibration, name)
         scores = {}  # value -> AP (images,)
@@ -129,6 +130,8 @@ def calibrate(
             calibration = replace(calibration, **{name: best})
     tables, means = match_images(jobs, truths, calibration)
     is_right = np.concatenate([find_right(table) for table in tables])
+    if former is not None and min(is_right.sum(), (~is_right).sum()) < MIN_FITTED:
+        return calibration  # too few nuclei to fit it anew
     return replace(calibration, confidence=fit_confidence(np.concatenate(means), is_right))
 
 

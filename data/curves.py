@@ -190,7 +190,8 @@ def report_training(out: Path, data: Sequence[str]) -> None:
         print(line)
     pictures = [out / name for name in (*CURVES, EXAMPLES)]
     print(f"saved the weights to {out / KEPT_WEIGHTS}, pictures to {', '.join(map(str, pictures))}")
-    print(f"{EXAMPLES} shows the usual thresholds; those of these weights were chosen afterwards")
+    if can_choose(record):
+        print(f"{EXAMPLES} shows the usual thresholds; those of these weights were chosen afterwards")
     weights = shlex.quote(str(out / KEPT_WEIGHTS))
     print(f"use them:     python Predict_masks.py --data IMAGES --weights {weights}")
     scorable = find_scorable(data, record["validation_ids"])

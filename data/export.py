@@ -42,7 +42,7 @@ U_NET = {
 DESCRIPTION = "A U-Net that finds cell nuclei, and the borders between nuclei that touch, in microscope images."
 DOCUMENTATION = f"""# Nuclei segmentation with a U-Net
 
-{DESCRIPTION} It was trained on the images of the 2018 Data Science Bowl (BBBC038, CC0).
+{DESCRIPTION} {{origin}}
 
 ## Input
 
@@ -63,8 +63,11 @@ a watershed from seeds, where the probability of nucleus is well above that of b
 
 The test output was computed with Keras from the test input, a drawn image of the project's sample.
 To validate the network on other images, compare its labels with the truth by the project's `Evaluate_model.py`.
-The scores on held-out images are in the project's README.
 """
+OF_THE_PROJECT = (
+    "It was trained on images of the 2018 Data Science Bowl (BBBC038, CC0) and of TNBC (Zenodo 3552674, CC BY 4.0); "
+    "its scores are in the project's README."
+)
 
 
 def write_onnx(model, file: str | Path) -> None:
@@ -188,13 +191,14 @@ def total_downsampling(model) -> int:
     return side
 
 
-def write_bioimageio(model, file: str | Path, halo: int) -> None:
+def write_bioimageio(model, file: str | Path, halo: int, origin: str) -> None:
     """Writes a network as a package of bioimage.io: ONNX weights, description, documentation, test tensors.
 
     Args:
         model: a Keras model of `Model.load_unet`.
         file: .zip to write.
         halo: pixels on each side of a tile that users of the package cut off after prediction.
+        origin: sentences on what it was trained on.
 
     Raises:
         UserError: no onnx or bioimageio.spec here, or a layer that cannot be written as ONNX.
@@ -207,7 +211,7 @@ def write_bioimageio(model, file: str | Path, halo: int) -> None:
         write_onnx(model, folder / "unet.onnx")
         np.save(folder / "test_input.npy", image)
         np.save(folder / "test_output.npy", probability)
-        (folder / "README.md").write_text(DOCUMENTATION.format(side=side), encoding="utf-8")
+        (folder / "README.md").write_text(DOCUMENTATION.format(side=side, origin=origin), encoding="utf-8")
         with spec.ValidationContext(root=folder, perform_io_checks=True, progressbar=False):
             content = describe_package(model.count_params(), side, halo)
             version = spec.model.v0_5.ModelDescr.implemented_format_version

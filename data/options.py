@@ -73,8 +73,8 @@ class TrainingOptions:
         """Raises UserError where the options do not fit."""
         if min(self.depth, self.base_filters) < 1:
             raise UserError("--depth and --base-filters must be above 0")
-        if min(self.seed, self.split_seed) < 0:
-            raise UserError("--seed and --split-seed must be 0 or more")
+        if min(self.seed, self.split_seed) < 0 or max(self.seed, self.split_seed) >= 2**32:
+            raise UserError(f"--seed and --split-seed must be from 0 to {2**32 - 1}")
         multiple = 2**self.depth
         if self.crop_size % multiple:
             raise UserError(f"--crop-size must be a multiple of {multiple}, not {self.crop_size}")
@@ -83,7 +83,7 @@ class TrainingOptions:
             raise UserError("--epochs, --crops, --batch-size and --crop-size must be above 0")
         if self.from_weights and not Path(self.from_weights).is_file():
             raise UserError(f"--from {self.from_weights}: no such weights")
-        if self.learning_rate <= 0:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
         if self.batch_size % processes:
             raise UserError(f"--batch-size must be a multiple of {processes}, the processes")

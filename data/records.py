@@ -24,7 +24,7 @@ HISTORY = "history.csv"
 CHECKPOINT = "last.weights.h5"  # state after the last epoch, with the optimizer; only an interrupted training has it
 ONE_PICTURE = (
     "all images are of one picture, so none is left to validate on; the scores are of the images that are trained on "
-    "and say nothing of others, the last epoch is kept, the thresholds are the usual ones; add an image of another"
+    "and say nothing of others, the last epoch is kept, the thresholds are those of before; add an image of another"
 )
 
 
@@ -109,30 +109,32 @@ def can_choose(record: dict) -> bool:
     return bool(record["validation_ids"]) and not record["options"]["hold_out"]
 
 
-def check_validation_is_unseen(weights: str, validation_ids: Sequence[str]) -> None:
-    """Raises UserError where the weights that a training starts from know images that are to validate it."""
+def check_validation_is_unseen(weights: str, validation_ids: Sequence[str], hold_out: str | None = None) -> None:
+    """Raises UserError where the weights that a training starts from know images that are to validate it, by name."""
     seen = sorted(set(find_record(weights).get("training_ids", [])) & set(validation_ids))
     if seen:
+        advice = "give the --split-seed and --data of its training, or other names where the images are others"
+        if hold_out:
+            advice = "weights that never saw the kind come from a training without --from"
         raise UserError(
-            f"{weights}: it was trained on {len(seen)} of the images to validate on, first {seen[0]}; "
-            "give the --split-seed and --data of its training"
+            f"{weights}: it was trained on {len(seen)} of the images to validate on, first {seen[0]}; {advice}"
         )
 
 
 def back_up_training(out: Path, overwrite: bool) -> None:
-    """Copies the files of a finished training in the folder to *.before.
+    """Copies the files of a training in the folder, finished or interrupted, to *.before.
 
     Raises:
         UserError: there is one, and nobody said that it may be replaced.
     """
-    is_finished = (out / TRAINING_RECORD).is_file() and not (out / CHECKPOINT).is_file()
-    if not is_finished:
+    if not (out / TRAINING_RECORD).is_file():
         return
     if not overwrite:
-        raise UserError(
-            f"{out} holds a finished training; name another --out, or give --overwrite, which keeps it as *.before"
-        )
-    for name in (KEPT_WEIGHTS, HISTORY, TRAINING_RECORD):
+        kind = "a finished training;"
+        if (out / CHECKPOINT).is_file():
+            kind = "an interrupted training; continue it with --resume,"
+        raise UserError(f"{out} holds {kind} name another --out, or give --overwrite, which keeps it as *.before")
+    for name in (KEPT_WEIGHTS, HISTORY, TRAINING_RECORD, CHECKPOINT):
         if (out / name).is_file():
             shutil.copy2(out / name, out / f"{name}.before")
 

@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from data import augment
 from data.intensity import haematoxylin, normalize, optical_density, percentile_range
+from data.matching import dice_score
 from Preprocessed_data import to_grayscale
 
 
@@ -133,10 +134,28 @@ def test_image_and_labels_move_together():
         assert gray.shape == warped.shape == (64, 64)
         assert gray.dtype == np.float32
         assert warped.dtype == np.int32
-        assert set(np.unique(warped)) <= set(np.unique(labels))
         assert np.mean((gray > 0.5) == (warped > 0)) > 0.96  # the two round differently on rims
         moved += np.mean((gray > 0.5) != (mask[:64, :64] > 0)) > 0.01
     assert moved >= 28
+
+
+@pytest.mark.parametrize("side", [24, 33, 64, 256])
+@pytest.mark.parametrize("has_wide_nuclei", [False, True])
+def test_image_and_labels_are_mirrored_alike_outside_the_image(side, has_wide_nuclei):
+    _, labels = draw_nuclei((24, 24))
+    factor = -(-side // 24) + 1
+    labels = np.kron(labels, np.ones((factor, factor), np.int32))[:side, : side + 1]
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        gray, warped = augment.warp((labels > 0).astype(np.float32), labels, 128, rng, has_wide_nuclei)
+        assert dice_score(gray > 0.5, warped > 0) > 0.9
+
+
+def test_a_mirrored_nucleus_is_another_one():
+    labels = np.zeros((40, 40), np.int32)
+    labels[4:12, 14:26] = 1
+    counts = [augment.warp(labels.astype(np.float32), labels, 240, np.random.default_rng(n))[1].max() for n in range(9)]
+    assert min(counts) > 1  # the crop is wider than the image at any scale
 
 
 def test_half_of_the_crops_are_centred_on_nuclei():

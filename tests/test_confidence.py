@@ -105,6 +105,13 @@ def test_a_threshold_that_is_better_by_chance_is_not_chosen():
     assert calibrate([bright_ground, half_ground], truths[:2]).nucleus_threshold == 0.45
 
 
+def test_too_few_nuclei_leave_the_confidence_of_before():
+    jobs, truths = answer_at(0.6)  # 24 nuclei, all right
+    former = Calibration(confidence=(-1.0, 2.0, -3.0))
+    assert calibrate(jobs, truths, former).confidence == former.confidence
+    assert calibrate(jobs, truths).confidence[1:] == (0, 0)
+
+
 def test_weights_bring_their_calibration(tmp_path):
     weights = tmp_path / "unet.keras"
     shutil.copy(ROOT / "weights/unet.keras", weights)

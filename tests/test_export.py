@@ -55,6 +55,19 @@ def package(tmp_path_factory):
     return file
 
 
+@pytest.mark.parametrize(("weights", "origin"), [("shipped", "TNBC"), ("others", "images of its user")])
+def test_the_package_says_what_the_weights_were_trained_on(package, small, tmp_path, weights, origin):
+    file = package
+    if weights == "others":
+        small.save(tmp_path / "unet.keras")
+        file = tmp_path / "unet.zip"
+        Model.main(["--export", "bioimageio", "--weights", str(tmp_path / "unet.keras"), "--out", str(file)])
+    with zipfile.ZipFile(file) as archive:
+        text = archive.read("README.md").decode()
+    assert origin in text and "{" not in text
+    assert ("Data Science Bowl" in text) == (weights == "shipped")
+
+
 def start(content):
     """An onnxruntime session of a file or of its bytes."""
     return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -305,6 +305,17 @@ def test_the_split_of_a_source_stays_the_same_whatever_other_source_is_added(tmp
         assert any(name.startswith(("other", "04")) for name in sides[1])
 
 
+def test_copies_in_another_source_are_on_one_side_of_the_split(tmp_path):
+    images = draw_source(tmp_path / "first", count=24)
+    copies = {f"copy_{number}": images[f"image_{number:02}"] for number in range(8, 16)}
+    write_source(tmp_path / "corrected", copies)
+    training, validation = split_of(tmp_path / "first", tmp_path / "corrected")
+    assert len(training) + len(validation) == 32 and validation
+    originals = {name: f"image_{int(name[5:]):02}" for name in copies}
+    for side, other in ((training, validation), (validation, training)):
+        assert not {originals.get(name) for name in side} & set(other)
+
+
 def test_the_split_of_a_source_stays_the_same_where_ids_clash(tmp_path):
     draw_source(tmp_path / "first", count=12)
     alone = split_of(tmp_path / "first")

@@ -68,8 +68,11 @@ def test_a_finished_training_is_replaced_only_where_that_is_said_and_kept(tmp_pa
     names = ["training.json", "training.json.before", "unet.keras", "unet.keras.before"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
     assert (tmp_path / "unet.keras.before").read_text() == "weights"
-    (tmp_path / "last.weights.h5").touch()  # an interrupted training is no finished one
-    records.back_up_training(tmp_path, overwrite=False)
+    (tmp_path / "last.weights.h5").write_text("last epoch")
+    with pytest.raises(UserError, match=r"holds an interrupted training; continue it with --resume"):
+        records.back_up_training(tmp_path, overwrite=False)
+    records.back_up_training(tmp_path, overwrite=True)
+    assert (tmp_path / "last.weights.h5.before").read_text() == "last epoch"
 
 
 def test_a_folder_can_be_resumed_by_its_own_run_until_the_end(tmp_path):

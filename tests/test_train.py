@@ -87,6 +87,8 @@ def read_files(folder):
         ({"crops": 0}, "must be above 0"),
         ({"batch_size": -1}, "must be above 0"),
         ({"learning_rate": 0}, "must be above 0"),
+        ({"learning_rate": float("nan")}, "must be above 0"),
+        ({"split_seed": 2**32}, "must be from 0 to 4294967295"),
         ({"depth": 0}, "--depth"),
     ],
 )
@@ -311,7 +313,10 @@ def test_one_image_is_trained_on_and_shows_nothing(trained, tmp_path, capsys):
 
     record = read_record(out)
     assert (record["training_ids"], record["validation_ids"]) == (["single"], [])
-    assert "fine_tuning" not in record and "calibration" not in record
+    assert "fine_tuning" not in record
+    # Nothing may choose another calibration than that of the weights that it started from.
+    assert Model.read_calibration(out / "unet.keras") == Model.read_calibration(trained / "unet.keras")
+    assert record["calibration"]["weights_sha256"] == hash_file(out / "unet.keras")
     assert {"unet.keras", "examples.png", "accuracy.png"} <= {file.name for file in out.iterdir()}
     printed = capsys.readouterr().out
     assert "warning: all images are of one picture, so none is left to validate on" in printed
@@ -341,6 +346,14 @@ def test_weights_that_saw_the_validation_images_are_refused(trained, drawn, tmp_
 def test_weights_that_are_not_there_are_named_before_the_data_are_read(tmp_path):
     with pytest.raises(UserError, match=r"--from nowhere\.keras: no such weights"):
         Train.main([*make_command(tmp_path / "no_data", tmp_path / "out"), "--from", "nowhere.keras"])
+
+
+def test_weights_that_would_be_replaced_are_no_start(trained, drawn):
+    command = make_command(drawn, trained, TINY, "--from", str(trained / "unet.keras"), "--overwrite")
+    before = read_files(trained)
+    with pytest.raises(UserError, match="lies in --out and would be replaced; name another --out"):
+        Train.main(command)
+    assert read_files(trained) == before
 
 
 def test_weights_of_another_shape_are_refused(trained, drawn, tmp_path):
@@ -660,7 +673,7 @@ def test_before_its_first_epoch_a_training_advises_nobody_to_resume_another(
     set_times(stopped, seconds)
     monkeypatch.setattr(Train, moment, stop)
     with pytest.raises(KeyboardInterrupt) as told:
-        Train.main(make_command(drawn, stopped))
+        Train.main(make_command(drawn, stopped, TINY, "--overwrite"))
     assert str(told.value) == ""
     # What it did not replace yet it leaves to the other training.
     assert Train.can_resume(stopped, RUN_ID) == (moment == "load_data")
