@@ -191,9 +191,10 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
         backgrounds = [None if options.channel else read_prediction_row(sample).get("background") for sample in samples]
         prepared = list(pool.map(prepare_image, images, backgrounds))
     pairs = {}
-    for name, image, (gray, normalization, _), image_labels in zip(ids, images, prepared, labels, strict=True):
+    for name, image, (gray, normalization, debris), image_labels in zip(ids, images, prepared, labels, strict=True):
         varies_stain = normalization.is_stained and name in training_ids
-        pairs[name] = TrainingImage(gray, image_labels, optical_density(image) if varies_stain else None)
+        density = optical_density(image) if varies_stain else None
+        pairs[name] = TrainingImage(gray, image_labels, density, normalization.has_signal, debris)
     sources = {sample.id: sample.source for sample in samples}
     groups = [f"{kinds[name]} in {sources[name]}" for name in training_ids]
     probabilities = draw_probabilities(groups, [pairs[name].gray.shape for name in training_ids])
@@ -361,8 +362,8 @@ class ShowEpochs(keras.callbacks.Callback):
         """Draws the curves, and what the model predicts for the examples."""
         save_curves(self.keeper.history, self.keeper.record["kept"]["epoch"], self.keeper.out)
         with Model.without_data_parallel():
-            grays = [example.gray for example in self.examples]
-            jobs = predict_grays(self.network, model.get_weights(), grays)
+            images = [TrainingImage(example.gray, example.truth) for example in self.examples]
+            jobs = predict_images(self.network, model.get_weights(), images, Calibration())
         labels = [finish_labels(job) for job in jobs]
         save_examples(self.examples, labels, self.keeper.history[-1]["epoch"], self.keeper.out)
 
@@ -392,7 +393,7 @@ def score_start(network: keras.Model, record: dict, validation: list[TrainingIma
     if not (weights and record["validation_ids"]):
         return None
     trained = Model.load_unet(weights)
-    jobs = predict_grays(network, trained.get_weights(), [pair.gray for pair in validation])
+    jobs = predict_images(network, trained.get_weights(), validation, trained.calibration)
     scores = score_jobs(jobs, [pair.labels for pair in validation], trained.calibration)
     means = f"Dice {scores['dice'].mean():.4f}, AP {scores['ap'].mean():.4f}"
     print(f"{weights}: {means} of whole predictions of the validation images")
@@ -412,9 +413,9 @@ def finish_training(
         return
     print("predicting the validation images with the kept weights")
     weights = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
-    jobs = predict_grays(network, weights, [pair.gray for pair in validation])
-    truths = [pair.labels for pair in validation]
     former_scores, former = start or (None, None)
+    jobs = predict_images(network, weights, validation, former or Calibration())
+    truths = [pair.labels for pair in validation]
     if can_choose(record):
         calibration = calibrate(jobs, truths, former)
     else:
@@ -425,11 +426,16 @@ def finish_training(
     save_record(out, record)
 
 
-def predict_grays(network: keras.Model, weights: list[np.ndarray], grays: list[np.ndarray]) -> list[PredictionJob]:
-    """Predicts grays (H, W), each at all scales that it asks for; the network is given these weights."""
+def predict_images(
+    network: keras.Model, weights: list[np.ndarray], pairs: Sequence[TrainingImage], calibration: Calibration
+) -> list[PredictionJob]:
+    """Predicts images, each at all scales that it asks for; the network is given these weights."""
     network.set_weights(weights)
-    jobs = [PredictionJob(gray, thumbnails=make_thumbnails(gray)) for gray in grays]
-    run_jobs(Network(functools.partial(Model.predict_probability, network)), jobs)
+    jobs = [
+        PredictionJob(pair.gray, has_signal=pair.has_signal, debris=pair.debris, thumbnails=make_thumbnails(pair.gray))
+        for pair in pairs
+    ]
+    run_jobs(Network(functools.partial(Model.predict_probability, network), calibration), jobs)
     return jobs
 
 
@@ -473,9 +479,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         run_id = find_record(out / KEPT_WEIGHTS).get("run_id")
     elif process_number() == 0:
-        if args.from_weights and Path(args.from_weights).resolve() == (out / KEPT_WEIGHTS).resolve():
-            raise UserError(f"--from {args.from_weights} lies in --out and would be replaced; name another --out")
-        back_up_training(out, args.overwrite)
+        back_up_training(out, args.overwrite, args.from_weights)
     try:
         train(data, out, choose_options(args), run_id, args.resume, args.tensorboard)
     except KeyboardInterrupt:

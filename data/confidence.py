@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from data.matching import THRESHOLDS, average_precision, dice_score, overlap_table, pair_overlaps, paired_difference
 from data.nuclei import Calibration, keep_labels, separate_nuclei
 from data.options import Limits
-from data.scales import PredictionJob, finish_labels, is_noise
+from data.scales import PredictionJob, drop_noise, finish_labels, is_noise
 
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -165,7 +165,8 @@ def score_jobs(
 
 def separate_job(job: PredictionJob, calibration: Calibration) -> np.ndarray:
     """Labels (H, W) int32 of a predicted job, as another calibration gives them."""
-    return separate_nuclei(*job.probabilities, area_scale=job.area_scale, calibration=calibration)
+    labels = separate_nuclei(*job.probabilities, area_scale=job.area_scale, calibration=calibration)
+    return drop_noise(job, labels)
 
 
 def find_right(table: coo_array) -> np.ndarray:

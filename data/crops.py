@@ -29,6 +29,8 @@ class TrainingImage(NamedTuple):
     gray: np.ndarray  # (H, W) float32 in [0, 1]
     labels: np.ndarray  # (H, W) int32
     density: np.ndarray | None = None  # from `optical_density`, (H, W, 3), for stained tissue to train on
+    has_signal: bool = True  # as of `PredictionJob`, for the images that are predicted whole
+    debris: np.ndarray | None = None  # likewise
 
 
 class Crops:
@@ -82,7 +84,7 @@ class Crops:
         size = self.options.crop_size
         if rng.random() < EMPTY_SHARE:
             return draw_empty_crop(size, rng, fixed_edges)
-        gray, labels, density = self.images[image_index]
+        gray, labels, density = self.images[image_index][:3]
         if density is not None and rng.random() < VARIED_STAIN_SHARE:
             gray = vary_stain(density, rng)
         is_wide = self.has_wide_nuclei[image_index]

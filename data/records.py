@@ -121,12 +121,14 @@ def check_validation_is_unseen(weights: str, validation_ids: Sequence[str], hold
         )
 
 
-def back_up_training(out: Path, overwrite: bool) -> None:
+def back_up_training(out: Path, overwrite: bool, from_weights: str | None = None) -> None:
     """Copies the files of a training in the folder, finished or interrupted, to *.before.
 
     Raises:
-        UserError: there is one, and nobody said that it may be replaced.
+        UserError: there is one, and nobody said that it may be replaced; or the new one is to start from its weights.
     """
+    if from_weights and Path(from_weights).resolve() == (out / KEPT_WEIGHTS).resolve():
+        raise UserError(f"--from {from_weights} lies in --out and would be replaced; name another --out")
     if not (out / TRAINING_RECORD).is_file():
         return
     if not overwrite:

@@ -131,7 +131,11 @@ def run_jobs(network: Network, jobs: Sequence[PredictionJob]) -> None:
 
 def finish_labels(job: PredictionJob) -> np.ndarray:
     """The labels of a job, (H, W) int32, without what is noise or debris."""
-    labels = job.labels_future.result()
+    return drop_noise(job, job.labels_future.result())
+
+
+def drop_noise(job: PredictionJob, labels: np.ndarray) -> np.ndarray:
+    """Labels that were found for a job, (H, W) int32, without what is noise or debris."""
     if not labels.any():
         return labels
     if not job.has_signal and is_noise(local_contrast(job.gray, labels), labels.max()):

@@ -186,7 +186,7 @@ def test_no_border_without_neighbours():
 
 
 def test_validation_images_are_padded_to_the_next_multiple():
-    gray, labels, _ = draw_pair((30, 37))
+    gray, labels = draw_pair((30, 37))[:2]
     padded, target = crops.whole_image(gray, labels, 4)
     assert padded.shape == (1, 32, 40, 1)
     assert target.shape == (1, 32, 40, 3)

@@ -19,14 +19,27 @@ import keras
 import numpy as np
 import pytest
 import tifffile
-from conftest import ROOT, SMALL, TINY, draw_nuclei, draw_pair, draw_source, make_crops, save_image, write_source
+from conftest import (
+    ROOT,
+    SMALL,
+    TINY,
+    draw_nuclei,
+    draw_pair,
+    draw_source,
+    load_once,
+    make_crops,
+    save_image,
+    write_source,
+)
+from scipy import ndimage
 from sklearn.metrics import accuracy_score, f1_score
 
 import Model
 import Predict_masks
 import Train
 from data import options
-from data.crops import whole_image
+from data.confidence import score_jobs
+from data.crops import TrainingImage, whole_image
 from data.files import UserError, hash_file
 from data.images import read_image
 from data.intensity import optical_density
@@ -34,7 +47,7 @@ from data.sources import find_samples
 from data.stacks import find_channels
 from data.truth import read_labels
 from Evaluate_model import dice_score
-from Preprocessed_data import FLUORESCENCE, STAINED_TISSUE, to_grayscale
+from Preprocessed_data import FLUORESCENCE, STAINED_TISSUE, prepare_image, to_grayscale
 
 RUN_ID = "interrupted"
 IDS = [f"image_{number:02}" for number in range(8)]
@@ -348,6 +361,18 @@ def test_weights_that_are_not_there_are_named_before_the_data_are_read(tmp_path)
         Train.main([*make_command(tmp_path / "no_data", tmp_path / "out"), "--from", "nowhere.keras"])
 
 
+def test_scores_of_a_training_are_those_of_whole_predictions(keep_precision):
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(300, 300)), 4)
+    image = (1000 + 150 * noise / noise.std()).astype(np.uint16)
+    gray, normalization, debris = prepare_image(image)
+    network = load_once()
+    pair = TrainingImage(gray, np.zeros(gray.shape, np.int32), None, normalization.has_signal, debris)
+    (job,) = Train.predict_images(network, network.get_weights(), [pair], network.calibration)
+    assert job.labels_future.result().any()  # which `segment` does not keep
+    assert score_jobs([job], [pair.labels], network.calibration)["dice"].tolist() == [1]
+    assert Predict_masks.segment(image, network).max() == 0
+
+
 def test_weights_that_would_be_replaced_are_no_start(trained, drawn):
     command = make_command(drawn, trained, TINY, "--from", str(trained / "unet.keras"), "--overwrite")
     before = read_files(trained)
@@ -464,7 +489,7 @@ def test_validation_is_the_mean_over_whole_images_of_any_sizes(tmp_path):
     images = [draw_pair(shape, seed) for seed, shape in enumerate([(32, 32), (32, 32), (36, 44)])]
     dice = []
     accuracy = []
-    for gray, labels, _ in images:
+    for gray, labels, *_ in images:
         probability = model.predict(gray[None, ..., None], verbose=0)[0, ..., 0]
         masks = (labels > 0).ravel(), (probability > 0.5).ravel()
         dice.append(f1_score(*masks))
