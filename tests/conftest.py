@@ -26,6 +26,10 @@ from data.sources import find_samples
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: more threads only take them from one another.
+    for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(threads, "1")
 STAINED = np.array([[235, 220, 230], [110, 60, 140]])  # background, nucleus
 GRAY = np.array([20, 160])
 TINY = TrainingOptions(

@@ -87,7 +87,7 @@ def test_the_images_of_a_killed_worker_are_predicted_by_another(workers, command
 
 
 def test_workers_do_not_keep_the_weights_of_an_earlier_run(workers, command, tmp_path):
-    for file in sorted((tmp_path / "images").iterdir())[8:]:
+    for file in sorted((tmp_path / "images").iterdir())[4:]:
         file.unlink()
     for seed in (1, 2):  # trained anew, saved under the same name
         keras.utils.set_random_seed(seed)
@@ -249,6 +249,7 @@ def test_two_processes_train_in_step_and_one_writes(tmp_path):
     for number, out in enumerate(outs):
         environment = {
             "KERAS_BACKEND": "jax",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half of the time
             "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
             "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
             "KERAS_DISTRIBUTION_PROCESS_ID": str(number),
