@@ -231,7 +231,7 @@ def train_parser(doc: str) -> OptionParser:
     files.add_argument("--out", default=TRAINED, help="folder to write to (default %(default)s)")
     files.add_argument("--from", dest="from_weights", metavar="FILE", help="trained weights to start from")
     files.add_argument("--resume", action="store_true", help="continue an interrupted training in --out")
-    files.add_argument("--overwrite", action="store_true", help="replace a finished training in --out")
+    files.add_argument("--overwrite", action="store_true", help="replace a training in --out, kept as *.before")
     tensorboard = "also write the scores of each epoch here, for tensorboard --logdir DIR"
     files.add_argument("--tensorboard", metavar="DIR", help=tensorboard)
     length = parser.add_argument_group("length")
