@@ -48,6 +48,7 @@ CROPS = 640  # crops of a training, all epochs together
 EPOCHS = 4  # so few that the last one is kept, see FIXED_EDGES_SHARE
 TRAINED, NOTHING = STARTS = ("trained weights", "nothing")
 COLOURS = {TRAINED: "#0072B2", NOTHING: "#D55E00"}
+LABELS = {TRAINED: "trained on from these", NOTHING: "trained from random weights"}
 POINT = ("kind", "start", "images", "seed")
 SCORES = {"Dice": "dice", "AP": "ap", "AP50": "ap50"}  # column -> of `Evaluate_model.score_image`
 
@@ -126,9 +127,9 @@ def draw_curves(rows: list[dict], file: Path) -> None:
                 if (row["kind"], row["start"]) == (kind, start):
                     scores[int(row["images"])].append(float(row[name]))
             for value in scores.pop(0, []):
-                axes.axhline(value, color=colour, ls=":", label=f"{start} as they are")
+                axes.axhline(value, color=colour, ls=":", label="weights that never saw the kind")
             means, lows, highs = ([f(scores[count]) for count in sorted(scores)] for f in (np.mean, min, max))
-            axes.plot(sorted(scores), means, ".-", color=colour, label=f"from {start}")
+            axes.plot(sorted(scores), means, ".-", color=colour, label=LABELS[start])
             axes.fill_between(sorted(scores), lows, highs, color=colour, alpha=0.2)
         axes.set(xscale="log", title=f"{kind}: {name}", xlabel="images to train on", ylim=(0, 1.02))
         axes.set_xticks(COUNTS, [str(count) for count in COUNTS])
