@@ -12,6 +12,7 @@ from selenium import webdriver
 from selenium.webdriver import Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 import Evaluate_model
 from data import outputs, report, tables
@@ -145,6 +146,12 @@ def list_shown(browser):
     return [card.get_attribute("data-id") for card in browser.find_elements(By.CSS_SELECTOR, "article:not([hidden])")]
 
 
+def reset(browser, count):
+    """Clears all filters, and waits until the page shows `count` images again: it does so after the click."""
+    browser.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    WebDriverWait(browser, 30).until(lambda _: len(list_shown(browser)) == count)
+
+
 def fill(browser, name, value):
     """Types into a field, or chooses from a menu."""
     field = browser.find_element(By.NAME, name)
@@ -186,8 +193,7 @@ def test_filters_show_what_fits_them(page):
     fill(page, "search", "EMP")
     assert list_shown(page) == ["empty"]
     assert page.find_element(By.CSS_SELECTOR, "output").text == "1 of 5 images"
-    page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
-    assert len(list_shown(page)) == 5
+    reset(page, 5)
     fill(page, "mark", "hardly more than noise")
     assert list_shown(page) == ["empty", "noise"]
     fill(page, "fewest", "1")
@@ -206,7 +212,7 @@ def test_scores_and_kinds_are_filtered_and_sorted_by(browser, scored):
     assert list_shown(browser) == worst_first[:-1]
     fill(browser, "kind", "stained tissue")
     assert sorted(list_shown(browser)) == ["image_02", "image_05"]
-    browser.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    reset(browser, len(worst_first))
     fill(browser, "order", "id")
     assert list_shown(browser) == sorted(worst_first)
     fill(browser, "mark", "not marked")
