@@ -7,8 +7,10 @@ Out: one channel (H, W), or those that may be meant.
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
+import tifffile
 
 from data.files import UserError
 
@@ -17,6 +19,8 @@ COLOURS = ("red", "green", "blue")  # the channels of an RGB image
 NUCLEAR_NAMES = re.compile(
     r"dapi|hoechst|h33342|h33258|draq[57]|nucle|\bdna\b|sytox|to-?pro|propidium|7-?aad|h2b|histone", re.IGNORECASE
 )
+# How Bio-Formats labels a slice, as in "c:1/2 z:1/5 - cells.lif": no name of a channel.
+SLICE_LABEL = re.compile(r"[czt]:\d+/\d+")
 
 
 class Channels(NamedTuple):
@@ -29,6 +33,35 @@ class Channels(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """(H, W)."""
         return self.planes.shape[1:]
+
+
+def name_channels(known: Sequence[str], count: int) -> tuple[str, ...]:
+    """The known names of channels, with numbers from 1 for those without one, or for all where two share a name.
+
+    >>> name_channels(["DAPI", "", ""], 3)
+    ('DAPI', 'channel 2', 'channel 3')
+    """
+    numbered = tuple(f"channel {number}" for number in range(1, count + 1))
+    if len(known) != count:
+        return numbered
+    names = tuple(name or number for name, number in zip(known, numbered, strict=True))
+    return names if len(set(names)) == count else numbered
+
+
+def read_channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
+    """Names of the channels from OME-XML or from ImageJ's labels, as far as there are any."""
+    names = []
+    if tiff.is_ome:
+        try:
+            image = ElementTree.fromstring(tiff.ome_metadata).find("{*}Image")
+        except ElementTree.ParseError:  # the pages may be whole
+            image = None
+        if image is not None:
+            names = [channel.get("Name") or "" for channel in image.iter() if channel.tag.endswith("}Channel")]
+    elif tiff.is_imagej:
+        labels = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
+        names = ["" if SLICE_LABEL.match(label) else label for label in labels]
+    return names
 
 
 def narrow_channels(image: np.ndarray | Channels, wanted: str | None) -> np.ndarray | Channels:

@@ -7,17 +7,15 @@ Out: a sample for each scene and each plane of z and time; of a sample one image
 import functools
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from tifffile import PHOTOMETRIC
 
-from data.channels import Channels
+from data.channels import Channels, name_channels, read_channel_names
 from data.files import File, UserError, decoding, open_file
 from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane, count_of
@@ -28,8 +26,6 @@ from data.sources import Sample, check_unique_ids
 from data.tiffs import TiffRows, check_page, has_alpha, read_tiff_header, tiff_orientation
 
 STACK_ENDINGS = (".tif", ".tiff", ".qptiff")
-# How Bio-Formats labels a slice, as in "c:1/2 z:1/5 - cells.lif": no name of a channel.
-SLICE_LABEL = re.compile(r"[czt]:\d+/\d+")
 MAX_STACK_BYTES = 2**32  # size of the largest stack that is decoded whole, where it can only be
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
@@ -141,7 +137,7 @@ def describe_scene(scene: Scene, size: tuple[int, int] | None = None) -> Dimensi
         return None
     axes = [axis for axis in "TZC" if axis in scene.sizes]
     shape = (*(scene.sizes[axis] for axis in axes), *(size or scene.levels[0]))
-    names = _name_channels(scene.names, scene.sizes["C"]) if "C" in axes else ()
+    names = name_channels(scene.names, scene.sizes["C"]) if "C" in axes else ()
     return Dimensions("".join(axes) + "YX", shape, names)
 
 
@@ -177,8 +173,8 @@ def describe_dimensions(tiff: tifffile.TiffFile, file: File) -> Dimensions | Non
     names = ()
     if "C" in sizes:
         with decoding(file):
-            known = _read_channel_names(tiff, sizes["C"])
-        names = _name_channels(known, sizes["C"])
+            known = read_channel_names(tiff, sizes["C"])
+        names = name_channels(known, sizes["C"])
     return Dimensions(axes, shape, names)
 
 
@@ -194,35 +190,6 @@ def _name_axes(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
     for unknown in set(axes) - set("TZCYXS"):
         axes = axes.replace(unknown, "Z")
     return axes, tuple(length for _, length in kept)
-
-
-def _name_channels(known: Sequence[str], count: int) -> tuple[str, ...]:
-    """The known names of channels, with numbers from 1 for those without one, or for all where two share a name.
-
-    >>> _name_channels(["DAPI", "", ""], 3)
-    ('DAPI', 'channel 2', 'channel 3')
-    """
-    numbered = tuple(f"channel {number}" for number in range(1, count + 1))
-    if len(known) != count:
-        return numbered
-    names = tuple(name or number for name, number in zip(known, numbered, strict=True))
-    return names if len(set(names)) == count else numbered
-
-
-def _read_channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
-    """Names of the channels from OME-XML or from ImageJ's labels, as far as there are any."""
-    names = []
-    if tiff.is_ome:
-        try:
-            image = ElementTree.fromstring(tiff.ome_metadata).find("{*}Image")
-        except ElementTree.ParseError:  # the pages may be whole
-            image = None
-        if image is not None:
-            names = [channel.get("Name") or "" for channel in image.iter() if channel.tag.endswith("}Channel")]
-    elif tiff.is_imagej:
-        labels = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
-        names = ["" if SLICE_LABEL.match(label) else label for label in labels]
-    return names
 
 
 @contextmanager
