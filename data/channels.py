@@ -35,10 +35,10 @@ class Channels(NamedTuple):
         return self.planes.shape[1:]
 
 
-def name_channels(known: Sequence[str], count: int) -> tuple[str, ...]:
+def fill_channel_names(known: Sequence[str], count: int) -> tuple[str, ...]:
     """The known names of channels, with numbers from 1 for those without one, or for all where two share a name.
 
-    >>> name_channels(["DAPI", "", ""], 3)
+    >>> fill_channel_names(["DAPI", "", ""], 3)
     ('DAPI', 'channel 2', 'channel 3')
     """
     numbered = tuple(f"channel {number}" for number in range(1, count + 1))

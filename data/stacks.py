@@ -7,7 +7,7 @@ Out: a sample for each scene and each plane of z and time; of a sample one image
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 from tifffile import PHOTOMETRIC
 
-from data.channels import Channels, name_channels, read_channel_names
+from data.channels import Channels, fill_channel_names, read_channel_names
 from data.files import File, UserError, decoding, open_file
 from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane, count_of
@@ -137,7 +137,7 @@ def describe_scene(scene: Scene, size: tuple[int, int] | None = None) -> Dimensi
         return None
     axes = [axis for axis in "TZC" if axis in scene.sizes]
     shape = (*(scene.sizes[axis] for axis in axes), *(size or scene.levels[0]))
-    names = name_channels(scene.names, scene.sizes["C"]) if "C" in axes else ()
+    names = fill_channel_names(scene.names, scene.sizes["C"]) if "C" in axes else ()
     return Dimensions("".join(axes) + "YX", shape, names)
 
 
@@ -174,7 +174,7 @@ def describe_dimensions(tiff: tifffile.TiffFile, file: File) -> Dimensions | Non
     if "C" in sizes:
         with decoding(file):
             known = read_channel_names(tiff, sizes["C"])
-        names = name_channels(known, sizes["C"])
+        names = fill_channel_names(known, sizes["C"])
     return Dimensions(axes, shape, names)
 
 

@@ -197,3 +197,10 @@ def test_the_log_level_of_tifffile_is_restored(error):
         assert (levels, log.level) == ([logging.CRITICAL], logging.ERROR)
     finally:
         log.setLevel(before)
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_fault():
+    code = "from data.files import run_script; run_script(lambda: print('\u56f3'))"
+    environment = {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, r"\u56f3")

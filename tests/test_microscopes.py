@@ -350,3 +350,14 @@ def test_damaged_files_are_named(tmp_path, ending):
     with pytest.raises(FileNotFoundError) as error:
         read_image(file)
     assert error.value.filename == str(file)
+
+
+def test_a_colour_camera_beside_a_gray_one_is_a_channel(tmp_path):
+    gray = np.arange(61 * 75, dtype=np.uint16).reshape(61, 75).astype(np.uint8)
+    colours = np.dstack([gray // 4, gray // 2, gray // 3])
+    with czi.create_czi(str(tmp_path / "a.czi")) as document:
+        document.write(data=colours[..., ::-1].copy(), plane={"C": 0})
+        document.write(data=gray[..., None], plane={"C": 1})
+    (sample,) = expand_planes([only(tmp_path / "a.czi")], None)
+    image = read_sample_image(sample)
+    np.testing.assert_array_equal(image.planes, [gray // 2, gray])

@@ -383,3 +383,18 @@ def test_the_submission_holds_the_nuclei_of_the_label_files(tmp_path):
     for number, (_, runs) in enumerate(rows[1:], start=1):
         decoded += number * decode_runs(runs, labels.shape)
     np.testing.assert_array_equal(decoded, labels)
+
+
+def test_sources_on_two_drives_have_a_default_folder(working_folder, monkeypatch):
+    def commonpath(paths):
+        raise ValueError("Paths don't have the same drive")  # as Windows says
+
+    monkeypatch.setattr(os.path, "commonpath", commonpath)
+    assert outputs.default_out("day1", "day2").name == "day1_predicted"
+
+
+def test_an_id_may_begin_with_a_dot(tmp_path):
+    for name in (".day1__a", "b"):
+        write(tmp_path, name, np.ones((4, 5), np.int32))
+    (tmp_path / "labels/._b.tif").touch()  # of macOS
+    assert outputs.find_predictions(tmp_path) == [".day1__a", "b"]

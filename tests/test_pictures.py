@@ -248,3 +248,9 @@ def test_no_window_opens_without_a_display(tmp_path, shown, monkeypatch):
     monkeypatch.delenv("MPLBACKEND")
     pictures.show_pictures(tmp_path / "a.png")
     assert shown == [str(tmp_path / "a.png")]
+
+
+def test_a_title_is_text_and_no_formula(tmp_path):
+    file = tmp_path / "sheet.png"
+    pictures.save_contact_sheet([np.zeros((20, 20, 3), np.uint8)], ["cost$5_$"], file)
+    assert read_image(file).ndim == 3

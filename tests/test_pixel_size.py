@@ -62,3 +62,10 @@ def test_other_files_say_nothing_and_damaged_ones_are_named(tmp_path):
     (tmp_path / "b.tif").write_bytes(b"II*\0 and more")
     with pytest.raises(UserError, match=r"b\.tif"):
         read_pixel_size(tmp_path / "b.tif")
+
+
+def test_resolutions_that_are_no_fractions_say_nothing(tmp_path):
+    tags = [(282, "f", 1, 4000.0, False), (283, "f", 1, 4000.0, False), (296, "H", 1, 3, False)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(IMAGE, photometric="minisblack", metadata=None, extratags=tags)
+    assert read_pixel_size(tmp_path / "a.tif") is None

@@ -6,6 +6,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from data.images import open_rows, read_image, read_shape
+from data.pixels import invert
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -39,3 +40,12 @@ def test_transparent_pixels_are_a_flat_ground(tmp_path):
     pixels = read_image(tmp_path / "cut.png")
     assert not pixels[:, :10].any()
     np.testing.assert_array_equal(pixels[:, 10:], image[:, 10:, :3])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, bool])
+def test_inverted_values_have_the_opposite_order(dtype):
+    values = np.array([0, 1], bool) if dtype is bool else np.array([0, 1, 100], dtype)
+    if np.dtype(dtype).kind == "i":
+        values = np.array([np.iinfo(dtype).min, -1, 0, np.iinfo(dtype).max], dtype)
+    inverted = invert(values)
+    assert inverted.dtype == values.dtype and (np.diff(inverted.astype(float)) < 0).all()

@@ -137,6 +137,22 @@ def test_normalization_names_the_background_and_the_values_that_become_0_and_1()
     assert (dark.low, dark.high) == pytest.approx((5**3, 998**3), rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint32, np.int64, np.float32, np.float64])
+def test_stained_tissue_of_any_dtype_has_the_same_gray(dtype):
+    image, _ = draw_nuclei((64, 64), stained=True)
+    expected = Preprocessed_data.to_grayscale(image)
+    assert expected.mean() > 0.1
+    scale = 257 if dtype is np.uint16 else 1  # 16 bits are known to be 16
+    np.testing.assert_allclose(Preprocessed_data.to_grayscale(image.astype(dtype) * dtype(scale)), expected, atol=0.01)
+
+
+def test_colours_of_one_bit_are_colours():
+    image = np.zeros((64, 64, 3), bool)
+    image[10:20, 10:20, 2] = True
+    image[30:40, 30:40, 1] = True
+    assert Preprocessed_data.find_colours(image) == ["green", "blue"]
+
+
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_three_bright_nuclei_are_no_debris_whatever_their_glow_and_processes(scale):
     signal = np.zeros((96 * scale, 96 * scale))

@@ -1,6 +1,8 @@
 """The images of folders, archives, wildcards and lists."""
 
+import os
 import re
+import sys
 import zipfile
 
 import numpy as np
@@ -298,3 +300,12 @@ def test_a_typo_in_a_path_advises_about_the_path(tmp_path):
     (tmp_path / "link.png").symlink_to("nowhere.png")
     with pytest.raises(UserError, match=r"link\.png: the link is broken, nowhere\.png is not there"):
         find_samples(tmp_path / "link.png")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    save_image(tmp_path / "a.png", np.zeros((4, 5), np.uint8)).rename(
+        os.fsdecode(os.fsencode(tmp_path) + b"/Z\xfcrich.png")
+    )
+    with pytest.raises(UserError, match=r"Z.udcfcrich.png': its name holds bytes that are no text"):
+        find_samples(tmp_path)

@@ -373,6 +373,15 @@ def test_scores_of_a_training_are_those_of_whole_predictions(keep_precision):
     assert Predict_masks.segment(image, network).max() == 0
 
 
+def test_what_was_predicted_on_a_dark_background_is_not_stained_anew(tmp_path):
+    for seed in range(2):
+        save_image(tmp_path / f"images/{seed}.png", draw_nuclei((64, 60 + seed), seed, stained=True)[0])
+    out = tmp_path / "nuclei"
+    Predict_masks.main(["--data", str(tmp_path / "images"), "--out", str(out), "--background", "dark"])
+    pairs, _, record = Train.load_data(find_samples(tmp_path / "images", out, with_truth=True), TINY)
+    assert [pairs[name].density for name in record["training_ids"]] == [None]
+
+
 def test_weights_that_would_be_replaced_are_no_start(trained, drawn):
     command = make_command(drawn, trained, TINY, "--from", str(trained / "unet.keras"), "--overwrite")
     before = read_files(trained)
