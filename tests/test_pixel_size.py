@@ -65,7 +65,9 @@ def test_other_files_say_nothing_and_damaged_ones_are_named(tmp_path):
 
 
 def test_resolutions_that_are_no_fractions_say_nothing(tmp_path):
-    tags = [(282, "f", 1, 4000.0, False), (283, "f", 1, 4000.0, False), (296, "H", 1, 3, False)]
-    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
-        tiff.write(IMAGE, photometric="minisblack", metadata=None, extratags=tags)
+    tifffile.imwrite(tmp_path / "a.tif", IMAGE, resolution=(4000, 4000), resolutionunit="CENTIMETER")
+    assert read_pixel_size(tmp_path / "a.tif") == pytest.approx(2.5)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        for name in ("XResolution", "YResolution"):
+            tiff.pages[0].tags[name].overwrite(4000.0, dtype="f")
     assert read_pixel_size(tmp_path / "a.tif") is None
