@@ -63,6 +63,7 @@ from data.records import (
     back_up_training,
     can_choose,
     can_resume,
+    check_interrupted,
     check_validation_is_unseen,
     describe_run,
     find_record,
@@ -118,8 +119,10 @@ def train(
     is_writer = process == 0
     options.check(processes)
     loggers = prepare_keras(options, tensorboard if is_writer else None)
-    samples = find_channels(find_samples(*data, with_truth=True))
     out = Path(out)
+    if resume:
+        check_interrupted(out)
+    samples = find_channels(find_samples(*data, with_truth=True))
     if is_writer:
         out.mkdir(parents=True, exist_ok=True)
     # The images, and on which side of the split they are.
@@ -184,7 +187,8 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     warnings += [] if validation_ids else [ONE_PICTURE]
     print("\n".join([line, *(f"warning: {warning}" for warning in warnings)]))
     if options.from_weights:
-        check_validation_is_unseen(options.from_weights, validation_ids, options.hold_out)
+        validation = {name: image for name, image in zip(ids, images, strict=True) if name in validation_ids}
+        check_validation_is_unseen(options.from_weights, validation, options.hold_out)
     # What the network sees of each image, and how often each is drawn.
     kinds = {name: image_kind(image) for name, image in zip(ids, images, strict=True)}
     with ThreadPoolExecutor() as pool:

@@ -74,6 +74,8 @@ def describe_run(
         labels: of each image.
         split: ids to train on, and to validate on.
     """
+    digests = [hash_image(image) for name, image in zip(kinds, images, strict=True) if name in set(split[0])]
+    seen = find_record(options.from_weights).get("seen_images", []) if options.from_weights else []
     record = {
         "options": asdict(options),
         "images": len(images),
@@ -87,6 +89,7 @@ def describe_run(
         "training_ids": split[0],
         "validation_ids": split[1],
         "validation_kinds": [kinds[image_id] for image_id in split[1]],
+        "seen_images": sorted({*seen, *digests}),  # by this training and by those that its start comes from
     }
     if options.from_weights:
         record["from_weights_sha256"] = hash_file(options.from_weights)
@@ -101,6 +104,14 @@ def hash_data(ids: Iterable[str], images: Sequence[np.ndarray], labels: Sequence
     return digest.hexdigest()
 
 
+def hash_image(image: np.ndarray) -> str:
+    """The first 16 digits of the SHA-256 of the pixels, the same for a gray image (H, W) and its copy (H, W, 3)."""
+    if image.ndim == 3 and (image == image[..., :1]).all():
+        image = image[..., 0]
+    digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode() + image.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def can_choose(record: dict) -> bool:
     """Whether the validation images may choose epoch and thresholds; where they may not, the last epoch is kept.
 
@@ -109,11 +120,18 @@ def can_choose(record: dict) -> bool:
     return bool(record["validation_ids"]) and not record["options"]["hold_out"]
 
 
-def check_validation_is_unseen(weights: str, validation_ids: Sequence[str], hold_out: str | None = None) -> None:
-    """Raises UserError where the weights that a training starts from know images that are to validate it, by name."""
-    seen = sorted(set(find_record(weights).get("training_ids", [])) & set(validation_ids))
+def check_validation_is_unseen(weights: str, validation: dict[str, np.ndarray], hold_out: str | None = None) -> None:
+    """Raises UserError where the weights that a training starts from know images that are to validate it.
+
+    Args:
+        weights: file of the start; nothing is known of weights without a training.json.
+        validation: id -> image, as in the file.
+        hold_out: the kind that is held out, if one is.
+    """
+    known = set(find_record(weights).get("seen_images", []))
+    seen = [name for name, image in validation.items() if hash_image(image) in known]
     if seen:
-        advice = "give the --split-seed and --data of its training, or other names where the images are others"
+        advice = "give the --split-seed and --data of its training, or other images"
         if hold_out:
             advice = "weights that never saw the kind come from a training without --from"
         raise UserError(
@@ -141,6 +159,12 @@ def back_up_training(out: Path, overwrite: bool, from_weights: str | None = None
             shutil.copy2(out / name, out / f"{name}.before")
 
 
+def check_interrupted(out: Path) -> None:
+    """Raises UserError where the folder holds no interrupted training."""
+    if not (out / CHECKPOINT).is_file():
+        raise UserError(f"{out}: no interrupted training here; leave out --resume")
+
+
 def can_resume(out: Path, run_id: str) -> bool:
     """Whether the folder holds at least one epoch of this training, which has not ended."""
     if not ((out / CHECKPOINT).is_file() and (out / TRAINING_RECORD).is_file()):
@@ -152,10 +176,8 @@ def read_interrupted(out: Path, record: dict) -> dict:
     """Reads the record of an interrupted training, which is to continue as the training of `record`.
 
     Raises:
-        UserError: no interrupted training in the folder, or its options or data were others.
+        UserError: its options or data were others.
     """
-    if not (out / CHECKPOINT).is_file():
-        raise UserError(f"{out}: no interrupted training here; leave out --resume")
     before = read_training_record(out / TRAINING_RECORD)
     other_data = "had other data; name the same --data, with the same files in it"
     differences = {

@@ -1,5 +1,6 @@
 """The record and the history of a training."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -48,14 +49,35 @@ def test_the_fingerprint_of_the_data_is_of_ids_images_and_labels():
     assert len({fingerprint(), *others}) == 4
 
 
-@pytest.mark.parametrize("validation_ids", [["c"], ["d"]])
-def test_weights_may_start_a_training_whose_validation_images_they_do_not_know(tmp_path, validation_ids):
+def test_weights_may_start_a_training_whose_validation_images_they_do_not_know(tmp_path):
     weights = str(tmp_path / "unet.keras")
-    records.check_validation_is_unseen(weights, ["a"])  # nothing is known of these weights
-    records.save_record(tmp_path, RECORD)
-    records.check_validation_is_unseen(weights, validation_ids)
-    with pytest.raises(UserError, match="it was trained on 1 of the images to validate on, first b"):
-        records.check_validation_is_unseen(weights, [*validation_ids, "b"])
+    rng = np.random.default_rng(0)
+    first, second, third = rng.integers(0, 256, (3, 4, 4), np.uint8)
+    records.check_validation_is_unseen(weights, {"a": first})  # nothing is known of these weights
+    labels = [np.zeros((4, 4), np.int32)] * 2
+    record = records.describe_run(TINY, "jax", {"a": "cells", "b": "cells"}, [first, second], labels, (["a"], ["b"]))
+    records.save_record(tmp_path, record)
+    records.check_validation_is_unseen(weights, {"a": second, "c": third})  # another image may have a known name
+    colours = np.stack([first] * 3, axis=-1)
+    with pytest.raises(UserError, match="it was trained on 1 of the images to validate on, first renamed"):
+        records.check_validation_is_unseen(weights, {"a": second, "renamed": colours})
+
+
+def test_weights_know_the_images_of_the_weights_that_they_start_from(tmp_path):
+    images = {name: np.full((2, 2), value, np.uint8) for name, value in (("a", 1), ("b", 2), ("c", 3))}
+    labels = [np.zeros((2, 2), np.int32)]
+    options = TINY
+    for name in "ab":
+        weights = tmp_path / name / "unet.keras"
+        weights.parent.mkdir()
+        weights.write_bytes(b"weights")
+        record = records.describe_run(options, "jax", {name: "cells"}, [images[name]], labels, ([name], []))
+        records.save_record(weights.parent, record)
+        options = dataclasses.replace(TINY, from_weights=str(weights))
+    assert len(record["seen_images"]) == 2
+    records.check_validation_is_unseen(str(weights), {"c": images["c"]})
+    with pytest.raises(UserError, match="first a"):
+        records.check_validation_is_unseen(str(weights), images)
 
 
 def test_a_finished_training_is_replaced_only_where_that_is_said_and_kept(tmp_path):
@@ -98,9 +120,6 @@ def test_a_folder_can_be_resumed_by_its_own_run_until_the_end(tmp_path):
 def test_a_training_continues_with_the_same_data_options_and_weights(tmp_path, changed, message):
     record = RECORD | {"data_sha256": "data", "options": {"seed": 1}}
     records.save_record(tmp_path, record | {"kept": {"epoch": 1}})
-    with pytest.raises(UserError, match="no interrupted training"):
-        records.read_interrupted(tmp_path, record)
-    (tmp_path / "last.weights.h5").touch()
     assert records.read_interrupted(tmp_path, record)["kept"] == {"epoch": 1}
     with pytest.raises(UserError, match=message):
         records.read_interrupted(tmp_path, record | changed)

@@ -671,7 +671,8 @@ def test_the_checkpoint_says_which_epochs_are_done(stopped):
     assert int(model.optimizer.iterations) == 8
 
 
-def test_resume_without_an_interrupted_training(drawn, trained, tmp_path):
+def test_resume_without_an_interrupted_training(drawn, trained, tmp_path, monkeypatch):
+    monkeypatch.delattr(Train, "load_data")  # it is said before the data are read
     for out in (tmp_path, trained):
         with pytest.raises(UserError, match="no interrupted training"):
             Train.train([str(drawn)], str(out), TINY, RUN_ID, resume=True)
