@@ -291,7 +291,8 @@ def read_calibration(weights: str | Path) -> Calibration:
     known = find_record(weights).get("calibration")
     if known is None or known["weights_sha256"] != hash_file(weights):
         return Calibration()
-    return Calibration(known["nucleus_threshold"], known["seed_threshold"], tuple(known["confidence"]))
+    thresholds = (known["nucleus_threshold"], known["seed_threshold"])
+    return Calibration(*thresholds, tuple(known["confidence"]), known.get("min_confidence", 0.0))
 
 
 def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0) -> Probabilities:

@@ -18,6 +18,7 @@ from data.scales import PredictionJob, drop_noise, finish_labels, is_noise
 
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+MIN_CONFIDENCES = (0.0, 0.1)  # of nuclei below 0.1 nine of ten are wrong; higher ones raise AP, but lower Dice
 MIN_FITTED = 50  # nuclei, of right and of wrong ones each; with fewer all nuclei get the same confidence
 DIGITS = 2  # decimals of a confidence; later ones would change with the size of the batches
 REGULARIZATION = 100  # inverse strength of the regularization of the logistic regression
@@ -59,7 +60,7 @@ class NucleusSums:
         return (self.sums[1:, 1:] / np.maximum(self.sums[0, 1:], 1)).T
 
     def find_kept(self, confidence: np.ndarray, limits: Limits) -> np.ndarray:
-        """(K + 1,) bool, whether a number is within the limits; confidence is (K,) float."""
+        """(K + 1,) bool, whether a number is within the limits; confidence is (K,) float, its limit a number."""
         areas = self.sums[0]
         is_kept = areas >= max(limits.min_area, 1)
         is_kept[1:] &= confidence >= limits.min_confidence
@@ -84,7 +85,11 @@ def score_confidence(means: np.ndarray, calibration: Calibration) -> np.ndarray:
 
 def finish_nuclei(job: PredictionJob, calibration: Calibration, limits: Limits) -> np.ndarray:
     """Labels (H, W) int32, 1…K, of the nuclei of a job that are within the limits; sets its confidence."""
-    labels = finish_labels(job)
+    return keep_nuclei(job, finish_labels(job), calibration, limits)
+
+
+def keep_nuclei(job: PredictionJob, labels: np.ndarray, calibration: Calibration, limits: Limits) -> np.ndarray:
+    """Labels (H, W) int32, 1…K, that were found for a job, without what is not within the limits; as `choose_kept`."""
     sums = NucleusSums(len(labels))
     sums.add(labels, *job.probabilities)
     return keep_labels(labels, choose_kept(job, sums, calibration, limits))
@@ -96,6 +101,8 @@ def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration,
     Of a large image none is kept where they are noise, as `finish_labels` finds it of others.
     """
     confidence = score_confidence(sums.means(), calibration)
+    if limits.min_confidence is None:
+        limits = replace(limits, min_confidence=calibration.min_confidence)
     is_kept = sums.find_kept(confidence, limits)
     if job.strip_contrasts and is_noise(float(np.median(job.strip_contrasts)), len(confidence)):
         is_kept[:] = False
@@ -108,31 +115,47 @@ def calibrate(
 ) -> Calibration:
     """Chooses thresholds and fits the confidence, on validation images.
 
-    A threshold other than that of before is taken only if it raises the mean AP of the images beyond chance: the 95 %
-    interval of the paired difference must lie above 0. The confidence of before stays where fewer than MIN_FITTED
-    nuclei are right, or wrong.
+    The confidence of before stays where fewer than MIN_FITTED nuclei are right, or wrong.
 
     Args:
         jobs: the prediction of each image.
         truths: true labels (H, W) int of each image.
         former: calibration of the weights that a training started from; None: of random ones.
     """
-    calibration = former or Calibration()
-    for name, values in (("nucleus_threshold", NUCLEUS_THRESHOLDS), ("seed_threshold", SEED_THRESHOLDS)):
-        usual = getattr(calibration, name)
-        scores = {}  # value -> AP (images,)
-        for value in {*values, usual}:
-            tables, _ = match_images(jobs, truths, replace(calibration, **{name: value}))
-            scores[value] = np.array([average_precision(table) for table in tables])
-        best = max(scores, key=lambda value: (scores[value].mean(), value == usual))
-        _, low, _ = paired_difference(scores[best], scores[usual])
-        if low > 0:
-            calibration = replace(calibration, **{name: best})
+    usual = former or Calibration()
+    calibration = replace(usual, min_confidence=0.0)  # the confidence is fitted to all nuclei
+    calibration = choose_threshold(jobs, truths, calibration, "nucleus_threshold", NUCLEUS_THRESHOLDS)
+    calibration = choose_threshold(jobs, truths, calibration, "seed_threshold", SEED_THRESHOLDS)
     tables, means = match_images(jobs, truths, calibration)
     is_right = np.concatenate([find_right(table) for table in tables])
-    if former is not None and min(is_right.sum(), (~is_right).sum()) < MIN_FITTED:
-        return calibration  # too few nuclei to fit it anew
-    return replace(calibration, confidence=fit_confidence(np.concatenate(means), is_right))
+    if former is None or min(is_right.sum(), (~is_right).sum()) >= MIN_FITTED:
+        calibration = replace(calibration, confidence=fit_confidence(np.concatenate(means), is_right))
+    calibration = replace(calibration, min_confidence=usual.min_confidence)
+    return choose_threshold(jobs, truths, calibration, "min_confidence", MIN_CONFIDENCES)
+
+
+def choose_threshold(
+    jobs: Sequence[PredictionJob], truths: Sequence[np.ndarray], calibration: Calibration, name: str, values: tuple
+) -> Calibration:
+    """The calibration with another value of one threshold, if that raises the mean AP of the images beyond chance.
+
+    The 95 % interval of the paired difference must lie above 0.
+
+    Args:
+        jobs: as `calibrate`.
+        truths: as `calibrate`.
+        calibration: with the usual value.
+        name: of the threshold.
+        values: that are tried.
+    """
+    usual = getattr(calibration, name)
+    scores = {}  # value -> AP (images,)
+    for value in {*values, usual}:
+        tables, _ = match_images(jobs, truths, replace(calibration, **{name: value}))
+        scores[value] = np.array([average_precision(table) for table in tables])
+    best = max(scores, key=lambda value: (scores[value].mean(), value == usual))
+    _, low, _ = paired_difference(scores[best], scores[usual])
+    return replace(calibration, **{name: best}) if low > 0 else calibration
 
 
 def match_images(
@@ -166,7 +189,7 @@ def score_jobs(
 def separate_job(job: PredictionJob, calibration: Calibration) -> np.ndarray:
     """Labels (H, W) int32 of a predicted job, as another calibration gives them."""
     labels = separate_nuclei(*job.probabilities, area_scale=job.area_scale, calibration=calibration)
-    return drop_noise(job, labels)
+    return keep_nuclei(job, drop_noise(job, labels), calibration, Limits())
 
 
 def find_right(table: coo_array) -> np.ndarray:

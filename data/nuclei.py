@@ -38,6 +38,7 @@ class Calibration:
     nucleus_threshold: float = NUCLEUS_THRESHOLD
     seed_threshold: float = SEED_THRESHOLD
     confidence: tuple[float, float, float] = CONFIDENCE_COEFFICIENTS
+    min_confidence: float = 0.0  # nuclei of less are left out, unless the options say otherwise
 
 
 def separate_nuclei(

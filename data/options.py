@@ -103,9 +103,9 @@ def choose_options(args: argparse.Namespace) -> TrainingOptions:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which nuclei are kept; by default all."""
+    """Which nuclei are kept."""
 
-    min_confidence: float = 0.0
+    min_confidence: float | None = None  # None: that of the network's calibration
     min_area: float = 0.0  # pixels of the image
     max_area: float | None = None  # pixels of the image
     clear_border: bool = False  # whether nuclei that touch the edge of the image are left out
@@ -133,7 +133,7 @@ class PredictionOptions(Limits):
                 f"--pixel-size {self.pixel_size} is wider than a nucleus; "
                 f"it is in micrometres, at most {MAX_PIXEL_SIZE}"
             )
-        if not 0 <= self.min_confidence <= 1:
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise UserError(f"--min-confidence must be from 0 to 1, not {self.min_confidence}")
         if not self.min_area >= 0:
             raise UserError(f"--min-area must be 0 or more, not {self.min_area}")
@@ -278,8 +278,9 @@ def predict_masks_parser(doc: str) -> OptionParser:
     images.add_argument("--diameter", type=number, metavar="PIXELS", help="width of nuclei; sets the scale")
     images.add_argument("--pixel-size", type=number, metavar="MICROMETRES", help="width of a pixel, for the tables")
     images.add_argument("--level", type=int, metavar="N", help="level of a pyramid of slides (default 0, the largest)")
-    kept = parser.add_argument_group("nuclei that are kept (default all)")
-    kept.add_argument("--min-confidence", type=number, default=0.0, metavar="SHARE", help="from 0 to 1; see nuclei.csv")
+    kept = parser.add_argument_group("nuclei that are kept")
+    confidence_help = "0 keeps all nuclei, 1 none; default: what suits the weights, 0.1 for the shipped ones"
+    kept.add_argument("--min-confidence", type=number, metavar="SHARE", help=confidence_help)
     kept.add_argument("--min-area", type=number, default=0.0, metavar="PIXELS", help="smaller nuclei are left out")
     kept.add_argument("--max-area", type=number, metavar="PIXELS", help="larger nuclei are left out")
     kept.add_argument("--clear-border", action="store_true", help="nuclei at the edge of the image are left out")

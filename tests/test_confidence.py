@@ -10,7 +10,7 @@ from sklearn.metrics import brier_score_loss
 
 import Predict_masks
 from data import nuclei
-from data.confidence import NucleusSums, calibrate, fit_confidence, score_confidence
+from data.confidence import NucleusSums, calibrate, fit_confidence, keep_nuclei, score_confidence, score_jobs
 from data.files import UserError, hash_file
 from data.images import read_image
 from data.nuclei import Calibration
@@ -50,7 +50,7 @@ def test_sums_of_strips_are_those_of_the_whole(rows):
 )
 def test_nuclei_outside_of_the_limits_are_left_out(limits, kept):
     sums = sum_in_strips(LABELS, LABELS, LABELS, 4)
-    is_kept = sums.find_kept(np.array([0.5, 0.4, 0.1, 0.9]), Limits(**limits))
+    is_kept = sums.find_kept(np.array([0.5, 0.4, 0.1, 0.9]), Limits(**{"min_confidence": 0.0} | limits))
     assert np.flatnonzero(is_kept).tolist() == kept
 
 
@@ -112,16 +112,37 @@ def test_too_few_nuclei_leave_the_confidence_of_before():
     assert calibrate(jobs, truths).confidence[1:] == (0, 0)
 
 
+def test_nuclei_of_little_confidence_are_left_out_where_that_helps():
+    centres = [(20, 20), (20, 60), (60, 20), (60, 60)]
+    truth = nuclei.separate_nuclei(draw_disks((80, 80), centres, 9), np.zeros((80, 80)))
+    fibres = draw_disks((80, 80), [(5, 40), (40, 5), (40, 75), (75, 40)], 3)
+    jobs = [make_job(np.where(truth > 0, 0.9, np.where(fibres > 0, 0.6, 0.1)))] * 20
+    calibration = calibrate(jobs, [truth] * 20)
+    assert calibration.min_confidence == 0.1
+    assert calibrate([make_job(np.where(truth > 0, 0.9, 0.1))] * 20, [truth] * 20).min_confidence == 0
+    # Prediction leaves out what calibration left out, unless the options keep it.
+    counts = [keep_nuclei(jobs[0], separate_all(jobs[0]), calibration, Limits(least)).max() for least in (None, 0.0, 1)]
+    assert counts == [4, 8, 0]
+    assert score_jobs(jobs[:1], [truth], calibration)["ap"].tolist() == [1]
+    # A training that starts from such weights keeps what it cannot judge.
+    assert calibrate(jobs[:1], [truth], calibration) == calibration
+
+
+def separate_all(job):
+    """Labels of a job before any is left out."""
+    return nuclei.separate_nuclei(*job.probabilities)
+
+
 def test_weights_bring_their_calibration(tmp_path):
     weights = tmp_path / "unet.keras"
     shutil.copy(ROOT / "weights/unet.keras", weights)
     assert read_calibration(weights) == Calibration()
     record = {"training_ids": [], "validation_ids": []}
-    fitted = {"nucleus_threshold": 0.55, "seed_threshold": 0.6, "confidence": [0, 1, 2]}
+    fitted = {"nucleus_threshold": 0.55, "seed_threshold": 0.6, "confidence": [0, 1, 2], "min_confidence": 0.3}
     record["calibration"] = fitted | {"weights_sha256": hash_file(weights)}
     (tmp_path / "training.json").write_text(json.dumps(record))
-    assert read_calibration(weights) == Calibration(0.55, 0.6, (0, 1, 2))
-    assert Predict_masks.load_unet(weights).calibration == Calibration(0.55, 0.6, (0, 1, 2))
+    assert read_calibration(weights) == Calibration(0.55, 0.6, (0, 1, 2), 0.3)
+    assert Predict_masks.load_unet(weights).calibration == Calibration(0.55, 0.6, (0, 1, 2), 0.3)
     assert Predict_masks.describe_provenance(weights)["calibration"] == fitted
     record["calibration"]["weights_sha256"] = "of other weights"
     (tmp_path / "training.json").write_text(json.dumps(record))
