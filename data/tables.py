@@ -66,6 +66,7 @@ def save_measurements(
     scale = "+".join(str(2.0**-halvings) for halvings in job.halvings)  # factors of the image's size
     warnings = list_warnings(nuclei, job)
     row = measure_image(nuclei, labels.shape, image_id, pixel_size, channel, scale, seen["background"], warnings)
+    row["left_out"] = job.left_out
     write_table(files.nuclei, nuclei)
     save_row(files.row, row)
 
@@ -100,7 +101,7 @@ def save_row(file: Path, row: dict[str, object]) -> None:
         temporary.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
 
 
-def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] | None = None) -> dict[str, int]:
+def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] | None = None) -> dict[str, dict]:
     """Puts the tables of images together as nuclei.csv and images.csv.
 
     Args:
@@ -109,7 +110,7 @@ def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] 
         skipped: id -> reason of images without a prediction, which images.csv names too.
 
     Returns:
-        id -> number of nuclei.
+        id -> its row of images.csv.
     """
     files = [prediction_files(out, image_id) for image_id in ids]
     rows = [file.read_row() for file in files]
@@ -122,17 +123,20 @@ def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] 
         with open(file.nuclei, newline="", encoding="utf-8") as stream:
             nuclei_columns |= dict.fromkeys(next(csv.reader(stream)))
     write_rows(Path(out, NUCLEI_TABLE), nuclei_columns, (row for file in files for row in read_rows(file.nuclei)))
-    return {image_id: row["count"] for image_id, row in zip(ids, rows, strict=True)}
+    return dict(zip(ids, rows, strict=True))
 
 
 def report_tables(
     out: str | Path, ids: Sequence[str], run_ids: Sequence[str] | None = None, skipped: Mapping[str, str] | None = None
 ) -> None:
     """Puts the tables of these images together, and says how many nuclei they hold, and those of this run if fewer."""
-    counts = save_tables(out, ids, skipped)
-    found = f"{sum(counts.values())} nuclei in {len(ids)} images"
+    rows = save_tables(out, ids, skipped)
+    found = f"{sum(row['count'] for row in rows.values())} nuclei in {len(ids)} images"
     if run_ids is not None and len(run_ids) < len(ids):
-        found += f", {sum(counts[image_id] for image_id in run_ids)} of them in the {len(run_ids)} of this run"
+        found += f", {sum(rows[image_id]['count'] for image_id in run_ids)} of them in the {len(run_ids)} of this run"
+    left_out = sum(row.get("left_out", 0) for row in rows.values())
+    if left_out:
+        found += f"; {left_out} more were left out by --min-confidence or another limit"
     print(f"{found}; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
 
 

@@ -174,6 +174,7 @@ def test_a_large_image_is_filtered_like_a_small_one(tmp_path, monkeypatch):
         found.append((labels, table["confidence"]))
         mask = read_image(next((out / "masks").iterdir()))
         np.testing.assert_array_equal(mask > 0, labels > 0)
+        assert json.loads((out / "tables/a.json").read_text())["left_out"] == 2
     assert found[0][0].max() == found[1][0].max() == 4
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)
 

@@ -24,12 +24,13 @@ from data.confidence import NucleusSums, find_right, fit_confidence, score_confi
 from data.files import run_script, write_whole
 from data.matching import overlap_table
 from data.nuclei import Calibration
-from data.options import DATA, WEIGHTS
+from data.options import DATA, WEIGHTS, PredictionOptions
 from data.truth import read_sample
 from Main import choose_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = 10  # parts of the images, for cross-validation
+ALL_NUCLEI = PredictionOptions(min_confidence=0.0)
 EDGES = np.array([0, 20, 40, 60, 70, 80, 90, 100])  # hundredths; few nuclei are unsure
 
 
@@ -39,7 +40,7 @@ def measure_nuclei(model, samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     is_right = []
     for sample in tqdm(samples, "predicting", unit="image", disable=None):
         image, truth = read_sample(sample)
-        labels, job = Predict_masks.segment_image(model, image)
+        labels, job = Predict_masks.segment_image(model, image, ALL_NUCLEI)
         sums = NucleusSums(len(labels))
         sums.add(labels, *job.probabilities)
         means.append(sums.means())
