@@ -58,7 +58,7 @@ from data.report import check_complete, write_report
 from data.run_lengths import read_solution
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
-from data.truth import describe_kinds, read_labels
+from data.truth import describe_formats, read_labels
 from Preprocessed_data import image_kind
 
 TITLES = (
@@ -120,7 +120,7 @@ def evaluate(
         rows.append({"id": name, "kind": kind, **score_image(truth, mask, labels)})
     pictures = [truths[row["id"]] for row in rows if isinstance(truths[row["id"]], Sample)]
     if any(sample.truths for sample in pictures):
-        print(f"truth: {describe_kinds(pictures)}")
+        print(f"truth: {describe_formats(pictures)}")
     if not rows:
         raise UserError(f"no image to score: {len(ids)} chosen, {len(skipped)} of them broken")
     return rows, skipped

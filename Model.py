@@ -272,7 +272,7 @@ def load_unet(file: str | Path, precision: str = "float32") -> keras.Model:
         output_shape = model.output_shape
     except MemoryError:
         raise
-    except Exception as error:  # Keras raises a dozen kinds for a damaged or foreign file
+    except Exception as error:  # Keras raises a dozen types for a damaged or foreign file
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{file}: not a Keras model that can be loaded ({reason})") from error
     if (input_shape, output_shape) != (INPUT_SHAPE, OUTPUT_SHAPE):

@@ -180,7 +180,7 @@ def segment(
             "background" and "scales", as the label files say them.
 
     Raises:
-        UserError: no image of this kind, or several channels or planes.
+        UserError: it is no gray or RGB image, or it has several channels or planes.
 
     >>> segment(np.zeros((64, 64), np.uint8)).max()
     np.int32(0)

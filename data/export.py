@@ -23,7 +23,7 @@ from data.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, brightness, normaliz
 # ONNX.
 OPSET = 17  # onnxruntime 1.12 (2022) and later read it
 IR_VERSION = 8  # the file format of that opset
-CONVERTIBLE = {  # kind of layer -> the settings that the conversion relies on
+CONVERTIBLE = {  # class of a layer -> the settings that the conversion relies on
     "InputLayer": {},
     "Conv2D": {"strides": (1, 1), "dilation_rate": (1, 1), "groups": 1, "data_format": "channels_last"},
     "BatchNormalization": {"axis": -1, "center": True, "scale": True},
@@ -139,37 +139,37 @@ def convert_layer(layer) -> tuple[str | None, dict, list[np.ndarray]]:
         the ONNX operator, None for the input; its attributes; its weights, float32, in the operator's order.
 
     Raises:
-        UserError: the layer is of another kind than those of `Model.Unet`, or has other settings.
+        UserError: the layer is of another class than those of `Model.Unet`, or has other settings.
     """
     check_layer(layer)
-    kind = type(layer).__name__
+    layer_type = type(layer).__name__
     weights = [np.asarray(values, np.float32) for values in layer.get_weights()]
-    if kind == "Conv2D":
+    if layer_type == "Conv2D":
         weights[0] = weights[0].transpose(3, 2, 0, 1)  # (kh, kw, in, out) -> (out, in, kh, kw)
         return "Conv", {"pads": same_padding(layer) if layer.padding == "same" else [0] * 4}, weights
-    if kind == "Conv2DTranspose":
+    if layer_type == "Conv2DTranspose":
         weights[0] = weights[0].transpose(3, 2, 0, 1)  # (kh, kw, out, in) -> (in, out, kh, kw)
         return "ConvTranspose", {"strides": layer.strides}, weights
-    if kind == "BatchNormalization":  # gamma, beta, mean, variance in both
+    if layer_type == "BatchNormalization":  # gamma, beta, mean, variance in both
         return "BatchNormalization", {"epsilon": layer.epsilon}, weights
-    if kind == "MaxPooling2D":
+    if layer_type == "MaxPooling2D":
         return "MaxPool", {"kernel_shape": layer.pool_size, "strides": layer.strides}, []
-    if kind == "Concatenate":
+    if layer_type == "Concatenate":
         return "Concat", {"axis": 1}, []
-    return ("Relu" if kind == "ReLU" else None), {}, []
+    return ("Relu" if layer_type == "ReLU" else None), {}, []
 
 
 def check_layer(layer) -> None:
     """Refuses a layer that `convert_layer` does not know, by its name."""
-    kind = type(layer).__name__
+    layer_type = type(layer).__name__
+    title = f"layer {layer.name}: {layer_type}"
     config = layer.get_config()
-    if kind not in CONVERTIBLE:
-        raise UserError(f"layer {layer.name}: {kind} cannot be written as ONNX, only layers of Model.py can")
-    expected = CONVERTIBLE[kind]
-    for name, value in expected.items():
-        found = tuple(config[name]) if isinstance(value, tuple) else config[name]
-        if found != value:
-            raise UserError(f"layer {layer.name}: {kind} with {name} {found} cannot be written as ONNX, only {value}")
+    if layer_type not in CONVERTIBLE:
+        raise UserError(f"{title} cannot be written as ONNX, only layers of Model.py can")
+    for name, value in CONVERTIBLE[layer_type].items():
+        actual = tuple(config[name]) if isinstance(value, tuple) else config[name]
+        if actual != value:
+            raise UserError(f"{title} with {name} {actual} cannot be written as ONNX, only {value}")
     activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
     if activation not in ACTIVATIONS:
         raise UserError(f"layer {layer.name}: the activation {activation} cannot be written as ONNX")
@@ -205,12 +205,12 @@ def write_bioimageio(model, file: str | Path, halo: int, origin: str) -> None:
     """
     spec = import_optional("bioimageio.spec", "bioimageio.spec", "--export")
     side = total_downsampling(model)
-    image, probability = make_test_tensors(model, side)
+    test_input, test_output = make_test_tensors(model, side)
     with tempfile.TemporaryDirectory() as name, write_whole(file) as temporary:
         folder = Path(name)
         write_onnx(model, folder / "unet.onnx")
-        np.save(folder / "test_input.npy", image)
-        np.save(folder / "test_output.npy", probability)
+        np.save(folder / "test_input.npy", test_input)
+        np.save(folder / "test_output.npy", test_output)
         (folder / "README.md").write_text(DOCUMENTATION.format(side=side, origin=origin), encoding="utf-8")
         with spec.ValidationContext(root=folder, perform_io_checks=True, progressbar=False):
             content = describe_package(model.count_params(), side, halo)

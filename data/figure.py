@@ -95,13 +95,13 @@ def _feature_maps(model, size: int) -> list[FeatureMap]:
     x = 0.0  # middle of the box
     top = 0.0
     for layer in model.layers:
-        kind = type(layer).__name__
-        if kind in ("BatchNormalization", "ReLU"):
+        layer_type = type(layer).__name__
+        if layer_type in ("BatchNormalization", "ReLU"):
             continue  # part of the arrow of their convolution
         filters = layer.output.shape[-1]
         # Roots, here and in the height, or the first boxes would be hairlines, the deepest flat.
         width = max(0.5 * (filters / widest) ** 0.5, 0.07)
-        if kind == "Concatenate":  # the copied features, left of the seam
+        if layer_type == "Concatenate":  # the copied features, left of the seam
             _widen(maps[-1], filters, width)
             continue
         name = layer.name.split("_")[-1].rstrip("12")

@@ -42,7 +42,7 @@ def decoding(file: File, expected: str = "image") -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:  # its own text is an address in memory
         raise UserError(f"{file}: not an image in a known format; replace or remove it") from error
-    except Exception as error:  # the decoders raise a dozen kinds for a damaged file
+    except Exception as error:  # the decoders raise a dozen types for a damaged file
         if isinstance(error, OSError) and error.errno:  # the operating system raised it, not Pillow
             raise OSError(error.errno, error.strerror, str(file)) from error
         if isinstance(error, KeyError) and not file.exists():  # an archive that was replaced

@@ -55,7 +55,7 @@ def list_zip(path: Path) -> list[tuple[PathParts, File]]:
         root = zipfile.Path(archive)
     except MemoryError:
         raise
-    except Exception:  # zipfile raises several kinds for a damaged archive
+    except Exception:  # zipfile raises several types for a damaged archive
         expected = f"a folder, a .zip or an image ({', '.join(PLAIN_ENDINGS)})"
         raise UserError(f"{path}: expected {expected}; this is neither, or it is damaged") from None
     files = {}

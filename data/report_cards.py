@@ -63,7 +63,7 @@ class Entry:
         return {name: int(self.score[name]) for name in ERRORS} if self.score else {}
 
     def error_names(self) -> list[str]:
-        """The kinds of errors that it has."""
+        """The names of the errors that it has."""
         return [name for name, count in self.errors().items() if count]
 
 

@@ -27,10 +27,10 @@ from data.sources import Sample
 from data.stacks import read_sample_image
 
 ONE_NUCLEUS = "have one nucleus; is all that is nucleus one number, or the truth one file a nucleus?"
-MASKS_KIND = "one file a nucleus"
-LABELS_KIND = "label pictures"
-BINARY_KIND = "black and white pictures, each connected piece taken for one nucleus"
-OUTLINE_KINDS = {".zip": "ROI sets", ".roi": "ROI sets", ".geojson": "GeoJSON"}
+MASKS_FORMAT = "one file a nucleus"
+LABELS_FORMAT = "label pictures"
+BINARY_FORMAT = "black and white pictures, each connected piece taken for one nucleus"
+OUTLINE_FORMATS = {".zip": "ROI sets", ".roi": "ROI sets", ".geojson": "GeoJSON"}
 # Where truth looks wrong.
 MIN_NUCLEI = 4  # smallest number of nuclei that is judged; fewer may all lie at the border by chance
 MIN_IMAGES = 4  # fewer may all have one nucleus by chance
@@ -156,25 +156,25 @@ def read_mask(file: File) -> np.ndarray:
     return mask
 
 
-def describe_kinds(samples: Sequence[Sample]) -> str:
+def describe_formats(samples: Sequence[Sample]) -> str:
     """What the truth of samples is: "label pictures", or "18 label pictures, 2 ROI sets"."""
     with ThreadPoolExecutor() as pool:
-        counts = Counter(pool.map(_truth_kind, samples))
+        counts = Counter(pool.map(_find_format, samples))
     if len(counts) == 1:
         return next(iter(counts))
-    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    return ", ".join(f"{count} {truth_format}" for truth_format, count in counts.most_common())
 
 
-def _truth_kind(sample: Sample) -> str:
+def _find_format(sample: Sample) -> str:
     if len(sample.masks) == 1 and label(read_mask(sample.masks[0])).max() > 1:
-        return BINARY_KIND
+        return BINARY_FORMAT
     if not sample.truths:
-        return MASKS_KIND if sample.masks else "without truth"
+        return MASKS_FORMAT if sample.masks else "without truth"
     (file,) = sample.truths
     ending = Path(file.name).suffix.lower()
-    if ending in OUTLINE_KINDS:
-        return OUTLINE_KINDS[ending]
-    return BINARY_KIND if is_binary(read_values(file)) else LABELS_KIND
+    if ending in OUTLINE_FORMATS:
+        return OUTLINE_FORMATS[ending]
+    return BINARY_FORMAT if is_binary(read_values(file)) else LABELS_FORMAT
 
 
 class TruthMeasures(NamedTuple):
@@ -219,7 +219,7 @@ def describe_truth(
     with ThreadPoolExecutor() as pool:
         measures = list(pool.map(measure_truth, images, labels))
     areas = np.concatenate([measure.areas for measure in measures])
-    line = f"{len(samples)} images, {describe_kinds(samples)}, {len(areas):,} nuclei"
+    line = f"{len(samples)} images, {describe_formats(samples)}, {len(areas):,} nuclei"
     if len(areas):
         line += f", median {diameter_of_disk(np.median(areas)):.0f} pixels wide"
     suspects = {}
