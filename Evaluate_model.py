@@ -171,10 +171,10 @@ def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -
     known = []  # pairs of a provenance and the first file that has it
     for file in files:
         try:
-            run = provenance_of_run(read_provenance(file))
+            # Images of one run may have been seen in several ways.
+            provenance = without_seen(provenance_of_run(read_provenance(file)))
         except (OSError, UserError):
             continue  # named when it is read whole
-        provenance = without_seen(run)  # images of one run may have been seen in several ways
         if provenance and provenance not in [other for other, _ in known]:
             known.append((provenance, file))
     if len(known) > 1:

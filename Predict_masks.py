@@ -430,11 +430,11 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
 
 
 def predict_on_worker(
-    ids: Sequence[str], run: str, options_json: str, weights: str, out: str, *data: str
+    ids: Sequence[str], run_id: str, options_json: str, weights: str, out: str, *data: str
 ) -> tuple[list[str], dict[str, str]]:
     """What a Dask worker does; returns as `predict_samples`."""
     options = PredictionOptions(**json.loads(options_json))
-    samples, model, provenance = prepare_worker(run, options, weights, *data)
+    samples, model, provenance = prepare_worker(run_id, options, weights, *data)
     missing = {image_id: "no longer there" for image_id in ids if image_id not in samples}
     present = [samples[image_id] for image_id in ids if image_id in samples]
     written, skipped = predict_samples(present, model, out, provenance, options)
@@ -443,9 +443,9 @@ def predict_on_worker(
 
 @functools.lru_cache(1)
 def prepare_worker(
-    run: str, options: PredictionOptions, weights: str, *data: str
+    run_id: str, options: PredictionOptions, weights: str, *data: str
 ) -> tuple[dict, keras.Model, Provenance]:
-    """What a worker needs for all its images of one run: samples by id, network, provenance."""
+    """What a worker needs for all its images of one run: samples by id, network, provenance; kept for the run."""
     samples = {sample.id: sample for sample in expand_planes(find_samples(*data), options.project)}
     return samples, load_unet(weights, options.precision), describe_provenance(weights, options)
 

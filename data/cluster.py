@@ -46,8 +46,8 @@ def predict_on_cluster(
     Returns:
         ids written, sorted; and of those skipped id -> reason.
     """
-    run = str(time.time_ns())  # tells this run from others of the same workers
-    arguments = [run, json.dumps(dataclasses.asdict(options)), *map(os.path.abspath, paths)]
+    run_id = str(time.time_ns())  # tells this run from others of the same workers
+    arguments = [run_id, json.dumps(dataclasses.asdict(options)), *map(os.path.abspath, paths)]
     ids = [sample.id for sample in samples]
     answers = map_on_cluster(ids, Path(script).resolve(), arguments, address)
     return collect_answers(answers, len(ids))
@@ -78,7 +78,7 @@ def map_on_cluster(ids: Sequence[str], script: Path, arguments: Sequence[str], a
     paths = [argument for argument in arguments if Path(argument).is_absolute()]
     module = script.stem
 
-    def work(chunk: list[str]) -> Answer:
+    def predict_chunk(chunk: list[str]) -> Answer:
         """Runs on a worker: imports the script and calls its function."""
         if folder not in sys.path:
             sys.path.insert(0, folder)
@@ -91,9 +91,9 @@ def map_on_cluster(ids: Sequence[str], script: Path, arguments: Sequence[str], a
         raise UserError(f"{address}: {advice}") from error
     with client:
         workers = max(len(client.nthreads()), 1)  # those of a queue may come later
-        size = max(min(len(ids) // (CHUNKS_PER_WORKER * workers), MAX_CHUNK), 1)
-        chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
-        for future in as_completed(client.map(work, chunks, pure=False)):
+        chunk_size = max(min(len(ids) // (CHUNKS_PER_WORKER * workers), MAX_CHUNK), 1)
+        chunks = [ids[start : start + chunk_size] for start in range(0, len(ids), chunk_size)]
+        for future in as_completed(client.map(predict_chunk, chunks, pure=False)):
             with named_worker_errors(address, [folder, *paths]):
                 answer = future.result()
             yield answer

@@ -18,7 +18,7 @@ from PIL import Image
 from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_rows, write_whole
 from data.images import read_image
 from data.layouts import OPTIONAL_FOLDERS, RESULT_FOLDERS, SOURCE_RECORD, Sample
-from data.run_lengths import encode_runs
+from data.run_lengths import encode_run_lengths
 from data.sources import has_wildcard, source_name
 
 IMAGE_KEYS = ("image", "seen")  # keys of a provenance on one image: its size and checksum, and how it was seen
@@ -215,28 +215,28 @@ def provenance_of_run(provenance: Provenance) -> Provenance:
     return {key: value for key, value in provenance.items() if key not in IMAGE_KEYS}
 
 
-def without_seen(provenance: Provenance, run: Provenance | None = None) -> Provenance:
-    """A provenance as if it had been found out how the image is seen, but for what the options of a run say."""
+def without_seen(provenance: Provenance, wanted: Provenance | None = None) -> Provenance:
+    """A provenance with None for SEEN_OPTIONS, as if they were to be found out, but for those that `wanted` gives."""
     options = provenance.get("options")
     if not options:
         return provenance
-    said = (run or {}).get("options", {})
-    found_out = [name for name in SEEN_OPTIONS if name in options and said.get(name) is None]
+    asked = (wanted or {}).get("options", {})
+    found_out = [name for name in SEEN_OPTIONS if name in options and asked.get(name) is None]
     return provenance | {"options": options | dict.fromkeys(found_out)}
 
 
-def is_of_run(known: Provenance, run: Provenance) -> bool:
-    """Whether labels are of the weights and settings of a run; what it does not say of SEEN_OPTIONS may be any."""
-    return without_seen(provenance_of_run(known), run) == run
+def is_of_run(known: Provenance, wanted: Provenance) -> bool:
+    """Whether labels are of the weights and settings that a run wants; SEEN_OPTIONS that it leaves open may be any."""
+    return without_seen(provenance_of_run(known), wanted) == wanted
 
 
-def describe_difference(known: Provenance, run: Provenance) -> str:
-    """What of the weights and settings of labels is not that of a run, in words."""
-    if known["weights_sha256"] != run.get("weights_sha256"):
+def describe_difference(known: Provenance, wanted: Provenance) -> str:
+    """Which of the weights and settings of labels are not those that a run wants, in words."""
+    if known["weights_sha256"] != wanted.get("weights_sha256"):
         return "other weights"
-    wanted = run.get("options", {})
-    options = without_seen(known, run).get("options", {})
-    others = [f"{name} {value}, not {wanted.get(name)}" for name, value in options.items() if value != wanted.get(name)]
+    asked = wanted.get("options", {})
+    options = without_seen(known, wanted).get("options", {})
+    others = [f"{name} {value}, not {asked.get(name)}" for name, value in options.items() if value != asked.get(name)]
     return f"other options ({'; '.join(others)})" if others else "other thresholds or constants"
 
 
@@ -355,9 +355,9 @@ def save_submission(out: str | Path, ids: Iterable[str]) -> Path:
     """
     file = Path(out, "submission.csv")
     rows = (
-        {"ImageId": image_id, "EncodedPixels": runs}
+        {"ImageId": image_id, "EncodedPixels": text}
         for image_id in ids
-        for runs in encode_runs(read_image(prediction_files(out, image_id).labels)) or [""]
+        for text in encode_run_lengths(read_image(prediction_files(out, image_id).labels)) or [""]
     )
     write_rows(file, ("ImageId", "EncodedPixels"), rows)
     return file

@@ -15,7 +15,7 @@ from data.files import UserError
 from data.images import read_image
 from data.layouts import TRUTH_SUFFIXES
 from data.outputs import find_predictions, prediction_files
-from data.run_lengths import decode_runs
+from data.run_lengths import decode_run_lengths
 
 LABEL_ENDINGS = (".tif", ".tiff", ".png")  # JPEG changes numbers
 
@@ -24,15 +24,15 @@ LABEL_ENDINGS = (".tif", ".tiff", ".png")  # JPEG changes numbers
 class Predicted:
     """What is predicted for one image."""
 
-    source: Path  # label picture, or the table
+    file: Path  # label picture, or the table
     mask: Path | None = None  # None: the mask is where labels are
-    runs: tuple[str, ...] | None = None  # run lengths from a table, one text for each nucleus
+    run_lengths: tuple[str, ...] | None = None  # run lengths from a table, one text for each nucleus
 
     def files(self) -> list[Path]:
         """The files of this image; a table is of no one image."""
-        if self.runs is not None:
+        if self.run_lengths is not None:
             return []
-        return [self.source] if self.mask is None else [self.mask, self.source]
+        return [self.file] if self.mask is None else [self.mask, self.file]
 
 
 def find_predicted(source: str | Path) -> dict[str, Predicted]:
@@ -48,16 +48,16 @@ def find_predicted(source: str | Path) -> dict[str, Predicted]:
         raise UserError(f"{source}: no such folder; python Predict_masks.py --out {source} writes one")
     ours = find_predictions(source)
     if ours or (source / "labels").is_dir():
-        files = {name: prediction_files(source, name) for name in ours}
-        return {name: Predicted(known.labels, known.existing_mask()) for name, known in files.items()}
-    pictures = [file for file in sorted(source.iterdir()) if file.suffix.lower() in LABEL_ENDINGS]
-    found = {}
-    for file in pictures:
-        name = name_of_labels(file.stem)
-        if name in found:
-            raise UserError(f"{found[name].source} and {file}: both are labels of {name}; remove one")
-        found[name] = Predicted(file)
-    return found
+        files = {image_id: prediction_files(source, image_id) for image_id in ours}
+        return {image_id: Predicted(known.labels, known.existing_mask()) for image_id, known in files.items()}
+    label_files = [file for file in sorted(source.iterdir()) if file.suffix.lower() in LABEL_ENDINGS]
+    predictions = {}
+    for file in label_files:
+        image_id = name_of_labels(file.stem)
+        if image_id in predictions:
+            raise UserError(f"{predictions[image_id].file} and {file}: both are labels of {image_id}; remove one")
+        predictions[image_id] = Predicted(file)
+    return predictions
 
 
 def name_of_labels(stem: str) -> str:
@@ -78,16 +78,16 @@ def read_submission(file: Path) -> dict[str, Predicted]:
     Raises:
         UserError: a column is missing, or the file is no table.
     """
-    runs = defaultdict(list)
+    texts_of_images = defaultdict(list)
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             for row in csv.DictReader(stream):
-                texts = runs[row["ImageId"]]  # [] for an image without nuclei
+                texts = texts_of_images[row["ImageId"]]  # [] for an image without nuclei
                 if row["EncodedPixels"]:
                     texts.append(row["EncodedPixels"])
     except (KeyError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{file}: expected a table with the columns ImageId,EncodedPixels") from None
-    return {name: Predicted(file, runs=tuple(texts)) for name, texts in runs.items()}
+    return {image_id: Predicted(file, run_lengths=tuple(texts)) for image_id, texts in texts_of_images.items()}
 
 
 def read_predicted(predicted: Predicted, image_id: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,17 +104,17 @@ def read_predicted(predicted: Predicted, image_id: str, shape: tuple[int, int]) 
     Raises:
         UserError: a file or a row holds something else.
     """
-    if predicted.runs is not None:
+    if predicted.run_lengths is not None:
         labels = np.zeros(shape, np.int32)
-        for number, text in enumerate(predicted.runs, start=1):
+        for number, text in enumerate(predicted.run_lengths, start=1):
             try:
-                labels[decode_runs(text, shape)] = number
+                labels[decode_run_lengths(text, shape)] = number
             except UserError as error:
-                raise UserError(f"{predicted.source}, nucleus {number} of {image_id}: {error}") from None
+                raise UserError(f"{predicted.file}, nucleus {number} of {image_id}: {error}") from None
         return labels > 0, labels
-    labels = np.array(read_image(predicted.source))  # which may be read-only
+    labels = np.array(read_image(predicted.file))  # which may be read-only
     if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.min() < 0:
-        raise UserError(f"{predicted.source} should be one channel of whole numbers from 0 on")
+        raise UserError(f"{predicted.file} should be one channel of whole numbers from 0 on")
     if predicted.mask is None:
         return labels > 0, labels
     mask = read_image(predicted.mask)

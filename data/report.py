@@ -185,16 +185,16 @@ def sum_up(entries: Sequence[Entry]) -> dict[str, str]:
 
 def describe_provenances(entries: Iterable[Entry]) -> str:
     """Weights, options and versions in one line."""
-    runs = []
+    provenances = []
     for entry in entries:
-        run = provenance_of_run(read_provenance(entry.files.labels))
-        if run and run not in runs:
-            runs.append(run)
+        provenance = provenance_of_run(read_provenance(entry.files.labels))
+        if provenance and provenance not in provenances:
+            provenances.append(provenance)
     texts = []
-    for run in runs:
-        options = [f"{name} {value}" for name, value in run.get("options", {}).items() if value]
+    for provenance in provenances:
+        options = [f"{name} {value}" for name, value in provenance.get("options", {}).items() if value]
         options = ", ".join(options) or "default options"
-        texts.append(f"Weights with SHA-256 {run['weights_sha256'][:12]}…, {options}.")
+        texts.append(f"Weights with SHA-256 {provenance['weights_sha256'][:12]}…, {options}.")
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-image {skimage.__version__}"
     return " ".join([*(texts or ["Weights unknown."]), f"Report written with {versions}."])
 

@@ -15,7 +15,7 @@ from data.pixels import MAX_PIXELS
 SOLUTION_COLUMNS = ("ImageId", "EncodedPixels", "Height", "Width")  # columns of Kaggle's solution table
 
 
-def encode_runs(labels: np.ndarray) -> list[str]:
+def encode_run_lengths(labels: np.ndarray) -> list[str]:
     """Run lengths as Kaggle writes them: "start length …", starts from 1, down the columns.
 
     Source: https://www.kaggle.com/c/data-science-bowl-2018/overview/evaluation
@@ -26,7 +26,7 @@ def encode_runs(labels: np.ndarray) -> list[str]:
     Returns:
         K texts, that of nucleus 1 first.
 
-    >>> encode_runs(np.array([[0, 2, 2], [1, 2, 0]]))
+    >>> encode_run_lengths(np.array([[0, 2, 2], [1, 2, 0]]))
     ['2 1', '3 3']
     """
     # A run is a stretch of equal labels down the columns.
@@ -43,19 +43,19 @@ def encode_runs(labels: np.ndarray) -> list[str]:
     return [" ".join(map(str, nucleus.ravel())) for nucleus in nuclei]
 
 
-def decode_runs(runs: str, shape: tuple[int, int]) -> np.ndarray:
-    """The mask (H, W) bool of one text of `encode_runs`.
+def decode_run_lengths(text: str, shape: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) bool of one text of `encode_run_lengths`.
 
     Raises:
         UserError: an odd count, a text that is no number, a run outside the image or on another.
 
-    >>> decode_runs("2 3", (2, 2)).astype(int).tolist()
+    >>> decode_run_lengths("2 3", (2, 2)).astype(int).tolist()
     [[0, 1], [1, 1]]
     """
     try:
-        numbers = [int(word) for word in runs.split()]
+        numbers = [int(word) for word in text.split()]
     except ValueError:
-        raise UserError(f"run lengths must be whole numbers, not {runs[:40]!r}") from None
+        raise UserError(f"run lengths must be whole numbers, not {text[:40]!r}") from None
     if len(numbers) % 2:
         raise UserError(f"run lengths come in pairs, these are {len(numbers)} numbers")
     flat = np.zeros(shape[0] * shape[1], bool)
@@ -100,18 +100,18 @@ def read_solution(file: str | Path) -> dict[str, np.ndarray]:
 
 def _add_nucleus(labels: dict[str, np.ndarray], seen: set, row: dict[str, str | None]) -> None:
     """Writes the nucleus of one row into the labels of its image."""
-    image_id, runs, height, width = (row[column] for column in SOLUTION_COLUMNS)
-    if None in (image_id, runs, height, width):
+    image_id, text, height, width = (row[column] for column in SOLUTION_COLUMNS)
+    if None in (image_id, text, height, width):
         raise UserError("the row ends early")
-    if (image_id, runs) in seen:
+    if (image_id, text) in seen:
         raise UserError("the same nucleus is in an earlier row")
-    seen.add((image_id, runs))
+    seen.add((image_id, text))
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise UserError(f"height and width must be whole numbers above 0, not {height!r} and {width!r}")
     shape = (int(height), int(width))
     if shape[0] * shape[1] > MAX_PIXELS:
         raise UserError(f"its {height}×{width} pixels are too many")
-    nucleus = decode_runs(runs, shape)
+    nucleus = decode_run_lengths(text, shape)
     image_labels = labels.setdefault(image_id, np.zeros(shape, np.int32))
     if image_labels.shape != shape:
         raise UserError(f"size {shape}, in an earlier row {image_labels.shape}")

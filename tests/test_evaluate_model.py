@@ -19,7 +19,7 @@ from data.files import UserError
 from data.images import read_image
 from data.outputs import save_submission
 from data.predictions import find_predicted, read_predicted
-from data.run_lengths import encode_runs
+from data.run_lengths import encode_run_lengths
 from Preprocessed_data import image_kind
 
 # Centres between pixels, so that a disk has two halves of exactly the same area.
@@ -132,7 +132,7 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
     with solution.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["ImageId", "EncodedPixels", "Height", "Width", "Usage"])
-        for runs in encode_runs(truth):
+        for runs in encode_run_lengths(truth):
             writer.writerow(["a", runs, *SHAPE, "Public"])
     predicted = write_predictions(tmp_path / "predicted", {"a": without(truth, 2)})
     rows, skipped = Evaluate_model.evaluate(solution, predicted)

@@ -17,7 +17,7 @@ from data.files import UserError, describe_file
 from data.images import open_rows
 from data.measure import measure_image, measure_nuclei, write_table
 from data.pictures import outline_nuclei
-from data.run_lengths import decode_runs
+from data.run_lengths import decode_run_lengths
 from data.sources import Sample, find_samples
 from data.tables import save_row
 
@@ -381,7 +381,7 @@ def test_the_submission_holds_the_nuclei_of_the_label_files(tmp_path):
     assert [name for name, _ in rows] == ["empty", "a", "a", "a", "a"] and rows[0][1] == ""
     decoded = np.zeros_like(labels)
     for number, (_, runs) in enumerate(rows[1:], start=1):
-        decoded += number * decode_runs(runs, labels.shape)
+        decoded += number * decode_run_lengths(runs, labels.shape)
     np.testing.assert_array_equal(decoded, labels)
 
 

@@ -19,7 +19,7 @@ import Predict_masks
 from data import nuclei, outputs, pictures, slides, tables
 from data.images import read_image
 from data.options import DATA
-from data.run_lengths import decode_runs, encode_runs
+from data.run_lengths import decode_run_lengths, encode_run_lengths
 from data.sources import find_samples
 from Preprocessed_data import KINDS, image_kind, to_display, to_grayscale
 
@@ -161,7 +161,7 @@ def test_mask_labels_and_tables_agree_pixel_by_pixel(unet, tmp_path_factory, rad
 @MANY
 @given(arrays.arrays(np.uint16, SHAPES, elements=st.integers(0, 5)))
 def test_run_lengths_there_and_back(labels):
-    masks = [decode_runs(text, labels.shape) for text in encode_runs(labels)]
+    masks = [decode_run_lengths(text, labels.shape) for text in encode_run_lengths(labels)]
     decoded = sum((number * mask for number, mask in enumerate(masks, start=1)), 0 * labels)
     np.testing.assert_array_equal(decoded, labels)
 

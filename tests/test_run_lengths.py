@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.files import UserError
-from data.run_lengths import decode_runs, encode_runs, read_solution
+from data.run_lengths import decode_run_lengths, encode_run_lengths, read_solution
 
 # Run lengths.
 
@@ -35,8 +35,8 @@ BY_HAND = {
 @pytest.mark.parametrize("runs", BY_HAND)
 def test_run_lengths_by_hand(runs):
     mask = np.array(BY_HAND[runs], bool)
-    assert encode_runs(mask) == ([runs] if runs else [])
-    decoded = decode_runs(runs, (2, 3))
+    assert encode_run_lengths(mask) == ([runs] if runs else [])
+    decoded = decode_run_lengths(runs, (2, 3))
     assert decoded.dtype == bool
     np.testing.assert_array_equal(decoded, mask)
 
@@ -45,17 +45,17 @@ def test_run_lengths_there_and_back():
     rng = np.random.default_rng(1)
     for _ in range(200):
         labels = rng.integers(0, rng.integers(2, 6), rng.integers(1, 12, 2))
-        runs = encode_runs(labels)
+        runs = encode_run_lengths(labels)
         assert len(runs) == labels.max()
         for number, text in enumerate(runs, start=1):
             assert text == encode_slowly(labels == number)
-            np.testing.assert_array_equal(decode_runs(text, labels.shape), labels == number)
+            np.testing.assert_array_equal(decode_run_lengths(text, labels.shape), labels == number)
 
 
 @pytest.mark.parametrize("runs", ["1", "1 2 3", "a b", "1.5 2", "0 1", "1 0", "-1 2", "6 2", "7 1", "1 3 2 1"])
 def test_wrong_run_lengths_are_refused(runs):
     with pytest.raises(UserError, match="run"):
-        decode_runs(runs, (2, 3))
+        decode_run_lengths(runs, (2, 3))
 
 
 # The solution table.
