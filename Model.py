@@ -74,14 +74,14 @@ class Unet:
         self.depth = depth
         self.base_filters = base_filters
 
-    def filters(self, level: int) -> int:
-        """Filters after `level` poolings: 1, 3, 6, 12, 24 … times base_filters.
+    def filters(self, stage: int) -> int:
+        """Filters after `stage` poolings: 1, 3, 6, 12, 24 … times base_filters.
 
         They are few at full resolution, where a filter takes the most time and sees the least.
         """
-        if level == 0:
+        if stage == 0:
             return self.base_filters
-        return self.base_filters * 3 * 2 ** (level - 1)
+        return self.base_filters * 3 * 2 ** (stage - 1)
 
     def build(self) -> keras.Model:
         """Returns the model, (batch, H, W, 1) -> (batch, H, W, 2) float32 in [0, 1]."""
@@ -94,21 +94,21 @@ class Unet:
         return keras.Model(gray, x, name="unet")
 
     def contracting_path(self, x):
-        """At each level two convolutions, whose features are kept, then 2×2 max pooling."""
+        """At each stage two convolutions, whose features are kept, then 2×2 max pooling."""
         skips = []
-        for level in range(self.depth):
-            x = conv_block(x, self.filters(level), f"down{level}")
+        for stage in range(self.depth):
+            x = conv_block(x, self.filters(stage), f"down{stage}")
             skips.append(x)
-            x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
+            x = layers.MaxPooling2D(2, name=f"down{stage}_pool")(x)
         return x, skips
 
     def expansive_path(self, x, skips):
-        """At each level an up-convolution, joined with the features kept on the way down."""
-        for level in reversed(range(self.depth)):
-            filters = self.filters(level)
-            x = layers.Conv2DTranspose(filters, 2, strides=2, name=f"up{level}_upconv")(x)
-            x = layers.Concatenate(name=f"up{level}_skip")([skips[level], x])
-            x = conv_block(x, filters, f"up{level}")
+        """At each stage an up-convolution, joined with the features kept on the way down."""
+        for stage in reversed(range(self.depth)):
+            filters = self.filters(stage)
+            x = layers.Conv2DTranspose(filters, 2, strides=2, name=f"up{stage}_upconv")(x)
+            x = layers.Concatenate(name=f"up{stage}_skip")([skips[stage], x])
+            x = conv_block(x, filters, f"up{stage}")
         return x
 
 

@@ -122,12 +122,12 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
     """
     if isinstance(image, Channels):
         pairs = zip(image.names, image.planes, strict=True)
-        return [make_job(plane, options, name, index) for index, (name, plane) in enumerate(pairs)]
+        return [make_job(channel, options, name, index) for index, (name, channel) in enumerate(pairs)]
     if image.ndim == 3 and options.channel and (image == image[..., :1]).all():
         image = image[..., 0]  # a gray image in three equal channels
     if image.ndim == 3 and options.channel not in (None, "max"):
         index = pick_channels(COLOURS, options.channel)[0]
-        return [make_job(image[..., index], options, channel=index)]
+        return [make_job(image[..., index], options, channel_index=index)]
     colours = [] if options.channel else find_colours(image)
     if colours:
         on_dark = dataclasses.replace(options, background=options.background or "dark")
@@ -143,7 +143,7 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
 
 
 def make_job(
-    image: np.ndarray, options: PredictionOptions, reading: str = "", channel: int | None = None
+    image: np.ndarray, options: PredictionOptions, reading: str = "", channel_index: int | None = None
 ) -> PredictionJob:
     """The job of an image (H, W) or (H, W, 3), or of one of its channels, seen in one way, which `reading` names."""
     gray, normalization, debris = prepare_image(image, options.background)
@@ -153,7 +153,7 @@ def make_job(
         has_signal=normalization.has_signal,
         debris=debris,
         reading=reading,
-        channel=channel,
+        channel_index=channel_index,
         background=options.background,
         thumbnails=make_thumbnails(gray),
         diameter=options.diameter,
@@ -262,7 +262,7 @@ def finish_work(work: ImageWork, run: Run) -> str:
     job = choose_job(work.jobs)
     labels = finish_nuclei(job, run.network.calibration, run.options)
     work.jobs = []  # an image that waits for its turn takes memory
-    results.write_image(run, work, job, labels, to_display(take_channel(work.narrowed, job.channel)))
+    results.write_image(run, work, job, labels, to_display(take_channel(work.narrowed, job.channel_index)))
     return job.reading if labels.any() else ""
 
 
@@ -362,7 +362,7 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
         narrowed = narrow_channels(image, run.options.channel)
         work = ImageWork(sample, checksum, image, narrowed, find_pixel_size(sample, run.options))
         job = choose_slide_job(run.network, narrowed, run.options)
-        chosen = take_channel(narrowed, job.channel)
+        chosen = take_channel(narrowed, job.channel_index)
         shape = chosen.shape[:2]
         read_gray = prepare_slide(chosen, job)
         # Scale and size of the nuclei are those of nine windows.
@@ -400,11 +400,11 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
 
     The background is measured on the whole image; the job, which knew that of the windows, is told.
     """
-    has_one_colour = len(image.shape) == 3 and job.channel is not None
+    has_one_colour = len(image.shape) == 3 and job.channel_index is not None
 
     def pick(rows: np.ndarray) -> np.ndarray:
         """The colour that the job sees, or all."""
-        return rows[..., job.channel] if has_one_colour else rows
+        return rows[..., job.channel_index] if has_one_colour else rows
 
     small = pick(subsample(image, NORMALIZATION_PIXELS))
     ground = find_ground(brightness(small))

@@ -155,13 +155,13 @@ def write_kaggle_layout(source: Path, target: Path) -> None:
 def retrieve(name: str, target: Path, url: str) -> None:
     """Lets pooch download to a temporary name, compare the SHA-256 and move the file."""
     logger = pooch.get_logger()
-    level = logger.level
+    log_level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         downloader = partial(transfer, name=name)
         pooch.retrieve(url, SHA256[name], name, target.parent, downloader=downloader)
     finally:
-        logger.setLevel(level)
+        logger.setLevel(log_level)
 
 
 def transfer(url: str, temporary: str, _pooch: None, name: str) -> None:

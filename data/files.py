@@ -167,7 +167,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal or file cannot show
     tiff_log = logging.getLogger("tifffile")
-    level = tiff_log.level
+    log_level = tiff_log.level
     tiff_log.setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by our own error
     try:
         sys.exit(main())
@@ -185,7 +185,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         print(f"stopped by Ctrl-C{advice}", file=sys.stderr)
         sys.exit(130)
     finally:
-        tiff_log.setLevel(level)
+        tiff_log.setLevel(log_level)
 
 
 def figure_format(file: str | Path) -> str:

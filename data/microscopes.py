@@ -93,14 +93,14 @@ def open_scenes(file: File) -> Iterator[list[Scene]]:
 
 
 @contextmanager
-def open_scene(file: File, number: int | None = None) -> Iterator[Scene]:
+def open_scene(file: File, index: int | None = None) -> Iterator[Scene]:
     """Yields a scene of a file, None: the only one. Raises as `open_scenes`, and UserError where there is none."""
     with open_scenes(file) as scenes:
-        if number is None and len(scenes) > 1:
+        if index is None and len(scenes) > 1:
             raise UserError(f"{file}: it holds {len(scenes)} images; save the one that is meant as a file of its own")
-        if (number or 0) >= len(scenes):
+        if (index or 0) >= len(scenes):
             raise UserError(f"{file}: it was replaced and has no such image now; run the command again")
-        yield scenes[number or 0]
+        yield scenes[index or 0]
 
 
 def _longer_than_one(sizes: dict[str, int]) -> dict[str, int]:
@@ -132,21 +132,21 @@ def _list_czi(path: Path, stack: ExitStack) -> list[Scene]:
     sides = [metadata.findtext(f"Metadata/Scaling/Items/Distance[@Id='{axis}']/Value") for axis in "XY"]
     sides = tuple(float(side) * MICROMETRES_A_METRE for side in sides) if all(sides) else None
     scenes = []
-    for number, rectangle in rectangles.items():
+    for index, rectangle in rectangles.items():
         shorter = min(rectangle.h, rectangle.w)
         count = max(int(math.log2(shorter / MIN_LEVEL_SIDE)), 0) + 1
         levels = tuple((rectangle.h >> level, rectangle.w >> level) for level in range(count))
-        read = partial(_read_czi, document, number, rectangle)
+        read = partial(_read_czi, document, index, rectangle)
         scenes.append(Scene(sizes, levels, read, names, sides, reads_regions=True))
     return scenes
 
 
 def _read_czi(
-    document, number: int | None, rectangle, level: int, start: int, stop: int, c: int, z: int, t: int
+    document, scene_index: int | None, rectangle, level: int, start: int, stop: int, c: int, z: int, t: int
 ) -> np.ndarray:
     step = 2**level
     region = (rectangle.x, rectangle.y + start * step, rectangle.w // step * step, (stop - start) * step)
-    values = document.read(region, {"C": c, "Z": z, "T": t}, number, 1 / step)
+    values = document.read(region, {"C": c, "Z": z, "T": t}, scene_index, 1 / step)
     return values[..., 0] if values.shape[-1] == 1 else values[..., ::-1]  # blue, green, red in the file
 
 
@@ -167,7 +167,7 @@ def _list_nd2(path: Path, stack: ExitStack) -> list[Scene]:
     if channels and all(channels[0].volume.axesCalibrated[:2]):
         sides = tuple(file.voxel_size()[:2])
     names = _first_distinct([channel.channel.name for channel in channels])
-    frames = {tuple(indices.get(axis, 0) for axis in "PTZ"): number for number, indices in enumerate(file.loop_indices)}
+    frames = {tuple(indices.get(axis, 0) for axis in "PTZ"): frame for frame, indices in enumerate(file.loop_indices)}
     positions = range(file.sizes.get("P", 1))
     return [
         Scene(sizes, (shape[1:3],), partial(_read_nd2, file, frames, shape, position), names, sides)

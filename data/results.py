@@ -38,7 +38,7 @@ from data.slides import iterate_strips
 from data.sources import Sample
 from data.tables import report_tables, save_geojson, save_measurements, save_rois
 
-PLANE = re.compile(r"_[stz]\d+$")  # one end of the id of a plane or scene, as `data.stacks.expand_planes` makes it
+PLANE_SUFFIX = re.compile(r"_[stz]\d+$")  # ends the id of a plane or scene, see `data.stacks.expand_planes`
 OVERLAY_PIXELS = 2048 * 2048  # pixels of the reduced overlay of a large image
 
 
@@ -182,7 +182,7 @@ def find_counted_twice(ids: Sequence[str]) -> list[str]:
     """
     wholes = set()
     for image_id in ids:
-        while PLANE.search(image_id):
-            image_id = PLANE.sub("", image_id)
+        while PLANE_SUFFIX.search(image_id):
+            image_id = PLANE_SUFFIX.sub("", image_id)
             wholes.add(image_id)
     return sorted(wholes & set(ids))

@@ -65,7 +65,7 @@ class PredictionJob:
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
     reading: str = ""  # channel or background that was tried; "" for the usual one
-    channel: int | None = None  # index of the one that is seen: of `narrow_channels`, or red, green, blue; None: all
+    channel_index: int | None = None  # the one that is seen: of `narrow_channels`, or red, green, blue; None: all
     background: str | None = None  # "dark" or "bright", where it was given or tried
     must_be_confluent: bool = False  # True: it counts only if `is_confluent`, or if the first job finds nothing
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # from `make_thumbnails`
@@ -95,7 +95,7 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
         return jobs[0]  # which need not have been predicted
     scores = [score_nuclei(job) for job in jobs]
     best, second = np.argsort([-score for score in scores], kind="stable")[:2]
-    if jobs[best].channel is not None and scores[second] * SURE_CHANNEL > scores[best]:
+    if jobs[best].channel_index is not None and scores[second] * SURE_CHANNEL > scores[best]:
         likely = [jobs[best], jobs[second]]
         names = " and ".join(f"{job.reading} ({job.labels_future.result().max()} found)" for job in likely)
         raise UserError(f"its channels {names} both look like nuclei; choose one with --channel")

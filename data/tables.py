@@ -75,8 +75,8 @@ def name_channel(image: np.ndarray | TiffRows | SceneRows | Channels, job: Predi
     """The channel in which nuclei were sought; "" for a gray image, and for colours that were seen together."""
     if isinstance(image, Channels) and wanted not in (None, "max"):
         return image.names[pick_channels(image.names, wanted)[0]]
-    if job.channel is not None:
-        return job.reading or COLOURS[job.channel]
+    if job.channel_index is not None:
+        return job.reading or COLOURS[job.channel_index]
     return "max" if wanted == "max" else ""
 
 
@@ -147,7 +147,7 @@ def save_rois(out: str | Path, ids: Sequence[str]) -> None:
         files.rois.parent.mkdir(exist_ok=True)
         try:
             with open_rows(files.labels) as labels:
-                write_rois(files.rois, labels, **read_plane(files))
+                write_rois(files.rois, labels, **find_plane(files))
         except UserError as error:
             print(f"no ROIs: {error}", file=sys.stderr)
 
@@ -158,9 +158,9 @@ def save_geojson(out: str | Path, ids: Sequence[str]) -> None:
         files = prediction_files(out, image_id)
         files.geojson.parent.mkdir(exist_ok=True)
         with open_rows(files.labels) as labels:
-            write_geojson(files.geojson, labels, image_id, files.nuclei, **read_plane(files))
+            write_geojson(files.geojson, labels, image_id, files.nuclei, **find_plane(files))
 
 
-def read_plane(files: PredictionFiles) -> dict[str, int | None]:
+def find_plane(files: PredictionFiles) -> dict[str, int | None]:
     """The plane of a stack that labels are of: {"z": …, "t": …}, as labels/ID.tif says it; {} of other images."""
     return (read_provenance(files.labels).get("seen") or {}).get("plane") or {}

@@ -19,7 +19,7 @@ from data.runs import ImageWork, Run
 from data.scales import Network, PredictionJob
 from data.sources import Sample, find_samples
 from data.stacks import expand_planes
-from data.tables import read_plane, save_rois
+from data.tables import find_plane, save_rois
 
 
 def replace_as_windows(source, target):
@@ -82,7 +82,7 @@ def test_outlines_of_a_stack_know_their_plane(tmp_path):
     samples = expand_planes(find_samples(tmp_path / "a.tif"), None)
     Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", {"weights_sha256": "one"})
     files = outputs.prediction_files(tmp_path / "out", "a_t1_z2")
-    assert read_plane(files) == {"z": 2, "t": 1}
+    assert find_plane(files) == {"z": 2, "t": 1}
     save_rois(tmp_path / "out", ["a_t1_z2"])
     (roi,) = roifile.roiread(files.rois)
     assert (roi.z_position, roi.t_position) == (3, 2)  # Fiji counts from 1
