@@ -351,8 +351,8 @@ def save_scores(rows: Sequence[dict], out: str | Path) -> Path:
         for score, (mean, low, high) in summarise(group).items()
     ]
     write_rows(Path(out, "summary.csv"), summaries[0], summaries)
-    with write_whole(Path(out, "scores.png")) as part:
-        draw_scores(rows).savefig(part, dpi=110)
+    with write_whole(Path(out, "scores.png")) as temporary:
+        draw_scores(rows).savefig(temporary, dpi=110)
     print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")
     return file
 

@@ -195,9 +195,9 @@ def separate_job(job: PredictionJob, calibration: Calibration) -> np.ndarray:
 
 def find_right(table: coo_array) -> np.ndarray:
     """(K,) bool: whether each predicted nucleus of an `overlap_table` overlaps a true one by an IoU above 0.5."""
-    (_, columns, _), iou = pair_overlaps(table)
+    _, predicted, _, iou = pair_overlaps(table)
     is_right = np.zeros(table.shape[1], bool)
-    is_right[columns[iou > THRESHOLDS[0]]] = True
+    is_right[predicted[iou > THRESHOLDS[0]]] = True
     return is_right[1:]
 
 

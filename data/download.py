@@ -176,12 +176,12 @@ def transfer(url: str, temporary: str, _pooch: None, name: str) -> None:
 
 def check_content(path: Path, name: str) -> None:
     """Raises ValueError if a file begins wrongly or, where no hash is known, its zip is broken."""
-    first = FIRST_BYTES[Path(name).suffix]
+    expected = FIRST_BYTES[Path(name).suffix]
     with path.open("rb") as file:
-        begins = file.read(len(first))
-    if begins != first:
+        begins = file.read(len(expected))
+    if begins != expected:
         page = " of a web page" if begins.lstrip().startswith(b"<") else ""
-        raise ValueError(f"expected {first!r} as first bytes, but got {begins!r}{page}")
+        raise ValueError(f"expected {expected!r} as first bytes, but got {begins!r}{page}")
     if SHA256[name] is None and name.endswith(".zip"):
         try:
             with zipfile.ZipFile(path) as archive:

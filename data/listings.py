@@ -21,17 +21,17 @@ MAX_ENTRY_BYTES = 2**31  # size of the largest file that is read from an archive
 def list_folder(folder: Path, left_out: LeftOut) -> list[tuple[PathParts, File]]:
     """All files below a folder, sorted; adds broken links to `left_out`."""
     files = []
-    seen = set()
+    visited = set()
 
     def stop(error: OSError) -> NoReturn:
         """Lets a folder that cannot be read end the search, instead of being left out in silence."""
         raise error
 
     for root, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        if os.path.realpath(root) in seen:  # a link to a folder above it has no end
+        if os.path.realpath(root) in visited:  # a link to a folder above it has no end
             folders.clear()
             continue
-        seen.add(os.path.realpath(root))
+        visited.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in names:
             path = Path(root, name)

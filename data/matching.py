@@ -80,7 +80,7 @@ def count_matches(table: np.ndarray | coo_array, threshold: float) -> tuple[int,
     """
     if threshold < 0.5:
         raise ValueError(f"expected an IoU threshold of at least 0.5, got {threshold}")
-    matches = int((pair_overlaps(table)[1] > threshold).sum())
+    matches = int((pair_overlaps(table)[-1] > threshold).sum())
     return matches, table.shape[1] - 1 - matches, table.shape[0] - 1 - matches
 
 
@@ -113,7 +113,7 @@ def panoptic_quality(table: np.ndarray | coo_array) -> tuple[float, float, float
     >>> panoptic_quality(np.array([[0, 0, 4], [1, 9, 0]]))  # IoU 0.9 and one false
     (0.6, 0.9, 0.6666666666666666)
     """
-    _, iou = pair_overlaps(table)
+    *_, iou = pair_overlaps(table)
     matched = iou[iou > THRESHOLDS[0]]
     recognition = f1_score(table, THRESHOLDS[0])
     if not len(matched):
@@ -135,16 +135,16 @@ def aggregated_jaccard(table: np.ndarray | coo_array) -> float:
     table = coo_array(table)
     true_areas = table.sum(axis=1)
     predicted_areas = table.sum(axis=0)
-    (rows, columns, shared), iou = pair_overlaps(table)
-    order = np.lexsort((columns, -iou, rows))
-    _, first = np.unique(rows[order], return_index=True)
-    best = order[first]  # of each true nucleus with an overlap
+    true, predicted, shared, iou = pair_overlaps(table)
+    order = np.lexsort((predicted, -iou, true))
+    _, starts = np.unique(true[order], return_index=True)
+    best = order[starts]  # of each true nucleus with an overlap
     is_taken = np.zeros(len(predicted_areas), bool)
-    is_taken[columns[best]] = True
+    is_taken[predicted[best]] = True
     is_overlapped = np.zeros(len(true_areas), bool)
-    is_overlapped[rows[best]] = True
+    is_overlapped[true[best]] = True
     both = shared[best].sum()
-    union = (true_areas[rows[best]] + predicted_areas[columns[best]]).sum() - both
+    union = (true_areas[true[best]] + predicted_areas[predicted[best]]).sum() - both
     union += true_areas[1:][~is_overlapped[1:]].sum() + predicted_areas[1:][~is_taken[1:]].sum()
     return float(ratio(both, union))
 
@@ -170,12 +170,12 @@ def find_errors(table: np.ndarray | coo_array) -> dict[str, np.ndarray]:
     table = coo_array(table)
     true_areas = table.sum(axis=1)
     predicted_areas = table.sum(axis=0)
-    (rows, columns, shared), _ = pair_overlaps(table)
-    covered_of_true = np.bincount(rows, shared, len(true_areas))  # pixels
-    covered_of_predicted = np.bincount(columns, shared, len(predicted_areas))
+    true, predicted, shared, _ = pair_overlaps(table)
+    covered_of_true = np.bincount(true, shared, len(true_areas))  # pixels
+    covered_of_predicted = np.bincount(predicted, shared, len(predicted_areas))
     # How many true nuclei each predicted one holds more than half of, and the other way round.
-    true_held = np.bincount(columns[shared > true_areas[rows] / 2], minlength=len(predicted_areas))
-    predicted_held = np.bincount(rows[shared > predicted_areas[columns] / 2], minlength=len(true_areas))
+    true_held = np.bincount(predicted[shared > true_areas[true] / 2], minlength=len(predicted_areas))
+    predicted_held = np.bincount(true[shared > predicted_areas[predicted] / 2], minlength=len(true_areas))
     errors = {
         "missed": covered_of_true < true_areas / 2,
         "false": covered_of_predicted < predicted_areas / 2,
@@ -213,17 +213,17 @@ def paired_difference(scores: Sequence[float], other_scores: Sequence[float]) ->
     return mean, *bootstrap_interval(differences)
 
 
-def pair_overlaps(table: np.ndarray | coo_array) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+def pair_overlaps(table: np.ndarray | coo_array) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The pairs of a true and a predicted nucleus that share pixels.
 
     Returns:
-        rows, columns and pixels (pairs,) of the table, and the IoU of each pair.
+        row of the true one, column of the predicted one, pixels in common, and IoU of each pair, all (pairs,).
     """
     table = coo_array(table)
-    rows, columns = table.coords
-    is_pair = (rows > 0) & (columns > 0) & (table.data > 0)
-    union = table.sum(axis=1)[rows] + table.sum(axis=0)[columns] - table.data
-    return (rows[is_pair], columns[is_pair], table.data[is_pair]), table.data[is_pair] / union[is_pair]
+    true, predicted = table.coords
+    is_pair = (true > 0) & (predicted > 0) & (table.data > 0)
+    union = table.sum(axis=1)[true] + table.sum(axis=0)[predicted] - table.data
+    return true[is_pair], predicted[is_pair], table.data[is_pair], table.data[is_pair] / union[is_pair]
 
 
 def check_same_shape(truth: np.ndarray, predicted: np.ndarray) -> None:

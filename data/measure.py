@@ -69,11 +69,11 @@ def measure_nuclei(
     if labels.shape != image.shape[:2]:
         raise ValueError(f"labels are {labels.shape}, the image is {image.shape[:2]}")
     height = labels.shape[0]
-    windows = [
+    tables = [
         measure_window(labels[top:stop], image[top:stop], numbers, top, height, channel_names)
         for numbers, top, stop in iterate_windows(labels)
     ]
-    columns = {key: np.concatenate([window[key] for window in windows]) for key in windows[0]}
+    columns = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     order = np.argsort(columns["label"])
     columns = {"image": np.full(len(order), image_id)} | {key: column[order] for key, column in columns.items()}
     columns["nearest_neighbor_distance_px"] = find_neighbor_distances(columns)
@@ -97,29 +97,29 @@ def iterate_windows(labels: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]
         numbers (K,) int, ascending; the first row, and the row after the last.
     """
     height = labels.shape[0]
-    first, last = find_rows(labels)
+    first_rows, last_rows = find_rows(labels)
     for start in range(0, height, STRIP):
         stop = min(start + STRIP, height)
-        numbers = np.flatnonzero((start <= last) & (last < stop))
-        yield numbers, int(first[numbers].min(initial=start)), stop
+        numbers = np.flatnonzero((start <= last_rows) & (last_rows < stop))
+        yield numbers, int(first_rows[numbers].min(initial=start)), stop
 
 
 def find_rows(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and last row of each number from 0 in labels (H, W), read strip by strip; the last is -1 for no row."""
     height, width = labels.shape
-    first = np.zeros(1, np.int64)
-    last = np.full(1, -1)
+    first_rows = np.zeros(1, np.int64)
+    last_rows = np.full(1, -1)
     for start in range(0, height, STRIP):
         strip = np.asarray(labels[start : start + STRIP]).ravel()
         positions = np.flatnonzero(strip)
         numbers = strip[positions]
         rows = start + positions // width
-        missing = max(int(numbers.max(initial=0)) + 1 - len(first), 0)
-        first = np.pad(first, (0, missing), constant_values=height)
-        last = np.pad(last, (0, missing), constant_values=-1)
-        np.minimum.at(first, numbers, rows)
-        last[numbers] = rows  # where several pixels have one number, the last counts
-    return first, last
+        missing = max(int(numbers.max(initial=0)) + 1 - len(first_rows), 0)
+        first_rows = np.pad(first_rows, (0, missing), constant_values=height)
+        last_rows = np.pad(last_rows, (0, missing), constant_values=-1)
+        np.minimum.at(first_rows, numbers, rows)
+        last_rows[numbers] = rows  # where several pixels have one number, the last counts
+    return first_rows, last_rows
 
 
 def measure_window(

@@ -53,16 +53,16 @@ def group_rings(labels: np.ndarray) -> Iterator[tuple[int, list[Ring]]]:
     rings = {}
     is_done = np.zeros(len(owners), bool)
     following = following.tolist()
-    for first in range(len(owners)):
-        if is_done[first]:
+    for start in range(len(owners)):
+        if is_done[start]:
             continue
         edges = []
-        edge = first
+        edge = start
         while not is_done[edge]:
             is_done[edge] = True
             edges.append(edge)
             edge = following[edge]
-        rings.setdefault(int(owners[first]), []).extend(split_ring(drop_straight(corners[edges])))
+        rings.setdefault(int(owners[start]), []).extend(split_ring(drop_straight(corners[edges])))
     yield from sorted(rings.items())
 
 
@@ -99,9 +99,9 @@ def trace_edges(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     # A turn to the right stays at the same pixel, so that pixels that touch at a corner are apart.
     for turn in (1, 0, 3):
         wanted = ends * 4 + (directions + turn) % 4
-        found = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-        is_new = (following < 0) & (keys[found] == wanted)
-        following[is_new] = found[is_new]
+        indices = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+        is_new = (following < 0) & (keys[indices] == wanted)
+        following[is_new] = indices[is_new]
     return owners, np.stack([rows, columns], axis=1), following
 
 

@@ -97,9 +97,9 @@ def find_neighbours(labels: np.ndarray) -> list[set[int]]:
     pairs = [np.stack([grown[:, :-1].ravel(), grown[:, 1:].ravel()]), np.stack([grown[:-1].ravel(), grown[1:].ravel()])]
     pairs = np.concatenate(pairs, axis=1)
     pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs.min(axis=0) > 0)]
-    for first, second in np.unique(pairs, axis=1).T.tolist():
-        neighbours[first].add(second)
-        neighbours[second].add(first)
+    for one, other in np.unique(pairs, axis=1).T.tolist():
+        neighbours[one].add(other)
+        neighbours[other].add(one)
     return neighbours
 
 
@@ -150,15 +150,15 @@ def find_outcomes(truth: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     """
     table = overlap_table(truth, labels)
     errors = find_errors(table)
-    (rows, columns, shared), _ = pair_overlaps(table)
-    is_piece = errors["split"][rows] & (shared > table.sum(axis=0)[columns] / 2)
+    true, predicted, shared, _ = pair_overlaps(table)
+    is_piece = errors["split"][true] & (shared > table.sum(axis=0)[predicted] / 2)
     true_outcomes = np.zeros(table.shape[0], np.uint8)
     true_outcomes[errors["missed"]] = MISSED
     true_outcomes[errors["split"]] = SPLIT
     predicted_outcomes = np.full(table.shape[1], FOUND, np.uint8)
     predicted_outcomes[0] = 0
     predicted_outcomes[errors["false"]] = FALSE
-    predicted_outcomes[columns[is_piece]] = SPLIT
+    predicted_outcomes[predicted[is_piece]] = SPLIT
     predicted_outcomes[errors["merged"]] = MERGED
     return true_outcomes, predicted_outcomes
 

@@ -84,8 +84,8 @@ def write_report(
     places = describe_page(Path(out), entries, len(shown))
     page = frame.substitute(places, skipped=list_skipped(skipped or {}), cards="".join(cards))
     file = Path(out, REPORT)
-    with write_whole(file) as part:
-        part.write_text(page, encoding="utf-8")
+    with write_whole(file) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return file
 
 
@@ -128,7 +128,7 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
     images = count_of(len(entries), "image")
     heading = f"{count_nuclei(sum(entry.row['count'] for entry in entries))} in {images}"
     folder = out.resolve().name
-    first = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"
+    order = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"
     left_out = f"; the first {shown:,} of {len(entries):,} are shown" if shown < len(entries) else ""
     score_filters = ""
     legend = ""
@@ -148,7 +148,7 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
     return {
         "title": escape(f"{heading}: {folder}"),
         "heading": heading,
-        "lead": escape(f"Folder {folder}, {first}{left_out}"),
+        "lead": escape(f"Folder {folder}, {order}{left_out}"),
         "totals": "".join(
             f"<div><dt>{swatch(name)}{name}</dt><dd>{value}</dd></div>" for name, value in sum_up(entries).items()
         ),

@@ -154,10 +154,10 @@ def is_noise(contrast: float, count: int) -> bool:
 def start_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor) -> None:
     """Predicts images at their first scale, which is full size but for very wide nuclei or a given diameter."""
     estimate_diameters(network, [job for job in jobs if job.diameter is None])
-    for first, group in sorted(_group_by([first_halvings(job) for job in jobs], jobs).items()):
-        if first > 0:  # for very wide nuclei
+    for halvings, group in sorted(_group_by([first_halvings(job) for job in jobs], jobs).items()):
+        if halvings > 0:  # for very wide nuclei
             group = drop_sure_narrow(network, group, pool)
-        predict_jobs(network, group, pool, first)
+        predict_jobs(network, group, pool, halvings)
 
 
 def _group_by(keys: Sequence, jobs: Sequence[PredictionJob]) -> dict[Any, list[PredictionJob]]:
@@ -221,8 +221,8 @@ def refine_jobs(network: Network, jobs: Sequence[PredictionJob], pool: Executor)
         # The diameter counts at the first size. Where that is half of the image's, nuclei 70 pixels wide are 35 there,
         # more than 33: so the image is predicted at a quarter of its size too.
         wide = [job for job in jobs if find_width(job) > diameter * 2 ** max(first_halvings(job), 0)]
-        for first, group in sorted(_group_by([first_halvings(job) for job in wide], wide).items()):
-            predict_jobs(network, group, pool, first + step)
+        for halvings, group in sorted(_group_by([first_halvings(job) for job in wide], wide).items()):
+            predict_jobs(network, group, pool, halvings + step)
 
 
 def find_width(job: PredictionJob) -> float:

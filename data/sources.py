@@ -314,13 +314,13 @@ def _name_images(
     """
     # An archive often holds one folder that holds all.
     top_folders = {folder[:1] for folder in plain}
-    first = 1 if source.is_file() and len(top_folders) == 1 else 0
+    start = 1 if source.is_file() and len(top_folders) == 1 else 0
     samples = []
     for folder, images in plain.items():
         stems = {image.stem for image in images}
         for image in images:
             stem = nnunet_name(folder, image.stem, stems, folders)
-            names = _without_images(folder[first:] if stem is None else folder[first:-1])
+            names = _without_images(folder[start:] if stem is None else folder[start:-1])
             stem = stem or image.stem
             samples.append(Sample("__".join((*names, stem)), image))
             places[str(image)] = folder, stem

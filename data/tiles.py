@@ -43,19 +43,19 @@ def group_tiles(images: Sequence[np.ndarray]) -> np.ndarray:
             first_lines = np.stack([brightness(image[[0]]).ravel() for image in turned])
             for a, b in _match_edges(last_lines, first_lines):
                 pairs.append((members[a], members[b]))
-    rows, columns = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(images), len(images)))
+    links = np.array(pairs, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs)), tuple(links)), shape=(len(images), len(images)))
     return connected_components(graph, directed=False)[1]
 
 
 def _find_copies(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     """Pairs each image with the first one of the same brightness, often itself."""
-    firsts = {}
+    originals = {}
     pairs = []
     for index, image in enumerate(images):
         digest = hashlib.sha256(brightness(image).tobytes()).digest()
-        first = firsts.setdefault((image.shape[:2], digest), index)
-        pairs.append((first, index))
+        original = originals.setdefault((image.shape[:2], digest), index)
+        pairs.append((original, index))
     return pairs
 
 
