@@ -17,7 +17,7 @@ Exit code 1: broken images were named and skipped.
     python Evaluate_model.py --truth stage1_solution.csv --predicted submission.csv
 """
 
-from data.options import UNKNOWN_KIND, evaluate_model_parser
+from data.options import SEED, UNKNOWN_KIND, evaluate_model_parser
 
 if __name__ == "__main__":
     evaluate_model_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -35,7 +35,6 @@ from tqdm import tqdm
 from data.channels import likely_channel
 from data.files import UserError, hash_file, run_script, write_rows, write_whole
 from data.matching import (
-    SEED,
     THRESHOLDS,
     aggregated_jaccard,
     average_precision,
@@ -70,7 +69,7 @@ SCORES = list(TITLES)
 COUNTS = ("missed", "false", "merged", "split")
 SCORE_COLUMNS = ("id", "kind", "height", "width", "nuclei_true", "nuclei_predicted", *SCORES, *COUNTS)
 COMPARED_SCORES = ("dice", "ap", "ap50", "f1_50", "pq")
-COLORS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
+KIND_COLOURS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
 MIN_BOX = 5  # images; fewer are drawn as points only
 
 
@@ -372,7 +371,7 @@ def draw_scores(rows: Sequence[dict]) -> Figure:
     left, right = figure.subplots(1, 2)
     rng = np.random.default_rng(SEED)
     for place, (kind, group) in enumerate(groups.items()):
-        color = COLORS[place % len(COLORS)]
+        color = KIND_COLOURS[place % len(KIND_COLOURS)]
         dice = [row["dice"] for row in group]
         jitter = rng.uniform(-0.2, 0.2, len(dice))
         left.scatter(dice, place + jitter, 14, color, alpha=0.4, lw=0)

@@ -24,7 +24,7 @@ CONTRACTING = "#3b6fb6"  # colours of the feature maps
 COPIED = "#b9d0ee"
 EXPANSIVE = "#2a9d8f"
 GRAY = "#64748b"  # colour of the texts beside the boxes
-EXAMPLE_SIDE = 1.6  # inches
+EXAMPLE_INCHES = 1.6  # inches
 
 
 @dataclass
@@ -60,8 +60,8 @@ def draw_unet(model, depth: int, file: str | Path, example: Sequence[np.ndarray]
 
     maps = _feature_maps(model, DEEPEST_SIZE * 2**depth)
     # One unit of the axes is one inch, so boxes and texts keep their scale at every depth.
-    left = -1.5 - (EXAMPLE_SIDE if example else 0)
-    right = maps[-1].right + 1.5 + (EXAMPLE_SIDE if example else 0)
+    left = -1.5 - (EXAMPLE_INCHES if example else 0)
+    right = maps[-1].right + 1.5 + (EXAMPLE_INCHES if example else 0)
     bottom = min(box.low for box in maps) - 1.1
     top = 1.4
     figure = Figure(figsize=(right - left, top - bottom), facecolor="white")
@@ -176,7 +176,7 @@ def _draw_sizes(axes, maps: list[FeatureMap]) -> None:
 def _draw_example(axes, maps: list[FeatureMap], example: Sequence[np.ndarray]) -> None:
     """Shows gray before the first box, and the probabilities of nucleus and border, one above the other, at the end."""
     gray, nucleus, border = example
-    side = EXAMPLE_SIDE
+    side = EXAMPLE_INCHES
     middle = (maps[0].top + maps[0].low) / 2
     before = maps[0].left - 1.4 - side
     after = maps[-1].right + 1.4

@@ -36,8 +36,8 @@ LARGEST_PIECE = 0.5  # share of the picture; no nucleus covers more
 MAX_ROI_BYTES = 2**26
 AREA_ROIS = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 
-Ring = np.ndarray  # (N, 2) float: x, y; whole numbers are pixel corners, centres lie at .5
-Outline = list[Ring]  # the rings of one nucleus: outer ones, and those of holes
+# The rings of one nucleus, outer ones and those of holes: (N, 2) float: x, y; whole numbers are corners of pixels.
+Outline = list[np.ndarray]
 
 
 def read_label_file(file: File, shape: tuple[int, int]) -> np.ndarray:

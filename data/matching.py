@@ -17,7 +17,7 @@ from skimage.segmentation import relabel_sequential
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 RESAMPLES = 2000  # bootstrap resamples of the images
 MIN_RESAMPLED = 5  # images; the interval of a bootstrap of fewer is far too narrow
-SEED = 2018  # seed of the bootstrap: same scores, same interval
+BOOTSTRAP_SEED = 2018  # same scores, same interval
 
 
 def dice_score(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -191,7 +191,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     """Returns the 95 % percentile interval of the mean of (N,) scores; nan if N is below MIN_RESAMPLED."""
     if len(values) < MIN_RESAMPLED:
         return np.nan, np.nan
-    draws = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    draws = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(RESAMPLES, len(values)))
     return tuple(np.percentile(values[draws].mean(axis=1), (2.5, 97.5)))
 
 

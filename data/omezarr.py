@@ -17,7 +17,7 @@ from data.images import open_rows
 from data.outputs import prediction_files
 from data.tiffs import TiffRows
 
-VERSION = "0.5"  # version of OME-Zarr
+OME_ZARR_VERSION = "0.5"
 AXES = ("y", "x")
 CHUNK = 512  # pixels, side of a chunk; so many rows are in memory at once
 SMALLEST_SIDE = 256  # pixels; levels are halved until their shorter side is below it
@@ -102,4 +102,4 @@ def describe_labels(image_id: str, level_count: int, pixel_size: float | None) -
         "type": "nearest",
         "metadata": {"description": "each level holds every second row and column of the level before"},
     }
-    return {"version": VERSION, "multiscales": [multiscale], "image-label": {"version": VERSION}}
+    return {"version": OME_ZARR_VERSION, "multiscales": [multiscale], "image-label": {"version": OME_ZARR_VERSION}}

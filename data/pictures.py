@@ -58,7 +58,7 @@ CELL_GRAY = 36  # gray beside a picture of another shape
 SHEET_DPI = 110
 LABEL_PIXELS = 2048 * 2048  # pixels of the reduced labels that the thumbnail of a large image is made from
 COMPARED_IMAGES = 5  # in comparison.png
-SHOWN_IMAGES = 8  # in predictions.png
+SHOWN_PREDICTIONS = 8  # in predictions.png
 TITLE_LENGTH = 32  # characters of an id
 DISPLAY_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY")  # set where Linux has a screen
 
@@ -292,7 +292,7 @@ def show_predictions(out: str | Path) -> Path:
         raise UserError(f"{out}: no masks; python Predict_masks.py writes some")
     pictures = []
     titles = []
-    for index in np.unique(np.linspace(0, len(ids) - 1, SHOWN_IMAGES).astype(int)):
+    for index in np.unique(np.linspace(0, len(ids) - 1, SHOWN_PREDICTIONS).astype(int)):
         files = prediction_files(out, ids[index])
         with open_rows(files.labels) as labels:
             nuclei = max(int(strip.max()) for strip in iterate_strips(labels))

@@ -27,7 +27,7 @@ WEBP_QUALITY = 72
 BINS = 24  # bars of a histogram
 BAR_HEIGHT = 40  # pixels, height of the fullest bar
 ERRORS = tuple(name for name in OUTCOME_COLOURS if name != "found")
-SCORES = ("dice", "ap")
+SHOWN_SCORES = ("dice", "ap")
 CARD = Template("""\
 <article tabindex="-1" data-id="$id" data-kind="$kind" data-marks="$marks" data-count="$count" data-rank="$rank"$scores>
 <div class="name"><h2>$id</h2><span class="chip">$kind</span>$warnings</div>
@@ -70,7 +70,7 @@ class Entry:
 def draw_card(rank: int, entry: Entry, read_truth: ReadTruth | None) -> str:
     """The HTML of one image; `rank` is its place in the order of the page."""
     row = entry.row
-    scores = {name: entry.score[name] for name in SCORES} if entry.score else {}
+    scores = {name: entry.score[name] for name in SHOWN_SCORES} if entry.score else {}
     if scores:
         scores["errors"] = str(sum(entry.errors().values()))
     return CARD.substitute(
@@ -127,7 +127,7 @@ def describe_outcome(entry: Entry) -> str:
     """Scores and errors of an image; "" without a truth."""
     if not entry.score:
         return ""
-    dice, ap = (f"{float(entry.score[name]):.3f}" for name in SCORES)
+    dice, ap = (f"{float(entry.score[name]):.3f}" for name in SHOWN_SCORES)
     errors = [f"<span>{swatch(name)}{count} {name}</span>" for name, count in entry.errors().items() if count]
     errors = "".join(errors) or '<span class="none">none missed, false, split or merged</span>'
     return f'<p class="scores">Dice <b>{dice}</b>, AP <b>{ap}</b></p><p class="errors">{errors}</p>'
