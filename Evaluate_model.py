@@ -88,7 +88,7 @@ def evaluate(
         weights: file that the predictions must be of; None: any.
 
     Returns:
-        rows: for every scored image a dict of `id`, `kind` and what `score_image` returns.
+        score_rows: for every scored image a dict of `id`, `kind` and what `score_image` returns.
         skipped: ids of images with a broken file, each named on stderr.
 
     Raises:
@@ -100,29 +100,29 @@ def evaluate(
     ignored = predictions.keys() - truths.keys()
     if ignored:
         print(f"ignored {len(ignored)} predictions in {predicted_source} without truth in {truth_source}")
-    files_of_ids = [predictions[name].files() for name in ids]
+    files_of_ids = [predictions[image_id].files() for image_id in ids]
     check_provenance([files[-1] for files in files_of_ids if files], weights)  # the labels; a table has no files
-    rows = []
+    score_rows = []
     skipped = []
-    for name in tqdm(ids, desc="scoring", unit="image", disable=None):
+    for image_id in tqdm(ids, desc="scoring", unit="image", disable=None):
         try:
-            truth, kind = read_truth(truths[name])
-            mask, labels = read_predicted(predictions[name], name, truth.shape)
+            truth, kind = read_truth(truths[image_id])
+            mask, labels = read_predicted(predictions[image_id], image_id, truth.shape)
         except (OSError, UserError) as error:
-            tqdm.write(f"skipped {name}: {error}", file=sys.stderr)
-            skipped.append(name)
+            tqdm.write(f"skipped {image_id}: {error}", file=sys.stderr)
+            skipped.append(image_id)
             continue
         # Of one file mask and labels have one shape; a table has none of its own.
-        for file, shape in zip(predictions[name].files(), (mask.shape, labels.shape), strict=False):
+        for file, shape in zip(predictions[image_id].files(), (mask.shape, labels.shape), strict=False):
             if shape != truth.shape:  # the files are of other images: stop
                 raise UserError(f"{file} is {shape} but the truth is {truth.shape}")
-        rows.append({"id": name, "kind": kind, **score_image(truth, mask, labels)})
-    pictures = [truths[row["id"]] for row in rows if isinstance(truths[row["id"]], Sample)]
-    if any(sample.truths for sample in pictures):
-        print(f"truth: {describe_formats(pictures)}")
-    if not rows:
+        score_rows.append({"id": image_id, "kind": kind, **score_image(truth, mask, labels)})
+    samples = [truths[row["id"]] for row in score_rows if isinstance(truths[row["id"]], Sample)]
+    if any(sample.truths for sample in samples):
+        print(f"truth: {describe_formats(samples)}")
+    if not score_rows:
         raise UserError(f"no image to score: {len(ids)} chosen, {len(skipped)} of them broken")
-    return rows, skipped
+    return score_rows, skipped
 
 
 def open_truth(source: str | Path) -> dict[str, Sample | np.ndarray]:
@@ -148,15 +148,15 @@ def check_ids(ids: Iterable | None, truths: dict, predictions: dict, truth: str,
         predicted: likewise.
     """
     ids = sorted(set(truths if ids is None else ids))
-    unknown = [name for name in ids if name not in truths]
+    unknown = [image_id for image_id in ids if image_id not in truths]
     if unknown:
         raise UserError(f"{len(unknown)} of {len(ids)} ids not in {truth}, first {unknown[0]}")
-    missing = [name for name in ids if name not in predictions]
+    missing = [image_id for image_id in ids if image_id not in predictions]
     if missing:
-        images = "IMAGES" if truth.lower().endswith(".csv") else truth
+        data = "IMAGES" if truth.lower().endswith(".csv") else truth
         raise UserError(
             f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted}, "
-            f"first {missing[0]}; run: python Predict_masks.py --data {images} --out "
+            f"first {missing[0]}; run: python Predict_masks.py --data {data} --out "
             f"{predicted} (an image that it cannot read must leave the truth too)"
         )
     return ids
@@ -238,32 +238,32 @@ def score_image(truth_labels: np.ndarray, predicted_mask: np.ndarray, predicted_
     }
 
 
-def summarise(rows: Sequence[dict]) -> dict[str, tuple[float, float, float]]:
+def summarise(score_rows: Sequence[dict]) -> dict[str, tuple[float, float, float]]:
     """The mean of each of `SCORES` over the rows of `evaluate`, and its 95 % interval by bootstrap over images."""
-    if not rows:
+    if not score_rows:
         raise ValueError("no images to score: the mean over no images is not a score")
     summary = {}
     for score in SCORES:
-        values = np.array([row[score] for row in rows])
+        values = np.array([row[score] for row in score_rows])
         summary[score] = (float(values.mean()), *bootstrap_interval(values))
     return summary
 
 
-def pooled_dice(rows: Sequence[dict]) -> float:
+def pooled_dice(score_rows: Sequence[dict]) -> float:
     """Dice of the pixels of all images together."""
-    both, true, predicted = np.sum([row["pixels"] for row in rows], axis=0).tolist()
+    both, true, predicted = np.sum([row["pixels"] for row in score_rows], axis=0).tolist()
     return ratio(2 * both, true + predicted)
 
 
-def group_by_kind(rows: Sequence[dict]) -> dict[str, list[dict]]:
+def group_by_kind(score_rows: Sequence[dict]) -> dict[str, list[dict]]:
     """Returns "all" -> rows, then every known kind in alphabetical order -> its rows."""
-    groups = {"all": list(rows)}
-    for kind in sorted({row["kind"] for row in rows} - {UNKNOWN_KIND}):
-        groups[kind] = [row for row in rows if row["kind"] == kind]
+    groups = {"all": list(score_rows)}
+    for kind in sorted({row["kind"] for row in score_rows} - {UNKNOWN_KIND}):
+        groups[kind] = [row for row in score_rows if row["kind"] == kind]
     return groups
 
 
-def format_table(rows: Sequence[dict]) -> str:
+def format_table(score_rows: Sequence[dict]) -> str:
     """Returns the tables to print: an overview with a line for each kind, and all intervals, a column for each."""
     overview_line = "{:<15}{:>7}{:>27}{:>13}{:>13}{:>10}{:>7}{:>7}{:>8}{:>8}"
     means = ("iou", "ap", "ap50", "f1_50", "f1_70")
@@ -271,7 +271,7 @@ def format_table(rows: Sequence[dict]) -> str:
     overview = [overview_line.format("kind", "images", "mean Dice [95 % interval]", *titles)]
     others = [score for score in SCORES if score != "dice"]  # which has its interval in the overview
     columns = [["mean [95 % interval]", *(TITLES[score] for score in others), *COUNTS]]
-    for kind, group in group_by_kind(rows).items():
+    for kind, group in group_by_kind(score_rows).items():
         summary = summarise(group)
         dice = format_interval(*summary["dice"])
         values = [np.median([row["dice"] for row in group]), pooled_dice(group)]
@@ -289,16 +289,16 @@ def format_interval(mean: float, low: float, high: float, sign: str = "", digits
     >>> format_interval(0.5, 0.25, 1), format_interval(0.5, 0.25, 1, "+")
     ('0.500 [0.250, 1.000]', '+0.500 [+0.250, +1.000]')
     """
-    number = f"{sign}.{digits}f"
-    interval = "few images" if math.isnan(low) else f"{low:{number}}, {high:{number}}"
-    return f"{mean:{number}} [{interval}]"
+    spec = f"{sign}.{digits}f"
+    interval = "few images" if math.isnan(low) else f"{low:{spec}}, {high:{spec}}"
+    return f"{mean:{spec}} [{interval}]"
 
 
-def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def compare(score_rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Compares two predictions of the same images, image by image.
 
     Args:
-        rows: of `evaluate`.
+        score_rows: of `evaluate`.
         other_rows: of `evaluate`, of the same truth.
 
     Returns:
@@ -308,7 +308,7 @@ def compare(rows: Sequence[dict], other_rows: Sequence[dict]) -> dict[str, dict[
         UserError: no image has a row in both.
     """
     others = {row["id"]: row for row in other_rows}
-    shared = [row for row in rows if row["id"] in others]
+    shared = [row for row in score_rows if row["id"] in others]
     if not shared:
         raise UserError("no image is scored in both predictions")
     differences = {}
@@ -337,46 +337,46 @@ def format_comparison(differences: dict, other: str) -> str:
     return "\n".join(lines)
 
 
-def save_scores(rows: Sequence[dict], out: str | Path) -> Path:
+def save_scores(score_rows: Sequence[dict], out: str | Path) -> Path:
     """Writes `scores.csv` (worst Dice first), `summary.csv` and `scores.png` into a folder; returns the first."""
     file = Path(out, "scores.csv")
     file.parent.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(rows, key=lambda row: (row["dice"], row["id"]))
+    ordered = sorted(score_rows, key=lambda row: (row["dice"], row["id"]))
     scores = [{column: row[column] for column in SCORE_COLUMNS} for row in ordered]
     write_rows(file, SCORE_COLUMNS, scores)
     summaries = [
         {"kind": kind, "images": len(group), "score": score, "mean": mean, "low": low, "high": high}
-        for kind, group in group_by_kind(rows).items()
+        for kind, group in group_by_kind(score_rows).items()
         for score, (mean, low, high) in summarise(group).items()
     ]
     write_rows(Path(out, "summary.csv"), summaries[0], summaries)
     with write_whole(Path(out, "scores.png")) as temporary:
-        draw_scores(rows).savefig(temporary, dpi=110)
+        draw_scores(score_rows).savefig(temporary, dpi=110)
     print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")
     return file
 
 
-def report_scores(truth_source: str | Path, predicted_dir: str | Path, rows: Sequence[dict], scores: Path) -> None:
-    """Writes report.html of the scored images into the folder of the predictions; `scores` is scores.csv."""
+def report_scores(truth_source: str | Path, out: str | Path, score_rows: Sequence[dict], scores_csv: Path) -> None:
+    """Writes report.html of the scored images into the folder of the predictions; `scores_csv` is scores.csv."""
     truths = open_truth(truth_source)
-    ids = [row["id"] for row in rows]
-    report = write_report(predicted_dir, ids, scores, lambda name: read_truth(truths[name])[0])
+    ids = [row["id"] for row in score_rows]
+    report = write_report(out, ids, scores_csv, lambda image_id: read_truth(truths[image_id])[0])
     print(f"saved the report to {report}; open it in a browser")
 
 
-def draw_scores(rows: Sequence[dict]) -> Figure:
+def draw_scores(score_rows: Sequence[dict]) -> Figure:
     """Draws Dice of every image (left) and precision at every IoU threshold (right), by kind."""
-    groups = group_by_kind(rows)
+    groups = group_by_kind(score_rows)
     figure = Figure(figsize=(11, 3 + 0.45 * len(groups)), layout="constrained")  # opens no window
     left, right = figure.subplots(1, 2)
     rng = np.random.default_rng(SEED)
-    for place, (kind, group) in enumerate(groups.items()):
-        color = KIND_COLOURS[place % len(KIND_COLOURS)]
+    for position, (kind, group) in enumerate(groups.items()):
+        color = KIND_COLOURS[position % len(KIND_COLOURS)]
         dice = [row["dice"] for row in group]
         jitter = rng.uniform(-0.2, 0.2, len(dice))
-        left.scatter(dice, place + jitter, 14, color, alpha=0.4, lw=0)
+        left.scatter(dice, position + jitter, 14, color, alpha=0.4, lw=0)
         if len(dice) >= MIN_BOX:
-            box = left.boxplot(dice, positions=[place], widths=0.6, sym="", orientation="horizontal")
+            box = left.boxplot(dice, positions=[position], widths=0.6, sym="", orientation="horizontal")
             box["medians"][0].set(color="black", linewidth=2.5)
         curve = np.mean([row["ap_curve"] for row in group], axis=0)
         right.plot(THRESHOLDS, curve, ".-", color=color, label=f"{kind}: {curve.mean():.3f}")
@@ -398,7 +398,7 @@ def validation_ids(record: str, source: str) -> list[str]:
     if not ids:
         raise UserError(f"{record}: that training had no validation images; score others, without --ids")
     truths = open_truth(source)
-    here = [name for name in ids if name in truths]
+    here = [image_id for image_id in ids if image_id in truths]
     if 0 < len(here) < len(ids):
         print(f"{len(here)} of {len(ids)} validation ids are in {source}")
     return here or ids
@@ -420,18 +420,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report:  # likewise
         chosen = check_ids(ids, open_truth(args.truth), find_predicted(args.predicted), args.truth, args.predicted)
         check_complete(args.predicted, chosen)
-    rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
-    print(format_table(rows))
+    score_rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
+    print(format_table(score_rows))
     other_skipped = []
     if args.compare:
         other_rows, other_skipped = evaluate(args.truth, args.compare, ids)
         print(f"\n{args.compare}:\n{format_table(other_rows)}")
-        print(f"\n{format_comparison(compare(rows, other_rows), args.compare)}\n")
+        print(f"\n{format_comparison(compare(score_rows, other_rows), args.compare)}\n")
     predicted = Path(args.predicted)
     out = Path(args.out or (predicted if predicted.is_dir() else predicted.parent))
-    scores = save_scores(rows, out)
+    scores_csv = save_scores(score_rows, out)
     if args.report:
-        report_scores(args.truth, predicted, rows, scores)
+        report_scores(args.truth, predicted, score_rows, scores_csv)
     return 1 if skipped or other_skipped else 0
 
 

@@ -53,7 +53,7 @@ def choose_samples(data: str, weights: str) -> list[Sample]:
     return chosen
 
 
-def compare_with_truth(samples: Sequence[Sample], rows: Sequence[dict], out: Path) -> Path:
+def compare_with_truth(samples: Sequence[Sample], score_rows: Sequence[dict], out: Path) -> Path:
     """Draws comparison.png of a few scored images."""
     samples_by_id = {sample.id: sample for sample in samples}
 
@@ -64,7 +64,7 @@ def compare_with_truth(samples: Sequence[Sample], rows: Sequence[dict], out: Pat
         return to_display(image), read_labels(sample, image.shape[:2]), read_image(prediction_files(out, name).labels)
 
     file = out / "comparison.png"
-    save_comparison(rows, read, file)
+    save_comparison(score_rows, read, file)
     return file
 
 
@@ -85,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     former = find_optional(out, unfinished)
     _, unread = predict_samples(unfinished, model, out, provenance, options)
     predicted = [sample.id for sample in samples if sample.id not in unread]
-    rows, unscored = evaluate(data, out, predicted)
-    print(format_table(rows))
+    score_rows, unscored = evaluate(data, out, predicted)
+    print(format_table(score_rows))
     report_tables(out, find_complete(out), predicted)
     save_optional(out, predicted, former)
-    comparison = compare_with_truth(samples, rows, out)
+    comparison = compare_with_truth(samples, score_rows, out)
     print(f"saved masks, labels and overlays too, and {show_predictions(out)} and {comparison}")
-    report_scores(data, out, rows, save_scores(rows, out))
+    report_scores(data, out, score_rows, save_scores(score_rows, out))
     show_pictures(comparison)
     return 1 if unread or unscored else 0
 

@@ -75,8 +75,8 @@ def fetch(name: str, out: Path = DATA_FOLDER, base_url: str | None = None) -> No
             written. The message says which, and what to do.
     """
     target = out.resolve() / name  # From a relative path pooch would expand a "~".
-    place, by_hand = (TISSUE_URL, TISSUE_BY_HAND) if name == TISSUE else (BASE_URL, BY_HAND)
-    source = f"{(base_url or place).rstrip('/')}/{name}"
+    public_url, by_hand = (TISSUE_URL, TISSUE_BY_HAND) if name == TISSUE else (BASE_URL, BY_HAND)
+    source = f"{(base_url or public_url).rstrip('/')}/{name}"
     again = "run the same command again"
     advice = f"{again}, or download it by hand from {by_hand} and put it at {target}"
     is_there = os.path.exists(target)
@@ -206,8 +206,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("names", nargs="*", metavar="NAME", help="files (default: all four)")
     where = parser.add_argument_group("from where to where")
     where.add_argument("--out", type=Path, default=DATA_FOLDER, help="folder to write to (default: %(default)s)")
-    places = f"{BASE_URL} and {TISSUE_URL}"
-    where.add_argument("--base-url", help=f"address of a folder with the files (default: {places})")
+    urls = f"{BASE_URL} and {TISSUE_URL}"
+    where.add_argument("--base-url", help=f"address of a folder with the files (default: {urls})")
     return parser.parse_args(argv)
 
 

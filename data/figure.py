@@ -74,10 +74,10 @@ def draw_unet(model, depth: int, file: str | Path, example: Sequence[np.ndarray]
         _draw_example(axes, maps, example)
     middle = (left + right) / 2
     caption = f"depth {depth}  ·  {model.count_params():,} parameters"
-    numbers = "above a box its channels, beside a row the height × width of its maps in pixels"
+    explanation = "above a box its channels, beside a row the height × width of its maps in pixels"
     axes.text(middle, 0.85, "U-Net", size=26, weight="bold", ha="center")
     axes.text(middle, 0.52, caption, size=13, ha="center")
-    axes.text(middle, 0.25, numbers, size=11, ha="center", color=GRAY)
+    axes.text(middle, 0.25, explanation, size=11, ha="center", color=GRAY)
     for colour, text in ARROWS.values():
         axes.plot([], [], color=colour, lw=3, label=text)
     axes.bar(0, 0, color=COPIED, label="copied features")
@@ -180,8 +180,8 @@ def _draw_example(axes, maps: list[FeatureMap], example: Sequence[np.ndarray]) -
     middle = (maps[0].top + maps[0].low) / 2
     before = maps[0].left - 1.4 - side
     after = maps[-1].right + 1.4
-    places = ((gray, before, middle - side / 2), (nucleus, after, middle), (border, after, middle - side - 0.05))
-    for picture, x, y in places:
+    insets = ((gray, before, middle - side / 2), (nucleus, after, middle), (border, after, middle - side - 0.05))
+    for picture, x, y in insets:
         inset = axes.inset_axes((x, y, side, side), transform=axes.transData)
         inset.imshow(picture, cmap="gray", vmin=0, vmax=1)
         inset.set_axis_off()

@@ -37,7 +37,7 @@ def save_zarr(out: str | Path, ids: Sequence[str]) -> None:
         files = prediction_files(out, image_id)
         files.zarr.parent.mkdir(exist_ok=True)
         with open_rows(files.labels) as labels:
-            write_zarr(files.zarr, labels, image_id, files.read_row()["pixel_size_um"])
+            write_zarr(files.zarr, labels, image_id, files.read_image_row()["pixel_size_um"])
 
 
 def write_zarr(file: Path, labels: np.ndarray | TiffRows, image_id: str, pixel_size: float | None = None) -> None:

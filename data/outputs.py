@@ -41,7 +41,7 @@ class PredictionFiles:
     tiled_mask: Path
     overlay: Path
     nuclei: Path  # table, a row for each nucleus
-    row: Path  # what images.csv says of the image, as a .json
+    image_row: Path  # what images.csv says of the image, as a .json
     rois: Path
     geojson: Path
     zarr: Path  # a folder
@@ -52,7 +52,7 @@ class PredictionFiles:
 
     def are_complete(self) -> bool:
         """Whether labels, mask, overlay and tables are there."""
-        files = (self.labels, self.existing_mask(), self.overlay, self.nuclei, self.row)
+        files = (self.labels, self.existing_mask(), self.overlay, self.nuclei, self.image_row)
         return all(file.exists() for file in files)
 
     def optional(self) -> dict[str, Path]:
@@ -64,9 +64,9 @@ class PredictionFiles:
         for file in self.optional().values():
             remove(file)
 
-    def read_row(self) -> dict:
+    def read_image_row(self) -> dict:
         """What images.csv says of the image, by the names of the columns; None for an empty cell."""
-        return json.loads(self.row.read_text(encoding="utf-8"))
+        return json.loads(self.image_row.read_text(encoding="utf-8"))
 
 
 def prediction_files(out: str | Path, image_id: str) -> PredictionFiles:
@@ -78,7 +78,7 @@ def prediction_files(out: str | Path, image_id: str) -> PredictionFiles:
         tiled_mask=out / "masks" / f"{image_id}.tif",
         overlay=out / "overlays" / f"{image_id}.png",
         nuclei=out / "tables" / f"{image_id}.csv",
-        row=out / "tables" / f"{image_id}.json",
+        image_row=out / "tables" / f"{image_id}.json",
         rois=out / "rois" / f"{image_id}.zip",
         geojson=out / "geojson" / f"{image_id}.geojson",
         zarr=out / "zarr" / f"{image_id}.zarr",

@@ -242,18 +242,18 @@ def centre_picture(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def save_comparison(
-    rows: Sequence[dict], read: Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]], file: Path
+    score_rows: Sequence[dict], read: Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]], file: Path
 ) -> None:
     """Draws a few images, their predicted nuclei, and the difference to the truth.
 
     Args:
-        rows: scores of `Evaluate_model.evaluate`.
+        score_rows: scores of `Evaluate_model.evaluate`.
         read: id -> picture (H, W, 3) uint8, truth (H, W) int, predicted labels (H, W) int.
         file: the picture to write.
     """
     pictures = []
     titles = []
-    for row in choose_rows(rows):
+    for row in choose_rows(score_rows):
         picture, truth, labels = read(row["id"])
         picture = fit_picture(picture)
         coloured = colour_labels(fit_labels(labels, picture.shape[:2]))
@@ -264,14 +264,14 @@ def save_comparison(
     save_contact_sheet(pictures, titles, file, columns=3, legend=OUTCOME_COLOURS)
 
 
-def choose_rows(rows: Sequence[dict]) -> list[dict]:
+def choose_rows(score_rows: Sequence[dict]) -> list[dict]:
     """The worst image of every kind, then others from the worst Dice to the best, COMPARED_IMAGES in all."""
-    rows = sorted(rows, key=lambda row: row["dice"])
-    kinds = sorted({row["kind"] for row in rows})
-    chosen = [next(row for row in rows if row["kind"] == kind) for kind in kinds]
-    others = [row for row in rows if row not in chosen]
-    places = max(COMPARED_IMAGES - len(chosen), 0)
-    indices = np.unique(np.linspace(0, len(others) - 1, places).astype(int)) if others else ()
+    score_rows = sorted(score_rows, key=lambda row: row["dice"])
+    kinds = sorted({row["kind"] for row in score_rows})
+    chosen = [next(row for row in score_rows if row["kind"] == kind) for kind in kinds]
+    others = [row for row in score_rows if row not in chosen]
+    count = max(COMPARED_IMAGES - len(chosen), 0)
+    indices = np.unique(np.linspace(0, len(others) - 1, count).astype(int)) if others else ()
     return chosen + [others[index] for index in indices]
 
 

@@ -81,8 +81,8 @@ def write_report(
         cards = pool.map(draw_card, itertools.count(), shown, itertools.repeat(read_truth))
         cards = list(tqdm(cards, "writing the report", len(shown), unit="image", disable=None))
     frame = Template(FRAME.read_text(encoding="utf-8"))
-    places = describe_page(Path(out), entries, len(shown))
-    page = frame.substitute(places, skipped=list_skipped(skipped or {}), cards="".join(cards))
+    fields = describe_page(Path(out), entries, len(shown))
+    page = frame.substitute(fields, skipped=list_skipped(skipped or {}), cards="".join(cards))
     file = Path(out, REPORT)
     with write_whole(file) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -96,37 +96,39 @@ def read_scores(file: str | Path | None) -> dict[str, dict[str, str]]:
 
 def check_complete(out: str | Path, ids: Iterable[str]) -> None:
     """Raises UserError where `out` lacks files of an image, as a table and the folder of another tool do."""
-    for name in ids:
-        if not prediction_files(out, name).are_complete():
-            raise UserError(f"{out}: the report needs the overlay and tables of {name}, which Predict_masks.py writes")
+    lacking = [image_id for image_id in ids if not prediction_files(out, image_id).are_complete()]
+    if lacking:
+        raise UserError(
+            f"{out}: the report needs the overlay and tables of {lacking[0]}, which Predict_masks.py writes"
+        )
 
 
 def read_entries(out: str | Path, ids: Sequence[str], scores: dict[str, dict[str, str]]) -> list[Entry]:
     """The images, the doubtful or the worst ones first; raises UserError where a file is missing."""
     check_complete(out, ids)
     entries = []
-    for name in ids:
-        files = prediction_files(out, name)
-        entries.append(Entry(name, files, files.read_row(), scores.get(name, {})))
+    for image_id in ids:
+        files = prediction_files(out, image_id)
+        entries.append(Entry(image_id, files, files.read_image_row(), scores.get(image_id, {})))
     return sorted(entries, key=rank_by_score if scores else rank_by_doubt)
 
 
 def rank_by_doubt(entry: Entry) -> tuple[float, ...]:
     """Sorts images with more warnings, less confidence, fewer nuclei first."""
-    confidence = entry.row.get("mean_confidence")
-    return -len(entry.warnings()), 1 if confidence is None else confidence, entry.row["count"]
+    confidence = entry.image_row.get("mean_confidence")
+    return -len(entry.warnings()), 1 if confidence is None else confidence, entry.image_row["count"]
 
 
 def rank_by_score(entry: Entry) -> tuple[float, str]:
     """Sorts images as scores.csv does, the worst Dice first."""
-    return float(entry.score["dice"]), entry.name
+    return float(entry.score_row["dice"]), entry.image_id
 
 
 def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, str]:
     """What fills the frame of the page: name in the frame -> HTML; only the first `shown` entries have cards."""
-    has_truth = bool(entries[0].score)
+    has_truth = bool(entries[0].score_row)
     images = count_of(len(entries), "image")
-    heading = f"{count_nuclei(sum(entry.row['count'] for entry in entries))} in {images}"
+    heading = f"{count_nuclei(sum(entry.image_row['count'] for entry in entries))} in {images}"
     folder = out.resolve().name
     order = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"
     left_out = f"; the first {shown:,} of {len(entries):,} are shown" if shown < len(entries) else ""
@@ -174,12 +176,12 @@ def list_skipped(skipped: Mapping[str, str]) -> str:
 def sum_up(entries: Sequence[Entry]) -> dict[str, str]:
     """The figures at the top of the page, by their names."""
     totals = {"with warnings": f"{sum(bool(entry.warnings()) for entry in entries):,}"}
-    counts = [entry.row["count"] for entry in entries]
+    counts = [entry.image_row["count"] for entry in entries]
     totals["nuclei an image, median"] = f"{np.median(counts):,.0f}"
-    if not entries[0].score:
+    if not entries[0].score_row:
         return totals | {"without nuclei": f"{counts.count(0):,}"}
     for name, title in (("dice", "mean Dice"), ("ap", "mean AP")):
-        totals[title] = f"{np.mean([float(entry.score[name]) for entry in entries]):.3f}"
+        totals[title] = f"{np.mean([float(entry.score_row[name]) for entry in entries]):.3f}"
     return totals | {name: f"{sum(entry.errors()[name] for entry in entries):,}" for name in ERRORS}
 
 

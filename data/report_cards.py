@@ -44,23 +44,23 @@ ReadTruth = Callable[[str], np.ndarray]  # id of an image -> its true labels (H,
 class Entry:
     """An image on the page."""
 
-    name: str
+    image_id: str
     files: PredictionFiles
-    row: dict  # its row in images.csv
-    score: dict[str, str]  # its row in scores.csv; {} without a truth
+    image_row: dict  # its row in images.csv
+    score_row: dict[str, str]  # its row in scores.csv; {} without a truth
 
     def kind(self) -> str:
         """The kind of image where the scores know it, else the background."""
-        kind = self.score.get("kind", UNKNOWN_KIND)
-        return f"{self.row['background']} background" if kind == UNKNOWN_KIND else kind
+        kind = self.score_row.get("kind", UNKNOWN_KIND)
+        return f"{self.image_row['background']} background" if kind == UNKNOWN_KIND else kind
 
     def warnings(self) -> list[str]:
         """What is doubtful about it."""
-        return self.row["warnings"].split(WARNING_SEPARATOR) if self.row["warnings"] else []
+        return self.image_row["warnings"].split(WARNING_SEPARATOR) if self.image_row["warnings"] else []
 
     def errors(self) -> dict[str, int]:
         """How many nuclei are missed, false, split or merged; {} without a truth."""
-        return {name: int(self.score[name]) for name in ERRORS} if self.score else {}
+        return {name: int(self.score_row[name]) for name in ERRORS} if self.score_row else {}
 
     def error_names(self) -> list[str]:
         """The names of the errors that it has."""
@@ -69,23 +69,23 @@ class Entry:
 
 def draw_card(rank: int, entry: Entry, read_truth: ReadTruth | None) -> str:
     """The HTML of one image; `rank` is its place in the order of the page."""
-    row = entry.row
-    scores = {name: entry.score[name] for name in SHOWN_SCORES} if entry.score else {}
+    image_row = entry.image_row
+    scores = {name: entry.score_row[name] for name in SHOWN_SCORES} if entry.score_row else {}
     if scores:
         scores["errors"] = str(sum(entry.errors().values()))
     return CARD.substitute(
-        id=escape(entry.name),
+        id=escape(entry.image_id),
         kind=escape(entry.kind()),
         marks=escape("; ".join([*entry.warnings(), *entry.error_names()])),
-        count=row["count"],
-        nuclei=count_nuclei(row["count"]),
+        count=image_row["count"],
+        nuclei=count_nuclei(image_row["count"]),
         rank=rank,
         scores="".join(f' data-{name}="{escape(value)}"' for name, value in scores.items()),
         warnings="".join(f'<span class="chip warning">{escape(warning)}</span>' for warning in entry.warnings()),
         pictures=draw_pictures(entry, read_truth),
-        truth=f" <span>of {escape(entry.score['nuclei_true'])} true</span>" if entry.score else "",
+        truth=f" <span>of {escape(entry.score_row['nuclei_true'])} true</span>" if entry.score_row else "",
         outcome=describe_outcome(entry),
-        seen=escape(describe_seen(row)),
+        seen=escape(describe_seen(image_row)),
         histograms=draw_histograms(entry),
     )
 
@@ -93,14 +93,14 @@ def draw_card(rank: int, entry: Entry, read_truth: ReadTruth | None) -> str:
 def draw_pictures(entry: Entry, read_truth: ReadTruth | None) -> str:
     """Overlay, coloured labels and, with a truth, the difference to it."""
     overlay = read_image(entry.files.overlay)
-    with open_rows(entry.files.labels) as rows:
-        labels = subsample(rows, LABEL_PIXELS)
-        outlined, coloured = draw_thumbnails(overlay, labels, THUMBNAIL)
+    with open_rows(entry.files.labels) as labels:
+        small_labels = subsample(labels, LABEL_PIXELS)
+        outlined, coloured = draw_thumbnails(overlay, small_labels, THUMBNAIL)
         link = f'<a href="overlays/{quote(entry.files.overlay.name)}">full size</a>'
         figures = [embed(outlined, f"overlay, {link}", "overlay")]
         figures.append(embed(coloured, "labels", "coloured labels", is_flat=True))
-        if entry.score:
-            difference = draw_difference(outlined, read_truth(entry.name), rows[:])
+        if entry.score_row:
+            difference = draw_difference(outlined, read_truth(entry.image_id), labels[:])
             figures.append(embed(difference, "difference", "difference to the truth"))
     return "".join(figures)
 
@@ -119,15 +119,15 @@ def embed(picture: np.ndarray, caption: str, text: str, is_flat: bool = False) -
     content = base64.b64encode(stream.getvalue()).decode()
     height, width = picture.shape[:2]
     size = f'width="{width}" height="{height}"'
-    image = f'<img src="data:image/webp;base64,{content}" {size} alt="{text}" loading="lazy" decoding="async">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    tag = f'<img src="data:image/webp;base64,{content}" {size} alt="{text}" loading="lazy" decoding="async">'
+    return f"<figure>{tag}<figcaption>{caption}</figcaption></figure>"
 
 
 def describe_outcome(entry: Entry) -> str:
     """Scores and errors of an image; "" without a truth."""
-    if not entry.score:
+    if not entry.score_row:
         return ""
-    dice, ap = (f"{float(entry.score[name]):.3f}" for name in SHOWN_SCORES)
+    dice, ap = (f"{float(entry.score_row[name]):.3f}" for name in SHOWN_SCORES)
     errors = [f"<span>{swatch(name)}{count} {name}</span>" for name, count in entry.errors().items() if count]
     errors = "".join(errors) or '<span class="none">none missed, false, split or merged</span>'
     return f'<p class="scores">Dice <b>{dice}</b>, AP <b>{ap}</b></p><p class="errors">{errors}</p>'
@@ -140,19 +140,19 @@ def swatch(name: str) -> str:
     return f'<i class="swatch" style="background:rgb{OUTCOME_COLOURS[name]}"></i>'
 
 
-def describe_seen(row: dict) -> str:
+def describe_seen(image_row: dict) -> str:
     """How an image was seen, its size, and how much of it nuclei cover."""
-    scale = "+".join(part.removesuffix(".0") for part in row["scale"].split("+"))
-    parts = [f"{row['background']} background", f"scale {scale}"]
-    if row["channel"]:
-        parts.insert(0, row["channel"])
-    parts.append(f"{row['width_px']} × {row['height_px']} px")
-    if row["pixel_size_um"] is not None:
-        parts.append(f"{row['pixel_size_um']:.3g} µm a pixel")
-    parts.append(f"{row['covered_fraction']:.0%} covered")
-    if row.get("mean_confidence") is not None:
-        parts.append(f"confidence {row['mean_confidence']:.2f}")
-    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+    scale = "+".join(text.removesuffix(".0") for text in image_row["scale"].split("+"))
+    texts = [f"{image_row['background']} background", f"scale {scale}"]
+    if image_row["channel"]:
+        texts.insert(0, image_row["channel"])
+    texts.append(f"{image_row['width_px']} × {image_row['height_px']} px")
+    if image_row["pixel_size_um"] is not None:
+        texts.append(f"{image_row['pixel_size_um']:.3g} µm a pixel")
+    texts.append(f"{image_row['covered_fraction']:.0%} covered")
+    if image_row.get("mean_confidence") is not None:
+        texts.append(f"confidence {image_row['mean_confidence']:.2f}")
+    return " · ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
 
 
 def draw_histograms(entry: Entry) -> str:
@@ -167,7 +167,7 @@ def draw_histograms(entry: Entry) -> str:
     unit = "um2" if "area_um2" in columns else "px"
     area = np.array(columns[f"area_{unit}"], float)
     means = [name for name in names if name.startswith("intensity_mean_")]
-    predicted = f"intensity_mean_{entry.row['channel']}"
+    predicted = f"intensity_mean_{entry.image_row['channel']}"
     chosen = [predicted] if predicted in means else means  # all channels, unless nuclei were found in one alone
     intensity = np.mean([np.array(columns[name], float) for name in chosen], axis=0)
     return draw_histogram(area, f"area, {unit.replace('um2', 'µm²')}") + draw_histogram(intensity, "mean intensity")

@@ -65,10 +65,10 @@ def save_measurements(
     seen = describe_job(job)
     scale = "+".join(str(2.0**-halvings) for halvings in job.halvings)  # factors of the image's size
     warnings = list_warnings(nuclei, job)
-    row = measure_image(nuclei, labels.shape, image_id, pixel_size, channel, scale, seen["background"], warnings)
-    row["left_out"] = job.left_out
+    image_row = measure_image(nuclei, labels.shape, image_id, pixel_size, channel, scale, seen["background"], warnings)
+    image_row["left_out"] = job.left_out
     write_table(files.nuclei, nuclei)
-    save_row(files.row, row)
+    save_image_row(files.image_row, image_row)
 
 
 def name_channel(image: np.ndarray | TiffRows | SceneRows | Channels, job: PredictionJob, wanted: str | None) -> str:
@@ -94,9 +94,9 @@ def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
     return warnings
 
 
-def save_row(file: Path, row: dict[str, object]) -> None:
+def save_image_row(file: Path, image_row: dict[str, object]) -> None:
     """Writes what images.csv says of an image, as a .json; NaN becomes null."""
-    values = {name: None if value != value else value for name, value in row.items()}
+    values = {name: None if value != value else value for name, value in image_row.items()}
     with write_whole(file) as temporary:
         temporary.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
 
@@ -113,17 +113,17 @@ def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] 
         id -> its row of images.csv.
     """
     files = [prediction_files(out, image_id) for image_id in ids]
-    rows = [file.read_row() for file in files]
+    image_rows = [file.read_image_row() for file in files]
     # Images differ in their columns: in the names of channels, and an older version may have written fewer.
-    image_columns = dict.fromkeys(name for row in rows for name in row)
+    image_columns = dict.fromkeys(name for row in image_rows for name in row)
     skipped_rows = [{"image": image_id, "warnings": f"skipped: {text}"} for image_id, text in (skipped or {}).items()]
-    write_rows(Path(out, IMAGES_TABLE), image_columns, rows + skipped_rows)
+    write_rows(Path(out, IMAGES_TABLE), image_columns, image_rows + skipped_rows)
     nuclei_columns = {}
     for file in files:
         with open(file.nuclei, newline="", encoding="utf-8") as stream:
             nuclei_columns |= dict.fromkeys(next(csv.reader(stream)))
     write_rows(Path(out, NUCLEI_TABLE), nuclei_columns, (row for file in files for row in read_rows(file.nuclei)))
-    return dict(zip(ids, rows, strict=True))
+    return dict(zip(ids, image_rows, strict=True))
 
 
 def report_tables(

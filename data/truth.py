@@ -94,9 +94,9 @@ def read_prediction_row(sample: Sample) -> dict:
     if not isinstance(labels, Path):
         return {}
     files = prediction_files(labels.parent.parent, labels.stem)
-    if files.labels != labels or not files.row.is_file():
+    if files.labels != labels or not files.image_row.is_file():
         return {}
-    return files.read_row()
+    return files.read_image_row()
 
 
 def read_labels(sample: Sample, shape: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from skimage.segmentation import relabel_sequential
 from data import measure
 from data.images import open_rows
 from data.outputs import make_folders, prediction_files
-from data.tables import save_row, save_tables
+from data.tables import save_image_row, save_tables
 
 LABELLED = {  # property of scikit-image -> column
     "label": "label",
@@ -441,7 +441,7 @@ def save_tables_of(out, nuclei_of_images, shape):
     for name, nuclei in nuclei_of_images.items():
         files = prediction_files(out, name)
         measure.write_table(files.nuclei, nuclei)
-        save_row(files.row, measure.measure_image(nuclei, shape, name))
+        save_image_row(files.image_row, measure.measure_image(nuclei, shape, name))
     return save_tables(out, list(nuclei_of_images))
 
 

@@ -19,7 +19,7 @@ from data.measure import measure_image, measure_nuclei, write_table
 from data.pictures import outline_nuclei
 from data.run_lengths import decode_run_lengths
 from data.sources import Sample, find_samples
-from data.tables import save_row
+from data.tables import save_image_row
 
 OLD = 1_000_000_000  # seconds since 1970, in the year 2001
 PROVENANCE = {
@@ -35,7 +35,7 @@ def write(out, name, labels, provenance=PROVENANCE):
     overlay = outline_nuclei(np.zeros((*labels.shape, 3), np.uint8), labels)
     nuclei = measure_nuclei(labels, labels, name)
     write_table(files.nuclei, nuclei)
-    save_row(files.row, measure_image(nuclei, labels.shape, name))
+    save_image_row(files.image_row, measure_image(nuclei, labels.shape, name))
     outputs.write_prediction(files, labels, overlay, provenance)
     return files
 

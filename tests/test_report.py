@@ -33,7 +33,7 @@ def write(out, name, labels, warnings=(), channel=""):
     nuclei = measure_nuclei(labels, image, name)
     row = measure_image(nuclei, labels.shape, name, None, channel, "1.0", "dark", warnings)
     write_table(files.nuclei, nuclei)
-    tables.save_row(files.row, row)
+    tables.save_image_row(files.image_row, row)
     overlay = outline_nuclei(np.stack([image] * 3, -1), labels)
     outputs.write_prediction(
         files, labels, overlay, {"weights_sha256": "5f2b", "options": {"channel": None, "diameter": 9}}
@@ -87,7 +87,7 @@ def test_the_doubtful_images_come_first(predictions, tmp_path):
     assert "SHA-256 5f2b…, diameter 9." in page
     assert ids[:3] + ids[-1:] == ["empty", "noise", "few", "many"]
     shutil.copytree(predictions, tmp_path / "out")
-    file = outputs.prediction_files(tmp_path / "out", "many").row
+    file = outputs.prediction_files(tmp_path / "out", "many").image_row
     file.write_text(json.dumps(json.loads(file.read_text()) | {"mean_confidence": 0.4}))
     page = report.write_report(tmp_path / "out", ["few", "many"]).read_text(encoding="utf-8")
     assert find_ids(page) == ["many", "few"] and "confidence\N{NO-BREAK SPACE}0.40" in page
