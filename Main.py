@@ -57,15 +57,15 @@ def compare_with_truth(samples: Sequence[Sample], score_rows: Sequence[dict], ou
     """Draws comparison.png of a few scored images."""
     samples_by_id = {sample.id: sample for sample in samples}
 
-    def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(image_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The picture, the truth and the predicted labels of an image."""
-        sample = samples_by_id[name]
+        sample = samples_by_id[image_id]
         image = likely_channel(read_sample_image(sample))
-        return to_display(image), read_labels(sample, image.shape[:2]), read_image(prediction_files(out, name).labels)
+        labels = read_image(prediction_files(out, image_id).labels)
+        return to_display(image), read_labels(sample, image.shape[:2]), labels
 
-    file = out / "comparison.png"
-    save_comparison(score_rows, read, file)
-    return file
+    save_comparison(score_rows, read, out / "comparison.png")
+    return out / "comparison.png"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -34,7 +34,7 @@ EXAMPLE_SIDE = 320  # pixels at most; the middle of larger images is shown
 class Example(NamedTuple):
     """The middle of a validation image, which is predicted after every epoch."""
 
-    name: str
+    image_id: str
     picture: np.ndarray  # (h, w, 3) uint8
     gray: np.ndarray  # (h, w) float32 in [0, 1]
     truth: np.ndarray  # (h, w) int32
@@ -43,7 +43,7 @@ class Example(NamedTuple):
 def save_curves(history: list[dict], kept_epoch: int, out: Path) -> None:
     """Draws accuracy.png (accuracy and Dice) and loss.png: training, validation and the epoch that is kept."""
     epochs = [row["epoch"] for row in history]
-    labels = {"dice": "Sørensen–Dice"}
+    axis_titles = {"dice": "Sørensen–Dice"}
     for name, scores in CURVES.items():
         figure = Figure(figsize=CURVE_SIZE, layout="constrained")
         figure.supxlabel(CAPTION, fontsize=8)
@@ -52,7 +52,7 @@ def save_curves(history: list[dict], kept_epoch: int, out: Path) -> None:
             axes.plot(epochs, [row[score] for row in history], ".-", label="training, augmented crops")
             axes.plot(epochs, [row[f"val_{score}"] for row in history], ".-", label="validation, whole images")
             axes.axvline(kept_epoch, color="gray", linestyle=":", label=f"epoch {kept_epoch}, kept")
-            axes.set(xlabel="epoch", ylabel=labels.get(score, score))
+            axes.set(xlabel="epoch", ylabel=axis_titles.get(score, score))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend()
@@ -100,15 +100,15 @@ def choose_examples(ids: Sequence[str], kinds: Sequence[str]) -> list[str]:
     ['a', 'c', 'b', 'd']
     """
     first_ids = [ids[kinds.index(kind)] for kind in dict.fromkeys(kinds)]
-    others = [name for name in ids if name not in first_ids]
+    others = [image_id for image_id in ids if image_id not in first_ids]
     return (first_ids + others)[:EXAMPLE_COUNT]
 
 
-def crop_example(name: str, picture: np.ndarray, gray: np.ndarray, truth: np.ndarray) -> Example:
+def crop_example(image_id: str, picture: np.ndarray, gray: np.ndarray, truth: np.ndarray) -> Example:
     """The example of an image: its middle, of the picture (H, W, 3), the gray (H, W) and the true labels (H, W)."""
     starts = [max((side - EXAMPLE_SIDE) // 2, 0) for side in gray.shape]
     middle = tuple(slice(start, start + EXAMPLE_SIDE) for start in starts)
-    return Example(name, picture[middle], gray[middle], truth[middle])
+    return Example(image_id, picture[middle], gray[middle], truth[middle])
 
 
 def save_examples(examples: Sequence[Example], predicted: Sequence[np.ndarray], epoch: int, out: Path) -> None:
@@ -118,10 +118,10 @@ def save_examples(examples: Sequence[Example], predicted: Sequence[np.ndarray], 
     """
     pictures = []
     titles = []
-    for (name, picture, _, truth), labels in zip(examples, predicted, strict=True):
+    for (image_id, picture, _, truth), labels in zip(examples, predicted, strict=True):
         table = overlap_table(truth, labels)
         pictures += [picture, outline_nuclei(picture, truth), outline_nuclei(picture, labels)]
-        titles += [name[:TITLE_LENGTH], f"truth, {table.shape[0] - 1} nuclei"]
+        titles += [image_id[:TITLE_LENGTH], f"truth, {table.shape[0] - 1} nuclei"]
         titles += [f"epoch {epoch}, {table.shape[1] - 1} nuclei, Dice {dice_score(truth > 0, labels > 0):.2f}"]
     save_contact_sheet(pictures, titles, out / EXAMPLES, columns=3)
 

@@ -96,11 +96,9 @@ def read_scores(file: str | Path | None) -> dict[str, dict[str, str]]:
 
 def check_complete(out: str | Path, ids: Iterable[str]) -> None:
     """Raises UserError where `out` lacks files of an image, as a table and the folder of another tool do."""
-    lacking = [image_id for image_id in ids if not prediction_files(out, image_id).are_complete()]
-    if lacking:
-        raise UserError(
-            f"{out}: the report needs the overlay and tables of {lacking[0]}, which Predict_masks.py writes"
-        )
+    absent = [image_id for image_id in ids if not prediction_files(out, image_id).are_complete()]
+    if absent:
+        raise UserError(f"{out}: the report needs the overlay and tables of {absent[0]}, which Predict_masks.py writes")
 
 
 def read_entries(out: str | Path, ids: Sequence[str], scores: dict[str, dict[str, str]]) -> list[Entry]:

@@ -131,8 +131,8 @@ def write_results(
     print(f"saved masks, labels and overlays to {out}")
     all_ids = [image_id for image_id in find_complete(out) if image_id not in skipped]
     report_tables(out, all_ids, ids, skipped)
-    for name in find_counted_twice(all_ids):
-        print(f"{name} lies in {out} whole and in planes or scenes: the tables count it twice; name another --out")
+    for image_id in find_counted_twice(all_ids):
+        print(f"{image_id} lies in {out} whole and in planes or scenes: the tables count it twice; name another --out")
     save_optional(out, ids, {option: ids if getattr(args, option) else former[option] for option in former})
     if args.submission:
         print(f"saved Kaggle's table to {save_submission(out, all_ids)}")
