@@ -38,8 +38,8 @@ from data.intensity import (
     normalize,
     percentile_range,
     percentiles,
-    picture_values,
     stands_out,
+    values_off_ground,
 )
 from data.pictures import draw_thumbnails, save_contact_sheet
 from data.pixels import invert
@@ -145,30 +145,30 @@ def _prepare_channel(
     image: np.ndarray, ground: np.ndarray | None, background: str | None
 ) -> tuple[Normalization, np.ndarray]:
     """The normalization of an image, and its channel (H, W) without hot and dead pixels."""
-    channel, median, noise = clean_channel(brightness(image), ground)
+    channel, background_level, noise = clean_channel(brightness(image), ground)
     if background is None:
-        is_bright = _is_mostly_bright(picture_values(channel, ground))
+        is_bright = _is_mostly_bright(values_off_ground(channel, ground))
     else:
         is_bright = background == "bright"
     has_stain = is_bright and detect_stain(image)
     if is_bright:
         # In the brightness the nuclei are dark; the channel in which they are bright takes its place.
-        channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain), ground)
-    values = picture_values(channel, ground)
+        channel, background_level, noise = clean_channel(select_channel(image, is_bright, has_stain), ground)
+    values = values_off_ground(channel, ground)
     low, high = percentile_range(values)
     has_signal = has_stain or stands_out(values, noise)
-    normalization = Normalization(is_bright, low, high, median, noise, has_stain, has_signal)
-    dim_high = None if is_bright else find_dim_nuclei(channel, median, noise, high)
+    normalization = Normalization(is_bright, low, high, background_level, noise, has_stain, has_signal)
+    dim_high = None if is_bright else find_dim_nuclei(channel, background_level, noise, high)
     if dim_high is not None:
-        debris = median + DEBRIS_RATIO * (dim_high - median)
+        debris = background_level + DEBRIS_RATIO * (dim_high - background_level)
         normalization = normalization._replace(high=dim_high, debris=debris)
     return normalization, channel
 
 
 def clean_channel(channel: np.ndarray, ground: np.ndarray | None) -> tuple[np.ndarray, float, float]:
     """A channel (H, W) without hot and dead pixels, its background and the noise of that."""
-    median, noise = measure_background(channel, ground)
-    return remove_outliers(channel, median, noise), median, noise
+    background_level, noise = measure_background(channel, ground)
+    return remove_outliers(channel, background_level, noise), background_level, noise
 
 
 def find_colours(image: np.ndarray) -> list[str]:
@@ -214,7 +214,7 @@ def detect_bright_background(image: np.ndarray, ground: np.ndarray | None = None
         ground: (H, W) bool of `find_ground`; these pixels do not count.
     """
     channel, _, _ = clean_channel(brightness(image), ground)
-    return _is_mostly_bright(picture_values(channel, ground))
+    return _is_mostly_bright(values_off_ground(channel, ground))
 
 
 def _is_mostly_bright(values: np.ndarray) -> bool:
@@ -310,12 +310,12 @@ def split_sources(
         UserError: nothing is left for one side of a source that is split by patients.
     """
     counts = Counter(sample.source for sample in samples)
-    groups = defaultdict(list)  # source -> indices of its samples
+    indices_of_source = defaultdict(list)  # source -> indices of its samples
     for index, sample in enumerate(samples):
-        groups[sample.source if counts[sample.source] > 1 else ""].append(index)
+        indices_of_source[sample.source if counts[sample.source] > 1 else ""].append(index)
     training = []
     validation = []
-    for source, chosen in groups.items():
+    for source, chosen in indices_of_source.items():
         ids = [samples[index].id for index in chosen]
         patients = VALIDATION_PATIENTS.get(Path(source).name.lower())
         if patients is not None:
@@ -324,12 +324,12 @@ def split_sources(
             split = split_data(ids, [images[index] for index in chosen], seed=seed)
         training += split[0]
         validation += split[1]
-    if len(groups) > 1:
+    if len(indices_of_source) > 1:
         # Tiles and copies of one picture may lie in several sources.
-        pictures = dict(zip([sample.id for sample in samples], group_tiles(images), strict=True))
-        known = {pictures[image_id] for image_id in training}
-        training += [image_id for image_id in validation if pictures[image_id] in known]
-        validation = [image_id for image_id in validation if pictures[image_id] not in known]
+        group_of_id = dict(zip([sample.id for sample in samples], group_tiles(images), strict=True))
+        training_groups = {group_of_id[image_id] for image_id in training}
+        training += [image_id for image_id in validation if group_of_id[image_id] in training_groups]
+        validation = [image_id for image_id in validation if group_of_id[image_id] not in training_groups]
     return sorted(training), sorted(validation)
 
 

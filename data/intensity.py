@@ -122,7 +122,7 @@ def normalize(channel: np.ndarray, low: float, high: float) -> np.ndarray:
     return gray.astype(np.float32, copy=False)
 
 
-def picture_values(channel: np.ndarray, ground: np.ndarray | None) -> np.ndarray:
+def values_off_ground(channel: np.ndarray, ground: np.ndarray | None) -> np.ndarray:
     """The values of a channel (H, W) that are no ground, in any shape."""
     return channel if ground is None else channel[~ground]
 
@@ -132,7 +132,7 @@ def measure_background(channel: np.ndarray, ground: np.ndarray | None = None) ->
 
     The noise is that of the smoother half of the image, at least half a gray level of whole numbers.
     """
-    values = picture_values(channel, ground)
+    values = values_off_ground(channel, ground)
     background_level = float(np.median(values[..., ::2]))
     difference = np.abs(np.diff(channel[::2].astype(np.float32), axis=1))
     if ground is not None:

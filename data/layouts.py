@@ -92,8 +92,8 @@ def find_truths(index: dict[PathParts, list[File]], folder: PathParts, stem: str
         image_id: id of the image.
     """
     truths = {}
-    for place, endings in _list_places(folder, stem, image_id):
-        truths |= {str(file): file for file in index.get(_make_key(place), ()) if file.name.lower().endswith(endings)}
+    for path, endings in _list_candidates(folder, stem, image_id):
+        truths |= {str(file): file for file in index.get(_make_key(path), ()) if file.name.lower().endswith(endings)}
     return tuple(truths.values())
 
 
@@ -101,39 +101,39 @@ def _make_key(parts: PathParts) -> PathParts:
     return tuple(name.lower() for name in parts)
 
 
-def _list_places(folder: PathParts, stem: str, image_id: str) -> list[tuple[PathParts, tuple[str, ...]]]:
+def _list_candidates(folder: PathParts, stem: str, image_id: str) -> list[tuple[PathParts, tuple[str, ...]]]:
     """Folder and name without ending of each place where the truth of an image may lie, and its endings."""
-    places = [((*folder, stem + suffix), PLAIN_ENDINGS) for suffix in TRUTH_SUFFIXES]
-    places.append(((*folder, stem), OUTLINE_ENDINGS))
+    candidates = [((*folder, stem + suffix), PLAIN_ENDINGS) for suffix in TRUTH_SUFFIXES]
+    candidates.append(((*folder, stem), OUTLINE_ENDINGS))
     lower = _make_key(folder)
     for truth_folder, endings in TRUTH_FOLDERS.items():
-        homes = [(*folder, truth_folder)]
+        paths = [(*folder, truth_folder)]
         if "images" in lower:
             depth = len(lower) - 1 - lower[::-1].index("images")
-            homes.append((*folder[:depth], truth_folder, *folder[depth + 1 :]))
-        places += [((*home, stem + suffix), endings) for home in homes for suffix in ("", *TRUTH_SUFFIXES)]
-        places.append(((truth_folder, image_id), endings))
+            paths.append((*folder[:depth], truth_folder, *folder[depth + 1 :]))
+        candidates += [((*path, stem + suffix), endings) for path in paths for suffix in ("", *TRUTH_SUFFIXES)]
+        candidates.append(((truth_folder, image_id), endings))
     if folder and NNUNET_FOLDER.fullmatch(folder[-1]):
-        places.append(((*folder[:-1], _nnunet_labels(folder[-1]), stem), PLAIN_ENDINGS))
-    return places
+        candidates.append(((*folder[:-1], _nnunet_labels(folder[-1]), stem), PLAIN_ENDINGS))
+    return candidates
 
 
-def split_truth_pictures(files: Sequence[File]) -> tuple[list[File], list[File]]:
-    """Splits the pictures of a folder into images, and truth such as X_masks.tif beside X.tif.
+def split_truth_files(files: Sequence[File]) -> tuple[list[File], list[File]]:
+    """Splits the image files of a folder into images, and truth such as X_masks.tif beside X.tif.
 
-    Where one image has such truth, all pictures of such names are truth.
+    Where one image has such truth, all files of such names are truth.
     """
     stems = {file.stem.lower() for file in files}
     has_truth = {stem for stem in stems if any(stem + suffix in stems for suffix in TRUTH_SUFFIXES)}
-    images = []
-    truths = []
+    image_files = []
+    truth_files = []
     for file in files:
         stem = file.stem.lower()
         if has_truth and stem.endswith(TRUTH_SUFFIXES) and stem not in has_truth:
-            truths.append(file)
+            truth_files.append(file)
         else:
-            images.append(file)
-    return images, truths
+            image_files.append(file)
+    return image_files, truth_files
 
 
 def nnunet_name(folder: PathParts, stem: str, stems: Collection[str], folders: Container[PathParts]) -> str | None:
@@ -143,7 +143,7 @@ def nnunet_name(folder: PathParts, stem: str, stems: Collection[str], folders: C
         folder: of the image.
         stem: name of the image without its ending.
         stems: of all images of the folder.
-        folders: all that hold pictures.
+        folders: all that hold image files.
     """
     channel = NNUNET_CHANNEL.fullmatch(stem)
     is_nnunet = folder and NNUNET_FOLDER.fullmatch(folder[-1]) and channel
@@ -162,15 +162,15 @@ def is_beside_images(folder: PathParts, image_folders: Container[PathParts], abo
 
     Args:
         folder: below the source.
-        image_folders: folders that hold pictures.
+        image_folders: folders that hold image files.
         above: these folders and all above them.
     """
     for depth, name in enumerate(folder):
         parent = folder[:depth]
         if name.lower() in MASK_FOLDERS and (parent in image_folders or (*parent, "images") in above):
             return True
-        images = name.replace("labels", "images")
-        if images != name and NNUNET_FOLDER.fullmatch(images) and (*parent, images) in image_folders:
+        image_folder = name.replace("labels", "images")
+        if image_folder != name and NNUNET_FOLDER.fullmatch(image_folder) and (*parent, image_folder) in image_folders:
             return True
     return False
 
@@ -202,7 +202,7 @@ def pair_masks(sample: Sample) -> Sample:
 
 def pair_truths(
     samples: Iterable[Sample],
-    places: dict[str, tuple[PathParts, str]],
+    locations: dict[str, tuple[PathParts, str]],
     files: Iterable[tuple[PathParts, File]],
     results: Container[PathParts],
     left_out: LeftOut,
@@ -211,7 +211,7 @@ def pair_truths(
 
     Args:
         samples: of the source.
-        places: image -> its folder, and its name without the ending and, of nnU-Net, without the channel.
+        locations: image -> its folder, and its name without the ending and, of nnU-Net, without the channel.
         files: of the source.
         results: folders that hold results. Of images that were predicted into their own folder the labels are truth.
         left_out: to which images are added that are truth.
@@ -224,7 +224,7 @@ def pair_truths(
     paired = []
     for sample in samples:
         if not sample.has_truth:
-            folder, stem = places[str(sample.image)]
+            folder, stem = locations[str(sample.image)]
             sample = replace(sample, truths=find_truths(index, folder, stem, sample.id))
         paired.append(sample)
     truths = {str(file) for sample in paired for file in sample.truths}
@@ -307,29 +307,29 @@ def check_one_truth(sample: Sample) -> None:
         raise UserError(f"{sample.image}: it has more than one truth, {files}; move all but one away")
 
 
-def check_partners(images: Sequence[File], truths: Sequence[File], count: int) -> None:
+def check_partners(lacking: Sequence[File], orphans: Sequence[File], count: int) -> None:
     """Raises UserError where images have no truth, or truth has no image.
 
     Args:
-        images: those without truth.
-        truths: those without an image.
+        lacking: image files without truth.
+        orphans: truth files without an image.
         count: images in all.
     """
-    for image in images:
-        if NNUNET_FOLDER.fullmatch(image.parent.name) and NNUNET_CHANNEL.fullmatch(image.stem):
+    for file in lacking:
+        if NNUNET_FOLDER.fullmatch(file.parent.name) and NNUNET_CHANNEL.fullmatch(file.stem):
             raise UserError(
-                f"{image}: in nnU-Net's layout an image has one channel here, NAME_0000.*, and labelsTr/NAME.* beside "
+                f"{file}: in nnU-Net's layout an image has one channel here, NAME_0000.*, and labelsTr/NAME.* beside "
                 "it; this one has several channels or no labels; keep the channel of the nuclei, as _0000"
             )
     reasons = []
-    if images:
-        reasons.append(f"{len(images)} of {count} images without truth: {format_names(images)}")
-    if truths:
-        noun = "truth" if len(truths) == 1 else "truths"
-        reasons.append(f"{len(truths)} {noun} without an image: {format_names(truths)}")
+    if lacking:
+        reasons.append(f"{len(lacking)} of {count} images without truth: {format_names(lacking)}")
+    if orphans:
+        noun = "truth" if len(orphans) == 1 else "truths"
+        reasons.append(f"{len(orphans)} {noun} without an image: {format_names(orphans)}")
     if reasons:
         raise UserError(
-            f"{(images or truths)[0].parent}: {'; '.join(reasons)}; expected a truth with the name of each image, as "
+            f"{(lacking or orphans)[0].parent}: {'; '.join(reasons)}; expected a truth with the name of each image, as "
             "masks/NAME.tif or NAME_masks.tif (an empty picture where there are no nuclei); rename or move the others"
         )
 

@@ -37,7 +37,7 @@ from data.layouts import (
     pair_masks,
     pair_truths,
     settle_truths,
-    split_truth_pictures,
+    split_truth_files,
 )
 from data.listings import is_hidden, list_folder, list_zip
 from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_file, missing_package
@@ -142,14 +142,14 @@ def _match_wildcard(path: Path) -> list[Path]:
 
 def _group_paths(paths: Iterable[Path]) -> Iterable[tuple[Path, list[Path]]]:
     """Pairs of a path and, where it is an image file, all image files among the paths in its folder."""
-    pictures = {}
+    image_files = {}
     for path in paths:
-        is_picture = path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
-        if is_picture:
-            pictures.setdefault(_folder_of(path), []).append(path)
+        is_image_file = path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+        if is_image_file:
+            image_files.setdefault(_folder_of(path), []).append(path)
         else:
             yield path, []
-    for siblings in pictures.values():
+    for siblings in image_files.values():
         yield siblings[0], siblings
 
 
@@ -246,32 +246,32 @@ def _group_files(
     folders, results, others = _sort_files(files, left_out)
     above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
     samples = []
-    places = {}  # image -> folder and name, see `pair_truths`
+    locations = {}  # image -> folder and name, see `pair_truths`
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
-    for folder, pictures in folders.items():  # sorted, so that ID/images comes before ID/masks and can mark it as used
-        # Kaggle's layout is ID/images/ID.png with ID/masks/*.png.
-        images, truths = split_truth_pictures(pictures)
+    for folder, folder_files in folders.items():
+        # Kaggle's layout is ID/images/ID.png with ID/masks/*.png. ID/images comes first and marks ID/masks as used.
+        image_files, truth_files = split_truth_files(folder_files)
         masks = (*folder[:-1], "masks")
         parent = folder[-2] if len(folder) > 1 else ""
-        has_one_image = folder[-1:] == ("images",) and len(images) == 1
+        has_one_image = folder[-1:] == ("images",) and len(image_files) == 1
         if is_in_results(folder, results):
-            left_out[LEFT_RESULTS] += pictures
-        elif has_one_image and (masks in folders or images[0].stem == parent):
+            left_out[LEFT_RESULTS] += folder_files
+        elif has_one_image and (masks in folders or image_files[0].stem == parent):
             name = parent or source_name(source)
-            samples.append(pair_masks(Sample(name, images[0], tuple(folders.get(masks, ())))))
-            places[str(images[0])] = folder, images[0].stem
+            samples.append(pair_masks(Sample(name, image_files[0], tuple(folders.get(masks, ())))))
+            locations[str(image_files[0])] = folder, image_files[0].stem
             used.add(masks)
-            left_out[LEFT_MASKS] += truths
+            left_out[LEFT_MASKS] += truth_files
         elif folder not in used and is_beside_images(folder, folders.keys() | results, above):
-            left_out[LEFT_MASKS] += pictures
+            left_out[LEFT_MASKS] += folder_files
         elif folder not in used:
-            plain[folder] = images
-            left_out[LEFT_MASKS] += truths
-    samples += _name_images(plain, source, folders, places)
-    candidates = [((*folder, file.name), file) for folder, pictures in folders.items() for file in pictures]
+            plain[folder] = image_files
+            left_out[LEFT_MASKS] += truth_files
+    samples += _name_images(plain, source, folders, locations)
+    candidates = [((*folder, file.name), file) for folder, folder_files in folders.items() for file in folder_files]
     candidates += [((file.name,), file) for file in beside]
-    return pair_truths(samples, places, [*candidates, *others], results, left_out)
+    return pair_truths(samples, locations, [*candidates, *others], results, left_out)
 
 
 def _sort_files(
@@ -302,28 +302,28 @@ def _name_images(
     plain: dict[PathParts, list[File]],
     source: Path,
     folders: Container[PathParts],
-    places: dict[str, tuple[PathParts, str]],
+    locations: dict[str, tuple[PathParts, str]],
 ) -> list[Sample]:
     """Samples of the images in folders that are not in Kaggle's layout; adds their places.
 
     Args:
         plain: folder -> images.
         source: folder or .zip.
-        folders: all that hold pictures.
-        places: of `pair_truths`.
+        folders: all that hold image files.
+        locations: of `pair_truths`.
     """
     # An archive often holds one folder that holds all.
     top_folders = {folder[:1] for folder in plain}
     start = 1 if source.is_file() and len(top_folders) == 1 else 0
     samples = []
-    for folder, images in plain.items():
-        stems = {image.stem for image in images}
-        for image in images:
-            stem = nnunet_name(folder, image.stem, stems, folders)
+    for folder, image_files in plain.items():
+        stems = {file.stem for file in image_files}
+        for file in image_files:
+            stem = nnunet_name(folder, file.stem, stems, folders)
             names = _without_images(folder[start:] if stem is None else folder[start:-1])
-            stem = stem or image.stem
-            samples.append(Sample("__".join((*names, stem)), image))
-            places[str(image)] = folder, stem
+            stem = stem or file.stem
+            samples.append(Sample("__".join((*names, stem)), file))
+            locations[str(file)] = folder, stem
     return samples
 
 
