@@ -51,7 +51,7 @@ from data.matching import (
     ratio,
 )
 from data.outputs import provenance_of_run, read_provenance, without_seen
-from data.predictions import find_predicted, read_predicted
+from data.predictions import Predicted, find_predicted, read_predicted
 from data.records import KEPT_WEIGHTS, read_training_record
 from data.report import check_complete, write_report
 from data.run_lengths import read_solution
@@ -94,9 +94,7 @@ def evaluate(
     Raises:
         UserError: truth and predictions that do not belong together, or predictions of other weights than `weights`.
     """
-    truths = open_truth(truth_source)
-    predictions = find_predicted(predicted_source)
-    ids = check_ids(ids, truths, predictions, str(truth_source), str(predicted_source))
+    ids, truths, predictions = open_sources(truth_source, predicted_source, ids)
     ignored = predictions.keys() - truths.keys()
     if ignored:
         print(f"ignored {len(ignored)} predictions in {predicted_source} without truth in {truth_source}")
@@ -137,29 +135,29 @@ def open_truth(source: str | Path) -> dict[str, Sample | np.ndarray]:
     return truths
 
 
-def check_ids(ids: Iterable | None, truths: dict, predictions: dict, truth: str, predicted: str) -> list[str]:
-    """Returns the ids to score; raises UserError with the number of ids that lack truth or a prediction.
+def open_sources(
+    truth_source: str | Path, predicted_source: str | Path, ids: Iterable[str] | None
+) -> tuple[list[str], dict[str, Sample | np.ndarray], dict[str, Predicted]]:
+    """Returns the ids to score, sorted, the truths of `open_truth` and the predictions of `find_predicted`.
 
-    Args:
-        ids: None: all of the truths.
-        truths: of `open_truth`.
-        predictions: of `find_predicted`.
-        truth: its source, as messages name it.
-        predicted: likewise.
+    Raises:
+        UserError: an id of `ids`, or of all the truth where that is None, lacks truth or a prediction.
     """
+    truths = open_truth(truth_source)
+    predictions = find_predicted(predicted_source)
     ids = sorted(set(truths if ids is None else ids))
     unknown = [image_id for image_id in ids if image_id not in truths]
     if unknown:
-        raise UserError(f"{len(unknown)} of {len(ids)} ids not in {truth}, first {unknown[0]}")
+        raise UserError(f"{len(unknown)} of {len(ids)} ids not in {truth_source}, first {unknown[0]}")
     missing = [image_id for image_id in ids if image_id not in predictions]
     if missing:
-        data = "IMAGES" if truth.lower().endswith(".csv") else truth
+        data = "IMAGES" if str(truth_source).lower().endswith(".csv") else truth_source
         raise UserError(
-            f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted}, "
+            f"{len(missing)} of {len(ids)} images have no mask and labels in {predicted_source}, "
             f"first {missing[0]}; run: python Predict_masks.py --data {data} --out "
-            f"{predicted} (an image that it cannot read must leave the truth too)"
+            f"{predicted_source} (an image that it cannot read must leave the truth too)"
         )
-    return ids
+    return ids, truths, predictions
 
 
 def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -> None:
@@ -416,10 +414,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ids = validation_ids(args.ids, args.truth)
         weights = Path(args.ids).with_name(KEPT_WEIGHTS)  # what these ids were held out from
     if args.compare:  # says now that it is wrong, not after the tables
-        check_ids(ids, open_truth(args.truth), find_predicted(args.compare), args.truth, args.compare)
+        open_sources(args.truth, args.compare, ids)
     if args.report:  # likewise
-        chosen = check_ids(ids, open_truth(args.truth), find_predicted(args.predicted), args.truth, args.predicted)
-        check_complete(args.predicted, chosen)
+        check_complete(args.predicted, open_sources(args.truth, args.predicted, ids)[0])
     score_rows, skipped = evaluate(args.truth, args.predicted, ids, weights)
     print(format_table(score_rows))
     other_skipped = []

@@ -42,21 +42,19 @@ def find_ground(channel: np.ndarray) -> np.ndarray | None:
         jump = max(jump, MIN_JUMP)
     padded = np.pad(channel, 1, "edge").astype(np.float32)
     outside = np.pad(np.zeros(channel.shape, bool), 1, constant_values=True)
-    is_found = False
     for _ in range(MAX_FRAMES):
         edge = grow(outside) & ~outside
         values, counts = np.unique(padded[edge], return_counts=True)
-        grown = outside
+        grown = outside.copy()
         for value in values[counts > EDGE_SHARE * edge.sum()]:
             region = _flat_region(padded, value, edge, jump)
             if region is not None and _ends_sharply(padded, value, region | outside, jump):
-                grown = grown | region
-        if grown is outside:
+                grown |= region
+        if (grown == outside).all():
             break
         outside = grown
-        is_found = True
     ground = outside[1:-1, 1:-1]
-    return ground if is_found and _leaves_a_picture(channel, ground) else None
+    return ground if ground.any() and _leaves_a_picture(channel, ground) else None
 
 
 def _leaves_a_picture(channel: np.ndarray, ground: np.ndarray) -> bool:

@@ -5,7 +5,6 @@ Out: HTML that needs no other file.
 """
 
 import base64
-import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from data.files import read_rows
 from data.images import open_rows, read_image, subsample
 from data.measure import WARNING_SEPARATOR
 from data.options import UNKNOWN_KIND
@@ -157,19 +157,15 @@ def describe_seen(image_row: dict) -> str:
 
 def draw_histograms(entry: Entry) -> str:
     """Histograms of area and mean intensity of the nuclei; "" without nuclei."""
-    with open(entry.files.nuclei, newline="", encoding="utf-8") as stream:
-        table = csv.reader(stream)
-        names = next(table)
-        rows = list(table)
-    if not rows:
+    nucleus_rows = list(read_rows(entry.files.nuclei))
+    if not nucleus_rows:
         return ""
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    unit = "um2" if "area_um2" in columns else "px"
-    area = np.array(columns[f"area_{unit}"], float)
-    means = [name for name in names if name.startswith("intensity_mean_")]
+    unit = "um2" if "area_um2" in nucleus_rows[0] else "px"
+    area = np.array([row[f"area_{unit}"] for row in nucleus_rows], float)
+    means = [name for name in nucleus_rows[0] if name.startswith("intensity_mean_")]
     predicted = f"intensity_mean_{entry.image_row['channel']}"
     chosen = [predicted] if predicted in means else means  # all channels, unless nuclei were found in one alone
-    intensity = np.mean([np.array(columns[name], float) for name in chosen], axis=0)
+    intensity = np.mean([[float(row[name]) for row in nucleus_rows] for name in chosen], axis=0)
     return draw_histogram(area, f"area, {unit.replace('um2', 'µm²')}") + draw_histogram(intensity, "mean intensity")
 
 

@@ -89,8 +89,7 @@ def write_slide(
             with write_whole(files.tiled_mask) as mask:
                 save(mask, map(mask_of, iterate_strips(labels)), dtype=np.uint8)
             small_labels = subsample(labels, OVERLAY_PIXELS)
-            image_id = work.sample.id
-            save_measurements(files, labels, work.image, image_id, work.pixel_size, job, run.options.channel)
+            save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job, run.options.channel)
         with write_whole(files.overlay) as overlay:
             save_png(overlay, outline_nuclei(picture, small_labels), FAST_COMPRESSION)
     files.mask.unlink(missing_ok=True)  # a smaller image of this name had it
@@ -98,8 +97,8 @@ def write_slide(
 
 def with_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Provenance:
     """A provenance that also tells of the image: its size and checksum, and how it was seen."""
-    plane = {} if work.sample.plane is None else {"plane": work.sample.plane._asdict()}
-    return provenance | {"image": work.checksum, "seen": describe_job(job) | plane}
+    seen = describe_job(job) | ({"plane": work.sample.plane._asdict()} if work.sample.plane else {})
+    return provenance | {"image": work.checksum, "seen": seen}
 
 
 def check_results(args: argparse.Namespace) -> None:
@@ -144,8 +143,8 @@ def say_what_next(out: Path, skipped: Mapping[str, str], argv: Sequence[str] | N
     """Prints what to look at, which images were skipped, and what to type next; `argv` is that of the script."""
     if not has_report:
         command = repeat_command("Predict_masks.py", argv, "--report", without=["--overwrite"])
-        is_old = ", for the report there is of an earlier run" if (out / REPORT).exists() else ""
-        print(f"look at {out / 'overlays'}, or at all on one page{is_old}: {command}")
+        note = ", for the report there is of an earlier run" if (out / REPORT).exists() else ""
+        print(f"look at {out / 'overlays'}, or at all on one page{note}: {command}")
     if skipped:
         print(describe_skipped(sorted(skipped)))
     if any("--channel" in reason for reason in skipped.values()):
