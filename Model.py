@@ -49,7 +49,7 @@ EXAMPLE = "data/sample/fluorescence_crowded_1/images/fluorescence_crowded_1.png"
 # The network.
 INPUT_SHAPE = (None, None, None, 1)
 OUTPUT_SHAPE = (None, None, None, 2)
-# An answer depends on fewer pixels of the deepest feature map on each side. This holds where tiles begin at multiples
+# An output depends on fewer pixels of the deepest feature map on each side. This holds where tiles begin at multiples
 # of 2 ** depth pixels, for their poolings are then those of the whole image.
 HALO_PIXELS = 6
 PROCESSOR = Path("/proc/cpuinfo")  # tells what the processor can, on Linux
@@ -315,11 +315,11 @@ def predict_probability(model: keras.Model, gray: np.ndarray, halvings: int = 0)
         scaled = halve(scaled)
     if halvings < 0:
         scaled = resize_images(scaled[..., None], [side * 2**-halvings for side in padded.shape[1:]])[..., 0]
-    answer = model.predict_on_batch(scaled[..., None])  # (batch, H'', W'', 2)
+    output = model.predict_on_batch(scaled[..., None])  # (batch, H'', W'', 2)
     if halvings:
-        answer = resize_images(answer, padded.shape[1:])
-    answer = answer[:, :height, :width]
-    return answer[..., 0].reshape(gray.shape), answer[..., 1].reshape(gray.shape)
+        output = resize_images(output, padded.shape[1:])
+    output = output[:, :height, :width]
+    return output[..., 0].reshape(gray.shape), output[..., 1].reshape(gray.shape)
 
 
 def resize_images(images: np.ndarray, size: Sequence[int]) -> np.ndarray:

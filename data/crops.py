@@ -1,4 +1,4 @@
-"""Draws the crops that a network is fitted to, and makes the target of its answer.
+"""Draws the crops that a network is fitted to, and makes the target of its output.
 
 In:  the gray (H, W) float32 in [0, 1] and the labels (H, W) int32 of whole images.
 Out: batches of gray (batch, size, size, 1) and target (batch, size, size, 3), float32.
@@ -117,7 +117,7 @@ def draw_probabilities(groups: Sequence[str], shapes: Sequence[tuple[int, int]])
 
 
 def make_target(labels: np.ndarray) -> np.ndarray:
-    """What the network should answer.
+    """What the network should output.
 
     Args:
         labels: (H, W) int32.

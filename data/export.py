@@ -220,7 +220,7 @@ def write_bioimageio(model, file: str | Path, halo: int, origin: str) -> None:
 
 
 def make_test_tensors(model, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image of the sample before preprocessing, (1, 1, H, W), and Keras's answer, (1, 2, H, W), both float32."""
+    """An image of the sample before preprocessing, (1, 1, H, W), and Keras's output, (1, 2, H, W), both float32."""
     channel = brightness(read_image(Path(find_beside_scripts(TEST_IMAGE))))
     height, width = (size // side * side for size in channel.shape)
     channel = channel[:height, :width].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Numbers the nuclei of the network's answer, and measures them.
+"""Numbers the nuclei of the network's output, and measures them.
 
 In:  probabilities of nucleus and of border, (H, W) float in [0, 1].
 Out: labels (H, W) int32, 0 background, 1…K.

@@ -19,7 +19,7 @@ from skimage.segmentation import expand_labels, find_boundaries, relabel_sequent
 from data.files import UserError, figure_format, write_whole
 from data.images import open_rows, read_image, subsample
 from data.matching import find_errors, overlap_table, pair_overlaps
-from data.nuclei import common_diameter
+from data.nuclei import common_diameter, find_touching
 from data.outputs import find_predictions, prediction_files
 from data.slides import iterate_strips
 
@@ -93,11 +93,7 @@ def colour_labels(labels: np.ndarray) -> np.ndarray:
 def find_neighbours(labels: np.ndarray) -> list[set[int]]:
     """For each number of labels (H, W) without gaps, from 0, the numbers of the nuclei close to it."""
     neighbours = [set() for _ in range(int(labels.max(initial=0)) + 1)]
-    grown = expand_labels(labels, NEIGHBOUR_DISTANCE)
-    pairs = [np.stack([grown[:, :-1].ravel(), grown[:, 1:].ravel()]), np.stack([grown[:-1].ravel(), grown[1:].ravel()])]
-    pairs = np.concatenate(pairs, axis=1)
-    pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs.min(axis=0) > 0)]
-    for one, other in np.unique(pairs, axis=1).T.tolist():
+    for one, other in find_touching(expand_labels(labels, NEIGHBOUR_DISTANCE)).tolist():
         neighbours[one].add(other)
         neighbours[other].add(one)
     return neighbours

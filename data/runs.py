@@ -133,9 +133,9 @@ def read_ahead(
     chunks += [samples[start : start + count] for start in range(1, len(samples), count)]
     ahead = []
     for chunk in [*chunks, [], []]:
-        now = ahead
+        ready = ahead
         ahead = [(sample, pool.submit(read, sample)) for sample in chunk]
-        yield now
+        yield ready
 
 
 def collect_work(chunk: Sequence[tuple[Sample, Future]], log: RunLog) -> tuple[list[ImageWork], list[Sample]]:
