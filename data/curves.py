@@ -16,13 +16,12 @@ from matplotlib.ticker import MaxNLocator
 
 from data.crops import FIXED_EDGES_SHARE
 from data.files import UserError, write_whole
-from data.matching import dice_score, overlap_table, paired_difference
+from data.matching import SCORE_NAMES, dice_score, overlap_table, paired_difference
 from data.pictures import TITLE_LENGTH, outline_nuclei, save_contact_sheet, show_pictures
 from data.records import KEPT_WEIGHTS, TRAINING_RECORD, can_choose, read_training_record
 from data.sources import find_samples
 
 CURVES = {"accuracy.png": ("accuracy", "dice"), "loss.png": ("loss",)}
-SCORE_NAMES = {"dice": "Dice", "ap": "AP"}
 CURVE_SIZE = (9, 4)  # inches, of each figure, so that they fit side by side
 CURVE_DPI = 110
 CAPTION = "Validation may be better than training, for crops to train on are augmented and whole images are not."

@@ -217,7 +217,7 @@ def pair_truths(
         left_out: to which images are added that are truth.
     """
     files = [(parts, file) for parts, file in files if not is_in_results(parts[:-1], results)]
-    if () in results:
+    if () in results:  # the source itself
         no_truth = {*RESULT_FOLDERS, *OPTIONAL_FOLDERS} - {"labels"}
         files = [(parts, file) for parts, file in files if parts[0] not in no_truth]
     index = index_files(files)

@@ -15,6 +15,7 @@ from skimage.segmentation import relabel_sequential
 # Kaggle's 0.50, 0.55, ... 0.95. n / 100 is the double nearest to the decimal, as is an IoU of that
 # value, so the two are equal; np.linspace(0.5, 0.95, 10) would hold 0.8999999999999999 for 0.9.
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+SCORE_NAMES = {"dice": "Dice", "ap": "AP"}  # of the scores that a training and a report show
 RESAMPLES = 2000  # bootstrap resamples of the images
 MIN_RESAMPLED = 5  # images; the interval of a bootstrap of fewer is far too narrow
 BOOTSTRAP_SEED = 2018  # same scores, same interval
@@ -132,7 +133,6 @@ def aggregated_jaccard(table: np.ndarray | coo_array) -> float:
     >>> aggregated_jaccard(np.array([[0, 0, 4], [1, 9, 0]]))  # 9 of 10 pixels, and 4 that are false
     0.6428571428571429
     """
-    table = coo_array(table)
     true_areas = table.sum(axis=1)
     predicted_areas = table.sum(axis=0)
     true, predicted, shared, iou = pair_overlaps(table)
@@ -167,7 +167,6 @@ def find_errors(table: np.ndarray | coo_array) -> dict[str, np.ndarray]:
     Returns:
         "missed" and "split" are (K + 1,) bool, by the rows of the table; "false" and "merged" (P + 1,), by its columns.
     """
-    table = coo_array(table)
     true_areas = table.sum(axis=1)
     predicted_areas = table.sum(axis=0)
     true, predicted, shared, _ = pair_overlaps(table)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.files import UserError, read_rows, write_whole
 from data.layouts import count_of
+from data.matching import SCORE_NAMES
 from data.outputs import prediction_files, provenance_of_run, read_provenance
 from data.pictures import OUTCOME_COLOURS
 from data.report_cards import ERRORS, Entry, ReadTruth, count_nuclei, draw_card, swatch
@@ -135,7 +136,7 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
     if has_truth:
         score_filters = "".join(
             f'<label class="narrow">{title} ≤<input type="number" name="{name}" min="0" max="1" step="0.01"></label>'
-            for name, title in (("dice", "Dice"), ("ap", "AP"))
+            for name, title in SCORE_NAMES.items()
         )
         items = "".join(f"<li>{swatch(name)}{name}</li>" for name in OUTCOME_COLOURS)
         legend = f'<ul class="legend" aria-label="Colours of the difference">{items}</ul>'
@@ -178,8 +179,8 @@ def sum_up(entries: Sequence[Entry]) -> dict[str, str]:
     totals["nuclei an image, median"] = f"{np.median(counts):,.0f}"
     if not entries[0].score_row:
         return totals | {"without nuclei": f"{counts.count(0):,}"}
-    for name, title in (("dice", "mean Dice"), ("ap", "mean AP")):
-        totals[title] = f"{np.mean([float(entry.score_row[name]) for entry in entries]):.3f}"
+    for name, title in SCORE_NAMES.items():
+        totals[f"mean {title}"] = f"{np.mean([float(entry.score_row[name]) for entry in entries]):.3f}"
     return totals | {name: f"{sum(entry.errors()[name] for entry in entries):,}" for name in ERRORS}
 
 
@@ -192,9 +193,8 @@ def describe_provenances(entries: Iterable[Entry]) -> str:
             provenances.append(provenance)
     texts = []
     for provenance in provenances:
-        options = [f"{name} {value}" for name, value in provenance.get("options", {}).items() if value]
-        options = ", ".join(options) or "default options"
-        texts.append(f"Weights with SHA-256 {provenance['weights_sha256'][:12]}…, {options}.")
+        options = ", ".join(f"{name} {value}" for name, value in provenance.get("options", {}).items() if value)
+        texts.append(f"Weights with SHA-256 {provenance['weights_sha256'][:12]}…, {options or 'default options'}.")
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-image {skimage.__version__}"
     return " ".join([*(texts or ["Weights unknown."]), f"Report written with {versions}."])
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from data.files import read_rows
 from data.images import open_rows, read_image, subsample
+from data.matching import SCORE_NAMES
 from data.measure import WARNING_SEPARATOR
 from data.options import UNKNOWN_KIND
 from data.outputs import PredictionFiles
@@ -27,7 +28,6 @@ WEBP_QUALITY = 72
 BINS = 24  # bars of a histogram
 BAR_HEIGHT = 40  # pixels, height of the fullest bar
 ERRORS = tuple(name for name in OUTCOME_COLOURS if name != "found")
-SHOWN_SCORES = ("dice", "ap")
 CARD = Template("""\
 <article tabindex="-1" data-id="$id" data-kind="$kind" data-marks="$marks" data-count="$count" data-rank="$rank"$scores>
 <div class="name"><h2>$id</h2><span class="chip">$kind</span>$warnings</div>
@@ -70,7 +70,7 @@ class Entry:
 def draw_card(rank: int, entry: Entry, read_truth: ReadTruth | None) -> str:
     """The HTML of one image; `rank` is its place in the order of the page."""
     image_row = entry.image_row
-    scores = {name: entry.score_row[name] for name in SHOWN_SCORES} if entry.score_row else {}
+    scores = {name: entry.score_row[name] for name in SCORE_NAMES} if entry.score_row else {}
     if scores:
         scores["errors"] = str(sum(entry.errors().values()))
     return CARD.substitute(
@@ -127,7 +127,7 @@ def describe_outcome(entry: Entry) -> str:
     """Scores and errors of an image; "" without a truth."""
     if not entry.score_row:
         return ""
-    dice, ap = (f"{float(entry.score_row[name]):.3f}" for name in SHOWN_SCORES)
+    dice, ap = (f"{float(entry.score_row[name]):.3f}" for name in SCORE_NAMES)
     errors = [f"<span>{swatch(name)}{count} {name}</span>" for name, count in entry.errors().items() if count]
     errors = "".join(errors) or '<span class="none">none missed, false, split or merged</span>'
     return f'<p class="scores">Dice <b>{dice}</b>, AP <b>{ap}</b></p><p class="errors">{errors}</p>'

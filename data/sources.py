@@ -312,7 +312,7 @@ def _name_images(
         folders: all that hold image files.
         locations: of `pair_truths`.
     """
-    # An archive often holds one folder that holds all.
+    # An archive often holds one folder with all images; its name is no part of the ids.
     top_folders = {folder[:1] for folder in plain}
     start = 1 if source.is_file() and len(top_folders) == 1 else 0
     samples = []

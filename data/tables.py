@@ -96,7 +96,7 @@ def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
 
 def save_image_row(file: Path, image_row: dict[str, object]) -> None:
     """Writes what images.csv says of an image, as a .json; NaN becomes null."""
-    values = {name: None if value != value else value for name, value in image_row.items()}
+    values = {name: None if value != value else value for name, value in image_row.items()}  # NaN is not itself
     with write_whole(file) as temporary:
         temporary.write_text(json.dumps(values, indent=1, default=float) + "\n", encoding="utf-8")
 
