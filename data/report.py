@@ -129,7 +129,7 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
     images = count_of(len(entries), "image")
     heading = f"{count_nuclei(sum(entry.image_row['count'] for entry in entries))} in {images}"
     folder = out.resolve().name
-    order = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"
+    ranking = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"
     left_out = f"; the first {shown:,} of {len(entries):,} are shown" if shown < len(entries) else ""
     score_filters = ""
     legend = ""
@@ -140,7 +140,7 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
         )
         items = "".join(f"<li>{swatch(name)}{name}</li>" for name in OUTCOME_COLOURS)
         legend = f'<ul class="legend" aria-label="Colours of the difference">{items}</ul>'
-    meanings = MEANINGS | TRUTH_MEANINGS if has_truth else MEANINGS
+    meanings = MEANINGS | (TRUTH_MEANINGS if has_truth else {})
     marks = {mark for entry in entries for mark in (*entry.warnings(), *entry.error_names())}
     meanings |= {warning: advice for warning, advice in WARNINGS.items() if warning in marks}
     orders = {"rank": "worst Dice" if has_truth else "doubtful"}
@@ -149,7 +149,7 @@ def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, 
     return {
         "title": escape(f"{heading}: {folder}"),
         "heading": heading,
-        "lead": escape(f"Folder {folder}, {order}{left_out}"),
+        "lead": escape(f"Folder {folder}, {ranking}{left_out}"),
         "totals": "".join(
             f"<div><dt>{swatch(name)}{name}</dt><dd>{value}</dd></div>" for name, value in sum_up(entries).items()
         ),
