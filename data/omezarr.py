@@ -6,7 +6,6 @@ Out: zarr/ID.zarr, a folder: the labels and smaller and smaller levels of them, 
 Source: https://ngff.openmicroscopy.org/0.5
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from data.files import UserError, import_optional, write_whole
 from data.images import open_rows
-from data.outputs import prediction_files
+from data.outputs import PredictionFiles
 from data.tiffs import TiffRows
 
 OME_ZARR_VERSION = "0.5"
@@ -31,13 +30,10 @@ def import_zarr() -> ModuleType:
     return zarr
 
 
-def save_zarr(out: str | Path, ids: Sequence[str]) -> None:
-    """Writes the labels of images as OME-Zarr, from their label files and tables."""
-    for image_id in ids:
-        files = prediction_files(out, image_id)
-        files.zarr.parent.mkdir(exist_ok=True)
-        with open_rows(files.labels) as labels:
-            write_zarr(files.zarr, labels, image_id, files.read_image_row()["pixel_size_um"])
+def save_zarr(files: PredictionFiles) -> None:
+    """Writes the labels of an image as OME-Zarr, from its label file and tables."""
+    with open_rows(files.labels) as labels:
+        write_zarr(files.zarr, labels, files.image_id, files.read_image_row()["pixel_size_um"])
 
 
 def write_zarr(file: Path, labels: np.ndarray | TiffRows, image_id: str, pixel_size: float | None = None) -> None:

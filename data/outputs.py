@@ -36,6 +36,7 @@ Provenance = dict  # what labels/ID.tif says of its weights, settings and image;
 class PredictionFiles:
     """The files of one image; it has `mask` or, if it is large, `tiled_mask`."""
 
+    image_id: str
     labels: Path
     mask: Path
     tiled_mask: Path
@@ -73,6 +74,7 @@ def prediction_files(out: str | Path, image_id: str) -> PredictionFiles:
     """Where the predictions of the image with this id lie in the folder `out`."""
     out = Path(out)
     return PredictionFiles(
+        image_id,
         labels=out / "labels" / f"{image_id}.tif",
         mask=out / "masks" / f"{image_id}.png",
         tiled_mask=out / "masks" / f"{image_id}.tif",
@@ -206,8 +208,7 @@ def read_provenance(labels: Path) -> Provenance:
         provenance = json.loads(marked[0] if marked else description)
     except ValueError:  # another program's description
         return {}
-    is_ours = isinstance(provenance, dict) and "weights_sha256" in provenance
-    return provenance if is_ours else {}
+    return provenance if isinstance(provenance, dict) and "weights_sha256" in provenance else {}
 
 
 def provenance_of_run(provenance: Provenance) -> Provenance:
@@ -289,8 +290,7 @@ def describe_resolution(pixel_size: float | None) -> dict:
     """What `tifffile.imwrite` is told of a pixel's size in micrometres, by the common tags of TIFF."""
     if pixel_size is None:
         return {}
-    pixels_per_cm = MICROMETRES_PER_CM / pixel_size
-    return {"resolution": (pixels_per_cm, pixels_per_cm), "resolutionunit": "CENTIMETER"}
+    return {"resolution": (MICROMETRES_PER_CM / pixel_size,) * 2, "resolutionunit": "CENTIMETER"}
 
 
 def mask_of(labels: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ def read_entries(out: str | Path, ids: Sequence[str], scores: dict[str, dict[str
     entries = []
     for image_id in ids:
         files = prediction_files(out, image_id)
-        entries.append(Entry(image_id, files, files.read_image_row(), scores.get(image_id, {})))
+        entries.append(Entry(files, files.read_image_row(), scores.get(image_id, {})))
     return sorted(entries, key=rank_by_score if scores else rank_by_doubt)
 
 
@@ -120,7 +120,7 @@ def rank_by_doubt(entry: Entry) -> tuple[float, ...]:
 
 def rank_by_score(entry: Entry) -> tuple[float, str]:
     """Sorts images as scores.csv does, the worst Dice first."""
-    return float(entry.score_row["dice"]), entry.image_id
+    return float(entry.score_row["dice"]), entry.files.image_id
 
 
 def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, str]:

@@ -44,7 +44,6 @@ ReadTruth = Callable[[str], np.ndarray]  # id of an image -> its true labels (H,
 class Entry:
     """An image on the page."""
 
-    image_id: str
     files: PredictionFiles
     image_row: dict  # its row in images.csv
     score_row: dict[str, str]  # its row in scores.csv; {} without a truth
@@ -74,7 +73,7 @@ def draw_card(rank: int, entry: Entry, read_truth: ReadTruth | None) -> str:
     if scores:
         scores["errors"] = str(sum(entry.errors().values()))
     return CARD.substitute(
-        id=escape(entry.image_id),
+        id=escape(entry.files.image_id),
         kind=escape(entry.kind()),
         marks=escape("; ".join([*entry.warnings(), *entry.error_names()])),
         count=image_row["count"],
@@ -100,7 +99,7 @@ def draw_pictures(entry: Entry, read_truth: ReadTruth | None) -> str:
         figures = [embed(outlined, f"overlay, {link}", "overlay")]
         figures.append(embed(coloured, "labels", "coloured labels", is_flat=True))
         if entry.score_row:
-            difference = draw_difference(outlined, read_truth(entry.image_id), labels[:])
+            difference = draw_difference(outlined, read_truth(entry.files.image_id), labels[:])
             figures.append(embed(difference, "difference", "difference to the truth"))
     return "".join(figures)
 

@@ -54,7 +54,7 @@ def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarra
     """
     files = prediction_files(run.out, work.sample.id)
     files.remove_optional()
-    save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job, run.options.channel)
+    save_measurements(files, labels, work.image, work.pixel_size, job, run.options.channel)
     overlay = outline_nuclei(picture, labels)
     write_prediction(files, labels, overlay, with_image(run.provenance, work, job), work.pixel_size)
 
@@ -73,10 +73,9 @@ def write_slide(
     """
     files = prediction_files(run.out, work.sample.id)
     files.remove_optional()
-    shape = work.image.shape[:2]
     provenance = with_image(run.provenance, work, job)
-    save = functools.partial(save_tiles, shape=shape, provenance=provenance, pixel_size=work.pixel_size)
-    sums = NucleusSums(shape[0])
+    save = functools.partial(save_tiles, shape=work.image.shape[:2], provenance=provenance, pixel_size=work.pixel_size)
+    sums = NucleusSums(work.image.shape[0])
     # Labels take their name at the end of this block: to a rerun they say that all files of the image are there.
     with write_whole(files.labels) as temporary:
         save(temporary, sums.watch(strips), dtype=np.uint32)
@@ -89,7 +88,7 @@ def write_slide(
             with write_whole(files.tiled_mask) as mask:
                 save(mask, map(mask_of, iterate_strips(labels)), dtype=np.uint8)
             small_labels = subsample(labels, OVERLAY_PIXELS)
-            save_measurements(files, labels, work.image, work.sample.id, work.pixel_size, job, run.options.channel)
+            save_measurements(files, labels, work.image, work.pixel_size, job, run.options.channel)
         with write_whole(files.overlay) as overlay:
             save_png(overlay, outline_nuclei(picture, small_labels), FAST_COMPRESSION)
     files.mask.unlink(missing_ok=True)  # a smaller image of this name had it
@@ -168,8 +167,10 @@ def save_optional(out: Path, ids: Sequence[str], wanted: Mapping[str, Sequence[s
     """
     for option, save in (("rois", save_rois), ("geojson", save_geojson), ("zarr", save_zarr)):
         present = sorted({*wanted[option]} & {*ids})
+        for image_id in present:
+            (out / option).mkdir(exist_ok=True)
+            save(prediction_files(out, image_id))
         if present:
-            save(out, present)
             print(f"saved the nuclei of {count_of(len(present), 'image')} to {out / option} too")
 
 

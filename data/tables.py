@@ -40,7 +40,6 @@ def save_measurements(
     files: PredictionFiles,
     labels: np.ndarray | TiffRows,
     image: np.ndarray | TiffRows | SceneRows | Channels,
-    image_id: str,
     pixel_size: float | None,
     job: PredictionJob,
     wanted_channel: str | None = None,
@@ -51,7 +50,6 @@ def save_measurements(
         files: of `prediction_files`.
         labels: (H, W) int, or rows of it.
         image: as in the file, or rows of it; all its channels are measured.
-        image_id: id of the image.
         pixel_size: micrometres; None where it is not known.
         job: how the image was seen, and the confidence of its nuclei.
         wanted_channel: of the options; None: it was found out.
@@ -61,11 +59,11 @@ def save_measurements(
     if isinstance(image, Channels):
         names = image.names
         image = np.moveaxis(image.planes, 0, -1)
-    nuclei = measure_nuclei(labels, image, image_id, job.confidence, pixel_size, names)
-    seen = describe_job(job)
+    nuclei = measure_nuclei(labels, image, files.image_id, job.confidence, pixel_size, names)
     scale = "+".join(str(2.0**-halvings) for halvings in job.halvings)  # factors of the image's size
     warnings = list_warnings(nuclei, job)
-    image_row = measure_image(nuclei, labels.shape, image_id, pixel_size, channel, scale, seen["background"], warnings)
+    background = describe_job(job)["background"]
+    image_row = measure_image(nuclei, labels.shape, files.image_id, pixel_size, channel, scale, background, warnings)
     image_row["left_out"] = job.left_out
     write_table(files.nuclei, nuclei)
     save_image_row(files.image_row, image_row)
@@ -130,35 +128,29 @@ def report_tables(
     out: str | Path, ids: Sequence[str], run_ids: Sequence[str] | None = None, skipped: Mapping[str, str] | None = None
 ) -> None:
     """Puts the tables of these images together, and says how many nuclei they hold, and those of this run if fewer."""
-    rows = save_tables(out, ids, skipped)
-    found = f"{sum(row['count'] for row in rows.values())} nuclei in {len(ids)} images"
+    image_rows = save_tables(out, ids, skipped)
+    line = f"{sum(row['count'] for row in image_rows.values())} nuclei in {len(ids)} images"
     if run_ids is not None and len(run_ids) < len(ids):
-        found += f", {sum(rows[image_id]['count'] for image_id in run_ids)} of them in the {len(run_ids)} of this run"
-    left_out = sum(row.get("left_out", 0) for row in rows.values())
+        line += f", {sum(image_rows[image_id]['count'] for image_id in run_ids)} of them in the {len(run_ids)} of this run"
+    left_out = sum(row.get("left_out", 0) for row in image_rows.values())
     if left_out:
-        found += f"; {left_out} more were left out by --min-confidence or another limit"
-    print(f"{found}; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
+        line += f"; {left_out} more were left out by --min-confidence or another limit"
+    print(f"{line}; {Path(out, NUCLEI_TABLE)} and {IMAGES_TABLE} measure them")
 
 
-def save_rois(out: str | Path, ids: Sequence[str]) -> None:
-    """Writes ROI sets of images, from their labels; an image that is too large for ImageJ's ROIs is named."""
-    for image_id in ids:
-        files = prediction_files(out, image_id)
-        files.rois.parent.mkdir(exist_ok=True)
-        try:
-            with open_rows(files.labels) as labels:
-                write_rois(files.rois, labels, **find_plane(files))
-        except UserError as error:
-            print(f"no ROIs: {error}", file=sys.stderr)
-
-
-def save_geojson(out: str | Path, ids: Sequence[str]) -> None:
-    """Writes GeoJSON of images, from their labels and tables."""
-    for image_id in ids:
-        files = prediction_files(out, image_id)
-        files.geojson.parent.mkdir(exist_ok=True)
+def save_rois(files: PredictionFiles) -> None:
+    """Writes the ROI set of an image, from its labels; an image that is too large for ImageJ's ROIs is named."""
+    try:
         with open_rows(files.labels) as labels:
-            write_geojson(files.geojson, labels, image_id, files.nuclei, **find_plane(files))
+            write_rois(files.rois, labels, **find_plane(files))
+    except UserError as error:
+        print(f"no ROIs: {error}", file=sys.stderr)
+
+
+def save_geojson(files: PredictionFiles) -> None:
+    """Writes the GeoJSON of an image, from its labels and table."""
+    with open_rows(files.labels) as labels:
+        write_geojson(files.geojson, labels, files.image_id, files.nuclei, **find_plane(files))
 
 
 def find_plane(files: PredictionFiles) -> dict[str, int | None]:

@@ -19,7 +19,7 @@ from data.runs import ImageWork, Run
 from data.scales import Network, PredictionJob
 from data.sources import Sample, find_samples
 from data.stacks import expand_planes
-from data.tables import find_plane, save_rois
+from data.tables import find_plane
 
 
 def replace_as_windows(source, target):
@@ -62,7 +62,7 @@ def test_an_image_too_wide_for_rois_costs_the_others_nothing(tmp_path, capsys):
         labels = np.zeros((8, width), np.uint16)
         labels[2:6, 3:9] = 1
         tifffile.imwrite(tmp_path / f"labels/{name}.tif", labels)
-    save_rois(tmp_path, ["wide", "usual"])
+    results.save_optional(tmp_path, ["wide", "usual"], {"rois": ["wide", "usual"], "geojson": (), "zarr": ()})
     assert [file.name for file in (tmp_path / "rois").iterdir()] == ["usual.zip"]
     assert "no ROIs: " in capsys.readouterr().err
 
@@ -83,7 +83,7 @@ def test_outlines_of_a_stack_know_their_plane(tmp_path):
     Predict_masks.predict_samples(samples, Threshold(), tmp_path / "out", {"weights_sha256": "one"})
     files = outputs.prediction_files(tmp_path / "out", "a_t1_z2")
     assert find_plane(files) == {"z": 2, "t": 1}
-    save_rois(tmp_path / "out", ["a_t1_z2"])
+    results.save_optional(tmp_path / "out", ["a_t1_z2"], {"rois": ["a_t1_z2"], "geojson": (), "zarr": ()})
     (roi,) = roifile.roiread(files.rois)
     assert (roi.z_position, roi.t_position) == (3, 2)  # Fiji counts from 1
 
