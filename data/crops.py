@@ -110,9 +110,9 @@ def draw_probabilities(groups: Sequence[str], shapes: Sequence[tuple[int, int]])
     weights = np.zeros(len(groups))
     for group in set(groups):
         chosen = np.flatnonzero(groups == group)
-        _, size, count = np.unique(sizes[chosen], return_inverse=True, return_counts=True)
+        _, size_indices, counts = np.unique(sizes[chosen], return_inverse=True, return_counts=True)
         # The last division shares the weight of a size, sqrt(count), among its count images.
-        weights[chosen] = np.sqrt(len(chosen)) / np.sqrt(count).sum() / np.sqrt(count[size])
+        weights[chosen] = np.sqrt(len(chosen)) / np.sqrt(counts).sum() / np.sqrt(counts[size_indices])
     return weights / weights.sum()
 
 

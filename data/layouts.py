@@ -240,10 +240,10 @@ def add_predictions(samples: Iterable[Sample], paths: Iterable[Path]) -> list[Sa
     samples = list(samples)
     for out in _result_folders(paths):
         samples = [sample for sample in samples if not _lies_in_results(sample.image, [out])]
-        for number, sample in enumerate(samples):
+        for index, sample in enumerate(samples):
             file = out / "labels" / f"{sample.id}.tif"
             if not sample.has_truth and file.is_file():
-                samples[number] = replace(sample, truths=(file,))
+                samples[index] = replace(sample, truths=(file,))
     return samples
 
 

@@ -52,9 +52,9 @@ def write_zarr(file: Path, labels: np.ndarray | TiffRows, image_id: str, pixel_s
     with write_whole(file) as temporary:
         group = zarr.create_group(temporary, zarr_format=3, attributes=metadata)
         finer = None
-        for number, (height, width) in enumerate(shapes):
+        for level_index, (height, width) in enumerate(shapes):
             level = group.create_array(
-                str(number),
+                str(level_index),
                 shape=(height, width),
                 chunks=(CHUNK, CHUNK),
                 dtype=np.uint32,
@@ -87,10 +87,10 @@ def describe_labels(image_id: str, level_count: int, pixel_size: float | None) -
     """What OME-Zarr says of a label image: its axes, the scale of each level, and that its numbers are labels."""
     unit = {} if pixel_size is None else {"unit": "micrometer"}
     datasets = []
-    for number in range(level_count):
-        side = 2**number * (1.0 if pixel_size is None else pixel_size)
+    for level_index in range(level_count):
+        side = 2**level_index * (1.0 if pixel_size is None else pixel_size)
         scale = {"type": "scale", "scale": [side, side]}
-        datasets.append({"path": str(number), "coordinateTransformations": [scale]})
+        datasets.append({"path": str(level_index), "coordinateTransformations": [scale]})
     multiscale = {
         "name": image_id,
         "axes": [{"name": axis, "type": "space"} | unit for axis in AXES],
