@@ -43,8 +43,7 @@ def choose_samples(data: str, weights: str) -> list[Sample]:
     samples = find_channels(find_samples(data, with_truth=True))
     record = find_record(weights)
     trained = record.get("training_ids", [])
-    validated = record.get("validation_ids", [])
-    chosen = [sample for sample in samples if sample.id in validated]
+    chosen = [sample for sample in samples if sample.id in record.get("validation_ids", [])]
     chosen = chosen or [sample for sample in samples if sample.id not in trained]
     if not chosen:
         raise UserError(f"{data}: {weights} was trained on all of it; score other images")
@@ -64,8 +63,9 @@ def compare_with_truth(samples: Sequence[Sample], score_rows: Sequence[dict], ou
         labels = read_image(prediction_files(out, image_id).labels)
         return to_display(image), read_labels(sample, image.shape[:2]), labels
 
-    save_comparison(score_rows, read, out / "comparison.png")
-    return out / "comparison.png"
+    file = out / "comparison.png"
+    save_comparison(score_rows, read, file)
+    return file
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
