@@ -55,8 +55,8 @@ def save_curves(history: list[dict], kept_epoch: int, out: Path) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend()
-        with write_whole(out / name) as file:
-            figure.savefig(file, dpi=CURVE_DPI)
+        with write_whole(out / name) as temporary:
+            figure.savefig(temporary, dpi=CURVE_DPI)
 
 
 def find_rivals(history: list[dict], epoch: int, epochs: int) -> list[dict]:

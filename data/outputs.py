@@ -141,8 +141,8 @@ def record_sources(out: str | Path, *sources: str | Path) -> None:
     print(f"writing to {out}")
     make_folders(out)
     known = sorted({*read_sources(out), *describe_sources(sources)})
-    with write_whole(Path(out, SOURCE_RECORD)) as file:
-        file.write_text(json.dumps({"sources": known}, indent=2) + "\n", encoding="utf-8")
+    with write_whole(Path(out, SOURCE_RECORD)) as temporary:
+        temporary.write_text(json.dumps({"sources": known}, indent=2) + "\n", encoding="utf-8")
 
 
 def find_predictions(out: str | Path) -> list[str]:
@@ -257,13 +257,13 @@ def write_prediction(
         provenance: of the weights and settings, and of the image: see `IMAGE_KEYS`.
         pixel_size: micrometres, which the label file keeps.
     """
-    with write_whole(files.overlay) as file:
-        save_png(file, overlay, FAST_COMPRESSION)
-    with write_whole(files.mask) as file:
-        save_png(file, mask_of(labels))
+    with write_whole(files.overlay) as temporary:
+        save_png(temporary, overlay, FAST_COMPRESSION)
+    with write_whole(files.mask) as temporary:
+        save_png(temporary, mask_of(labels))
     files.tiled_mask.unlink(missing_ok=True)  # a larger image of this name had it
-    with write_whole(files.labels) as file:
-        save_labels(file, labels, provenance, pixel_size)
+    with write_whole(files.labels) as temporary:
+        save_labels(temporary, labels, provenance, pixel_size)
 
 
 def save_labels(file: Path, labels: np.ndarray, provenance: Provenance, pixel_size: float | None) -> None:

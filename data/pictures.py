@@ -223,8 +223,8 @@ def save_contact_sheet(
     if legend:
         handles = [Patch(facecolor=np.array(colour) / 255, label=name) for name, colour in legend.items()]
         figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
-    with write_whole(out) as file:
-        figure.savefig(file, dpi=SHEET_DPI, format=figure_format(out))
+    with write_whole(out) as temporary:
+        figure.savefig(temporary, dpi=SHEET_DPI, format=figure_format(out))
 
 
 def centre_picture(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -136,8 +136,8 @@ def draw_curves(rows: list[dict], file: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0, 0].legend(frameon=False)
-    with write_whole(file) as part:
-        figure.savefig(part, dpi=110)
+    with write_whole(file) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def main() -> None:

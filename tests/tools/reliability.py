@@ -69,8 +69,8 @@ def draw_reliability(shares: np.ndarray, counts: np.ndarray, file: Path) -> None
     axes.plot(middles, shares, "o-", color="#0072B2", label="share that is right")
     axes.set(xlabel="confidence", ylabel="share", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
-    with write_whole(file) as part:
-        figure.savefig(part, dpi=110)
+    with write_whole(file) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def main() -> None:

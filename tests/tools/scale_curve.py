@@ -95,8 +95,8 @@ def draw_curves(curves: dict[str, np.ndarray], file: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-    with write_whole(file) as part:
-        figure.savefig(part, dpi=110)
+    with write_whole(file) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def main() -> int:
