@@ -369,15 +369,15 @@ def draw_scores(score_rows: Sequence[dict]) -> Figure:
     left, right = figure.subplots(1, 2)
     rng = np.random.default_rng(SEED)
     for position, (kind, group) in enumerate(groups.items()):
-        color = KIND_COLOURS[position % len(KIND_COLOURS)]
+        colour = KIND_COLOURS[position % len(KIND_COLOURS)]
         dice = [row["dice"] for row in group]
         jitter = rng.uniform(-0.2, 0.2, len(dice))
-        left.scatter(dice, position + jitter, 14, color, alpha=0.4, lw=0)
+        left.scatter(dice, position + jitter, 14, colour, alpha=0.4, lw=0)
         if len(dice) >= MIN_BOX:
             box = left.boxplot(dice, positions=[position], widths=0.6, sym="", orientation="horizontal")
             box["medians"][0].set(color="black", linewidth=2.5)
         curve = np.mean([row["ap_curve"] for row in group], axis=0)
-        right.plot(THRESHOLDS, curve, ".-", color=color, label=f"{kind}: {curve.mean():.3f}")
+        right.plot(THRESHOLDS, curve, ".-", color=colour, label=f"{kind}: {curve.mean():.3f}")
     left.set_yticks(range(len(groups)), [f"{kind}\nn = {len(group)}" for kind, group in groups.items()])
     left.set(xlabel="Dice", title="Every image, quartiles, median", ylim=(len(groups) - 0.5, -0.5))
     right.set(xlabel="IoU threshold", ylabel="TP / (TP + FP + FN)", ylim=(-0.02, 1.02))

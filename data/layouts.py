@@ -283,9 +283,7 @@ def settle_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path
     orphans = [file for file in (*left_out[LEFT_MASKS], *left_out[LEFT_UNREAD]) if is_truth(file)]
     for sample in samples:
         check_one_truth(sample)
-    all_have_masks = all(sample.masks for sample in samples)
-    needs_no_partners = not truths and (all_have_masks or not orphans)
-    if needs_no_partners:
+    if not truths and (not orphans or all(sample.masks for sample in samples)):  # nothing needs a partner
         return samples
     left_out[LEFT_WITHOUT_TRUTH] += [sample.image for sample in samples if _is_unlabelled_test(sample)]
     samples = [sample for sample in samples if not _is_unlabelled_test(sample)]

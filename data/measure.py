@@ -76,7 +76,7 @@ def measure_nuclei(
     columns = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     order = np.argsort(columns["label"])
     columns = {"image": np.full(len(order), image_id)} | {key: column[order] for key, column in columns.items()}
-    columns["nearest_neighbor_distance_px"] = find_neighbor_distances(columns)
+    columns["nearest_neighbor_distance_px"] = find_neighbour_distances(columns)
     if confidence is not None:
         columns["confidence"] = np.asarray(confidence)
     if pixel_size is not None:
@@ -202,7 +202,7 @@ def measure_intensities(nuclei: np.ndarray, values: np.ndarray, area: np.ndarray
     }
 
 
-def find_neighbor_distances(columns: Columns) -> np.ndarray:
+def find_neighbour_distances(columns: Columns) -> np.ndarray:
     """Distance (K,) from each centroid to the nearest other one, in pixels; NaN where there is no other."""
     centroids = np.stack([columns["centroid_row_px"], columns["centroid_column_px"]], axis=1)
     if len(centroids) < 2:

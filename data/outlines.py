@@ -83,9 +83,9 @@ def trace_edges(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     inside = framed[1:-1, 1:-1]
     edges = []
     # The neighbours in the order of STEPS: above a pixel its edge runs to the right, right of it down, and so on.
-    neighbors = (framed[:-2, 1:-1], framed[1:-1, 2:], framed[2:, 1:-1], framed[1:-1, :-2])
-    for direction, neighbor in enumerate(neighbors):
-        rows, columns = np.nonzero((inside > 0) & (inside != neighbor))
+    neighbours = (framed[:-2, 1:-1], framed[1:-1, 2:], framed[2:, 1:-1], framed[1:-1, :-2])
+    for direction, neighbour in enumerate(neighbours):
+        rows, columns = np.nonzero((inside > 0) & (inside != neighbour))
         owners = inside[rows, columns].astype(np.int64)
         row, column = STARTS[direction]
         edges.append(np.stack([owners, rows + row, columns + column, np.full(len(rows), direction)]))
