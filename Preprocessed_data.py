@@ -61,7 +61,7 @@ MAX_CORRELATION = 0.95  # channels of an RGB image that correlate less show diff
 DEBRIS_RATIO = 10  # what is so many times brighter than dim nuclei is no nucleus
 FLUORESCENCE, BRIGHTFIELD, STAINED_TISSUE = KINDS
 # The split.
-VALIDATION_FRACTION = 0.15  # wanted; one of round(1 / 0.15) = 7 folds is 14 %, and more where groups are fewer than 7
+VALIDATION_FRACTION = 0.15  # wanted; it is one of round(1 / 0.15) = 7 folds, 14 %, and more with fewer than 7 groups
 
 
 class Normalization(NamedTuple):

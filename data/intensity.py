@@ -130,7 +130,7 @@ def values_off_ground(channel: np.ndarray, ground: np.ndarray | None) -> np.ndar
 def measure_background(channel: np.ndarray, ground: np.ndarray | None = None) -> tuple[float, float]:
     """Median of a channel (H, W), and the standard deviation of its noise, from the differences of neighbours.
 
-    The noise is that of the smoother half of the image, at least half a gray level of whole numbers.
+    The noise is that of the smoother half of the image; of whole numbers it is at least MIN_NOISE.
     """
     values = values_off_ground(channel, ground)
     background_level = float(np.median(values[..., ::2]))

@@ -27,7 +27,7 @@ MIN_BACKGROUND = 0.5  # share of a picture; what covers more of it, and all corn
 MIN_NUCLEUS_AREA = 4  # pixels
 CORNER_DISTANCE = 1.5  # pixels, from a pixel to those around it
 MAX_FRAGMENT_SHARE = 0.01  # share of the pixels above 0 that may be fragments
-NEAR = 0.15  # share of the highest value; so near to 0 or to it a value is nearly black or white
+NEAR = 0.15  # share of the highest value; a value this near to 0 or to the highest is nearly black or white
 # A piece of a binary picture is several nuclei where it is so much larger than the largest disk in it, and not convex.
 CLUMP_DISKS = 3
 CLUMP_SOLIDITY = 0.85  # area to that of the convex hull

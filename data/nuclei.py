@@ -53,9 +53,9 @@ def separate_nuclei(
     Args:
         nucleus: (H, W) float in [0, 1], of `predict_probability`.
         border: (H, W) float in [0, 1], of the same.
-        max_area: pixels of a nucleus at most, of `largest_area`; None: of that of these labels. What may be merged
-            follows from it.
-        area_scale: pixels for one pixel of the scale that was predicted at; limits of area grow with it.
+        max_area: largest area of a nucleus in pixels, from `largest_area`; None: it follows from these labels. It also
+            limits what may be merged.
+        area_scale: pixels of the image for one pixel at the scale of the prediction; limits of area grow with it.
         calibration: of the network.
 
     Returns:

@@ -126,8 +126,8 @@ def read_ahead(
 ) -> Iterator[list[tuple[Sample, Future]]]:
     """Yields lists of samples, each with the future of what `read` gives of it, while the pool reads the list after.
 
-    A list has `count` samples; the first of them has one, so that the first files are soon there. Before it comes an
-    empty list, while the pool reads, and after the last one too, for callers that finish a list when the next comes.
+    A list has `count` samples; the first has one, so that its files are soon there. An empty list comes before the
+    first, while the pool reads, and one after the last, for callers that finish a list when the next comes.
     """
     chunks = [samples[:1]]
     chunks += [samples[start : start + count] for start in range(1, len(samples), count)]
