@@ -131,7 +131,8 @@ def report_tables(
     image_rows = save_tables(out, ids, skipped)
     line = f"{sum(row['count'] for row in image_rows.values())} nuclei in {len(ids)} images"
     if run_ids is not None and len(run_ids) < len(ids):
-        line += f", {sum(image_rows[image_id]['count'] for image_id in run_ids)} of them in the {len(run_ids)} of this run"
+        count_of_run = sum(image_rows[image_id]["count"] for image_id in run_ids)
+        line += f", {count_of_run} of them in the {len(run_ids)} of this run"
     left_out = sum(row.get("left_out", 0) for row in image_rows.values())
     if left_out:
         line += f"; {left_out} more were left out by --min-confidence or another limit"
