@@ -96,7 +96,7 @@ def keep_nuclei(job: PredictionJob, labels: np.ndarray, calibration: Calibration
 
 
 def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration, limits: Limits) -> np.ndarray:
-    """(K + 1,) bool, whether a number of a job's labels is within the limits; sets its confidence and `left_out`.
+    """(K + 1,) bool, whether a number of a job's labels is within the limits; sets its confidence and `left_out_count`.
 
     Of a large image none is kept where they are noise, as `finish_labels` finds it of others.
     """
@@ -104,7 +104,7 @@ def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration,
     if limits.min_confidence is None:
         limits = replace(limits, min_confidence=calibration.min_confidence)
     is_kept = sums.find_kept(confidence, limits)
-    job.left_out = int(np.count_nonzero(sums.sums[0, 1:]) - np.count_nonzero(is_kept))
+    job.left_out_count = int(np.count_nonzero(sums.sums[0, 1:]) - np.count_nonzero(is_kept))
     if job.strip_contrasts and is_noise(float(np.median(job.strip_contrasts)), len(confidence)):
         is_kept[:] = False
     job.confidence = confidence[is_kept[1:]]

@@ -64,7 +64,7 @@ def save_measurements(
     warnings = list_warnings(nuclei, job)
     background = describe_job(job)["background"]
     image_row = measure_image(nuclei, labels.shape, files.image_id, pixel_size, channel, scale, background, warnings)
-    image_row["left_out"] = job.left_out
+    image_row["left_out"] = job.left_out_count
     write_table(files.nuclei, nuclei)
     save_image_row(files.image_row, image_row)
 
