@@ -93,6 +93,13 @@ def test_the_doubtful_images_come_first(predictions, tmp_path):
     assert find_ids(page) == ["many", "few"] and "confidence\N{NO-BREAK SPACE}0.40" in page
 
 
+def test_a_report_explains_only_its_own_warnings(predictions, tmp_path):
+    out = shutil.copytree(predictions, tmp_path / "out")
+    for ids, count in ((["empty"], 1), (["few"], 0)):
+        page = report.write_report(out, ids).read_text(encoding="utf-8")
+        assert page.count("Right for an empty field") == count
+
+
 def test_of_very_many_images_only_the_first_are_shown(tmp_path, monkeypatch):
     for count in (3, 1, 2):
         write(tmp_path, f"image_{count}", draw_squares(count))
