@@ -132,8 +132,8 @@ def test_the_solution_csv_is_a_truth_of_unknown_kind(tmp_path):
     with solution.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["ImageId", "EncodedPixels", "Height", "Width", "Usage"])
-        for runs in encode_run_lengths(truth):
-            writer.writerow(["a", runs, *SHAPE, "Public"])
+        for text in encode_run_lengths(truth):
+            writer.writerow(["a", text, *SHAPE, "Public"])
     predicted = write_predictions(tmp_path / "predicted", {"a": without(truth, 2)})
     rows, skipped = Evaluate_model.evaluate(solution, predicted)
     assert (len(rows), skipped, rows[0]["kind"]) == (1, [], "unknown")

@@ -160,9 +160,9 @@ def test_an_image_in_a_damaged_archive_is_named(tmp_path, gray_tif, compression,
         read(sample.image)
 
 
-@pytest.mark.parametrize("kind", [ValueError, KeyError, IndexError, AttributeError, TypeError, OSError])
-def test_what_a_decoder_raises_is_a_mistake_of_the_user(gray_png, gray_tif, monkeypatch, kind):
-    fault = kind("strange\nfile")
+@pytest.mark.parametrize("error_type", [ValueError, KeyError, IndexError, AttributeError, TypeError, OSError])
+def test_what_a_decoder_raises_is_a_mistake_of_the_user(gray_png, gray_tif, monkeypatch, error_type):
+    fault = error_type("strange\nfile")
     monkeypatch.setattr(Image, "open", fail_with(fault))
     monkeypatch.setattr(tifffile.TiffPage, "asarray", fail_with(fault))
     for file in (gray_png, gray_tif):

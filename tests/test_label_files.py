@@ -180,11 +180,11 @@ def test_rois_of_other_shapes(tmp_path, name):
     assert np.count_nonzero((read(tmp_path / "a.roi") > 0) != expected) <= (8 if name == "oval" else 0)
 
 
-def feature(kind, corner, **more):
+def feature(object_type, corner, **more):
     x, y = corner
     ring = [[x, y], [x + 4, y], [x + 4, y + 4], [x, y + 4], [x, y]]
     geometry = {"type": "Polygon", "coordinates": [ring]}
-    return {"type": "Feature", "geometry": geometry, "properties": {"objectType": kind}} | more
+    return {"type": "Feature", "geometry": geometry, "properties": {"objectType": object_type}} | more
 
 
 def write_features(file, *features):
@@ -220,8 +220,8 @@ MISNESTED = {  # type and coordinates
 
 @pytest.mark.parametrize("fault", MISNESTED)
 def test_geojson_that_is_nested_wrongly_is_named(tmp_path, fault):
-    kind, coordinates = MISNESTED[fault]
-    geometry = {"geometry": {"type": kind, "coordinates": coordinates}}
+    geometry_type, coordinates = MISNESTED[fault]
+    geometry = {"geometry": {"type": geometry_type, "coordinates": coordinates}}
     (tmp_path / "a.geojson").write_text(json.dumps({"features": [geometry]}))
     with pytest.raises(UserError, match=r"a\.geojson: expected GeoJSON with polygons"):
         read(tmp_path / "a.geojson")

@@ -49,8 +49,8 @@ def make_nd2_xml(name, value):
     """An element of the metadata of a version 2 file."""
     if isinstance(value, dict):
         return f"<{name}>{''.join(make_nd2_xml(*item) for item in value.items())}</{name}>"
-    kinds = {bool: "bool", int: "lx_uint32", float: "double", str: "CLxStringW"}
-    return f'<{name} runtype="{kinds[type(value)]}" value="{value}"/>'
+    types = {bool: "bool", int: "lx_uint32", float: "double", str: "CLxStringW"}
+    return f'<{name} runtype="{types[type(value)]}" value="{value}"/>'
 
 
 def write_nd2(file, pixels, names=NAMES, dye=None):
@@ -192,10 +192,10 @@ def test_depths_are_projected_and_a_lone_scene_keeps_the_id(tmp_path, ending):
 
 
 @each_format
-@pytest.mark.parametrize("kind", ["gray", "colours"])
-def test_one_plane_is_an_image_like_any_other(tmp_path, ending, kind):
-    pixels = COLOURS if kind == "colours" else PIXELS[0, 0, 0, 0]
-    file = write(tmp_path / f"a{ending}", COLOURS if kind == "colours" else PIXELS[:1, :1, :1, :1], names=NAMES[:1])
+@pytest.mark.parametrize("shown", ["gray", "colours"])
+def test_one_plane_is_an_image_like_any_other(tmp_path, ending, shown):
+    pixels = COLOURS if shown == "colours" else PIXELS[0, 0, 0, 0]
+    file = write(tmp_path / f"a{ending}", COLOURS if shown == "colours" else PIXELS[:1, :1, :1, :1], names=NAMES[:1])
     (sample,) = expand_planes(find_samples(file), None)
     assert (sample.id, sample.plane) == ("a", None)
     np.testing.assert_array_equal(read_image(file), pixels, strict=True)

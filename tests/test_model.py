@@ -56,12 +56,12 @@ def test_depth_and_base_filters(depth, base_filters):
     assert [layer.filters for layer in convolutions] == [*down, *up, 2]
 
 
-def test_every_level_has_its_skip_connection(small):
+def test_every_stage_has_its_skip_connection(small):
     shapes = {}
-    for level in range(2):
-        skip = small.get_layer(f"up{level}_skip")
-        shapes[level] = [x.shape[-1] for x in skip.input]
-        assert skip.input[0] is small.get_layer(f"down{level}_relu2").output
+    for stage in range(2):
+        skip = small.get_layer(f"up{stage}_skip")
+        shapes[stage] = [x.shape[-1] for x in skip.input]
+        assert skip.input[0] is small.get_layer(f"down{stage}_relu2").output
     assert shapes == {0: [4, 4], 1: [12, 12]}
 
 

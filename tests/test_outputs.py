@@ -380,8 +380,8 @@ def test_the_submission_holds_the_nuclei_of_the_label_files(tmp_path):
     assert header == ["ImageId", "EncodedPixels"]
     assert [name for name, _ in rows] == ["empty", "a", "a", "a", "a"] and rows[0][1] == ""
     decoded = np.zeros_like(labels)
-    for number, (_, runs) in enumerate(rows[1:], start=1):
-        decoded += number * decode_run_lengths(runs, labels.shape)
+    for number, (_, text) in enumerate(rows[1:], start=1):
+        decoded += number * decode_run_lengths(text, labels.shape)
     np.testing.assert_array_equal(decoded, labels)
 
 

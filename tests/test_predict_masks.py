@@ -786,9 +786,9 @@ def test_the_lines_of_python_in_the_readme_work(tmp_path, monkeypatch):
 
 def test_the_diameter_that_is_given_sets_the_scale(tmp_path, predict):
     source = save_fields(tmp_path / "images", ["a.png"], 6)
-    for diameter, first in (("16", 0), ("40", 0), ("150", 1), ("6", -1), ("4", -2)):
+    for diameter, halvings in (("16", 0), ("40", 0), ("150", 1), ("6", -1), ("4", -2)):
         work = predict("--data", source, "--out", diameter, "--diameter", diameter)
-        assert data.outputs.read_provenance(work / diameter / "labels/a.tif")["seen"]["scales"][0] == first
+        assert data.outputs.read_provenance(work / diameter / "labels/a.tif")["seen"]["scales"][0] == halvings
     with pytest.raises(UserError, match="--diameter must be above 0"):
         predict("--data", source, "--diameter", "-1")
     with pytest.raises(UserError, match="--pixel-size 500.0 is wider than a nucleus; it is in micrometres, at most 20"):

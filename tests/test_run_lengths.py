@@ -11,15 +11,15 @@ from data.run_lengths import decode_run_lengths, encode_run_lengths, read_soluti
 
 def encode_slowly(mask):
     """Pixel by pixel, as the competition describes it."""
-    runs = []
+    pairs = []
     before = False
     for number, pixel in enumerate(mask.T.reshape(-1), start=1):
         if pixel and not before:
-            runs.append([number, 0])
+            pairs.append([number, 0])
         if pixel:
-            runs[-1][1] += 1
+            pairs[-1][1] += 1
         before = pixel
-    return " ".join(f"{start} {length}" for start, length in runs)
+    return " ".join(f"{start} {length}" for start, length in pairs)
 
 
 BY_HAND = {
@@ -32,11 +32,11 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("runs", BY_HAND)
-def test_run_lengths_by_hand(runs):
-    mask = np.array(BY_HAND[runs], bool)
-    assert encode_run_lengths(mask) == ([runs] if runs else [])
-    decoded = decode_run_lengths(runs, (2, 3))
+@pytest.mark.parametrize("text", BY_HAND)
+def test_run_lengths_by_hand(text):
+    mask = np.array(BY_HAND[text], bool)
+    assert encode_run_lengths(mask) == ([text] if text else [])
+    decoded = decode_run_lengths(text, (2, 3))
     assert decoded.dtype == bool
     np.testing.assert_array_equal(decoded, mask)
 
@@ -45,17 +45,17 @@ def test_run_lengths_there_and_back():
     rng = np.random.default_rng(1)
     for _ in range(200):
         labels = rng.integers(0, rng.integers(2, 6), rng.integers(1, 12, 2))
-        runs = encode_run_lengths(labels)
-        assert len(runs) == labels.max()
-        for number, text in enumerate(runs, start=1):
+        texts = encode_run_lengths(labels)
+        assert len(texts) == labels.max()
+        for number, text in enumerate(texts, start=1):
             assert text == encode_slowly(labels == number)
             np.testing.assert_array_equal(decode_run_lengths(text, labels.shape), labels == number)
 
 
-@pytest.mark.parametrize("runs", ["1", "1 2 3", "a b", "1.5 2", "0 1", "1 0", "-1 2", "6 2", "7 1", "1 3 2 1"])
-def test_wrong_run_lengths_are_refused(runs):
+@pytest.mark.parametrize("text", ["1", "1 2 3", "a b", "1.5 2", "0 1", "1 0", "-1 2", "6 2", "7 1", "1 3 2 1"])
+def test_wrong_run_lengths_are_refused(text):
     with pytest.raises(UserError, match="run"):
-        decode_run_lengths(runs, (2, 3))
+        decode_run_lengths(text, (2, 3))
 
 
 # The solution table.
