@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.channels import likely_channel
-from data.files import UserError, hash_file, run_script, write_rows, write_whole
+from data.files import UserError, hash_file, run_script, write_csv, write_whole
 from data.matching import (
     THRESHOLDS,
     aggregated_jaccard,
@@ -50,7 +50,7 @@ from data.matching import (
     panoptic_quality,
     ratio,
 )
-from data.outputs import provenance_of_run, read_provenance, without_seen
+from data.outputs import provenance_of_run, read_provenance, reset_seen_options
 from data.predictions import Predicted, find_predicted, read_predicted
 from data.records import KEPT_WEIGHTS, read_training_record
 from data.report import check_complete, write_report
@@ -169,7 +169,7 @@ def check_provenance(files: Iterable[Path], weights: str | Path | None = None) -
     for file in files:
         try:
             # Images of one run may have been seen in several ways.
-            provenance = without_seen(provenance_of_run(read_provenance(file)))
+            provenance = reset_seen_options(provenance_of_run(read_provenance(file)))
         except (OSError, UserError):
             continue  # named when it is read whole
         if provenance and provenance not in [other for other, _ in known]:
@@ -341,13 +341,13 @@ def save_scores(score_rows: Sequence[dict], out: str | Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(score_rows, key=lambda row: (row["dice"], row["id"]))
     scores = [{column: row[column] for column in SCORE_COLUMNS} for row in ordered]
-    write_rows(file, SCORE_COLUMNS, scores)
+    write_csv(file, SCORE_COLUMNS, scores)
     summaries = [
         {"kind": kind, "images": len(group), "score": score, "mean": mean, "low": low, "high": high}
         for kind, group in group_by_kind(score_rows).items()
         for score, (mean, low, high) in summarise(group).items()
     ]
-    write_rows(Path(out, "summary.csv"), summaries[0], summaries)
+    write_csv(Path(out, "summary.csv"), summaries[0], summaries)
     with write_whole(Path(out, "scores.png")) as temporary:
         draw_scores(score_rows).savefig(temporary, dpi=110)
     print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")

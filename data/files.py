@@ -126,7 +126,7 @@ def write_whole(file: str | Path) -> Iterator[Path]:
         remove(old)
 
 
-def write_rows(file: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+def write_csv(file: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
     """Writes rows, which are dicts by the names of the columns, as a .csv; what a row lacks is an empty cell."""
     with write_whole(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, list(columns))
@@ -134,8 +134,8 @@ def write_rows(file: str | Path, columns: Iterable[str], rows: Iterable[dict]) -
         table.writerows(rows)
 
 
-def read_rows(file: str | Path) -> Iterator[dict[str, str]]:
-    """Yields the rows of a .csv as `write_rows` takes them; every cell is a text."""
+def read_csv(file: str | Path) -> Iterator[dict[str, str]]:
+    """Yields the rows of a .csv as `write_csv` takes them; every cell is a text."""
     with open(file, newline="", encoding="utf-8") as stream:
         yield from csv.DictReader(stream)
 

@@ -105,12 +105,11 @@ def _list_candidates(folder: PathParts, stem: str, image_id: str) -> list[tuple[
     """Folder and name without ending of each place where the truth of an image may lie, and its endings."""
     candidates = [((*folder, stem + suffix), PLAIN_ENDINGS) for suffix in TRUTH_SUFFIXES]
     candidates.append(((*folder, stem), OUTLINE_ENDINGS))
-    lower = _make_key(folder)
+    depths = [depth for depth, name in enumerate(_make_key(folder)) if name == "images"]
     for truth_folder, endings in TRUTH_FOLDERS.items():
         paths = [(*folder, truth_folder)]
-        if "images" in lower:
-            depth = len(lower) - 1 - lower[::-1].index("images")
-            paths.append((*folder[:depth], truth_folder, *folder[depth + 1 :]))
+        if depths:  # in place of the deepest images/
+            paths.append((*folder[: depths[-1]], truth_folder, *folder[depths[-1] + 1 :]))
         candidates += [((*path, stem + suffix), endings) for path in paths for suffix in ("", *TRUTH_SUFFIXES)]
         candidates.append(((truth_folder, image_id), endings))
     if folder and NNUNET_FOLDER.fullmatch(folder[-1]):
@@ -252,11 +251,12 @@ def _result_folders(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if (path / SOURCE_RECORD).is_file()]
 
 
-def _lies_in_results(file: File, outs: Iterable[Path]) -> bool:
+def _lies_in_results(file: File, outs: Sequence[Path]) -> bool:
     """Whether a file is one of those that Predict_masks.py writes into these folders."""
+    is_table = file.parent in outs and file.suffix in TABLE_ENDINGS
     names = (*RESULT_FOLDERS, *OPTIONAL_FOLDERS)
     folders = [os.path.join(os.path.abspath(out), name, "") for out in outs for name in names]
-    return os.path.abspath(str(file)).startswith(tuple(folders))
+    return is_table or os.path.abspath(str(file)).startswith(tuple(folders))
 
 
 def settle_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path]) -> list[Sample]:
@@ -278,8 +278,8 @@ def settle_truths(samples: list[Sample], left_out: LeftOut, paths: Iterable[Path
     truths = {str(file) for sample in samples for file in sample.truths}
     outs = _result_folders(paths)
     for reason in (LEFT_MASKS, LEFT_UNREAD):
-        others = [file for file in left_out[reason] if str(file) not in truths and not _lies_in_results(file, outs)]
-        left_out[reason] = [file for file in others if file.parent not in outs or file.suffix not in TABLE_ENDINGS]
+        others = [file for file in left_out[reason] if str(file) not in truths]
+        left_out[reason] = [file for file in others if not _lies_in_results(file, outs)]
     orphans = [file for file in (*left_out[LEFT_MASKS], *left_out[LEFT_UNREAD]) if is_truth(file)]
     for sample in samples:
         check_one_truth(sample)
@@ -332,13 +332,13 @@ def check_partners(lacking: Sequence[File], orphans: Sequence[File], count: int)
         )
 
 
-def count_of(number: int, noun: str) -> str:
-    """A number and its noun.
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """A number and its noun, whose plural has an s where it is not given.
 
-    >>> count_of(1, "image"), count_of(1200, "image")
-    ('1 image', '1,200 images')
+    >>> count_of(1, "image"), count_of(1200, "nucleus", "nuclei")
+    ('1 image', '1,200 nuclei')
     """
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"1 {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def format_names(files: Sequence[File | str]) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from data.channels import COLOURS
+from data.channels import COLOURS, fill_channel_names
 from data.files import write_whole
 from data.shapes import count_hull_pixels, measure_ellipses, measure_perimeters
 from data.slides import STRIP
@@ -178,7 +178,7 @@ def name_channels(shape: tuple[int, ...], names: Sequence[str] = ()) -> Sequence
         return names
     if len(shape) == 2 or shape[2] == 1:
         return ("gray",)
-    return COLOURS if shape[2] == 3 else tuple(f"channel {number}" for number in range(1, shape[2] + 1))
+    return COLOURS if shape[2] == 3 else fill_channel_names((), shape[2])
 
 
 def measure_intensities(nuclei: np.ndarray, values: np.ndarray, area: np.ndarray) -> Columns:

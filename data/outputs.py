@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_rows, write_whole
+from data.files import UNFINISHED, UserError, decoding, describe_file, remove, write_csv, write_whole
 from data.images import read_image
 from data.layouts import OPTIONAL_FOLDERS, RESULT_FOLDERS, SOURCE_RECORD, Sample
 from data.run_lengths import encode_run_lengths
@@ -216,19 +216,19 @@ def provenance_of_run(provenance: Provenance) -> Provenance:
     return {key: value for key, value in provenance.items() if key not in IMAGE_KEYS}
 
 
-def without_seen(provenance: Provenance, wanted: Provenance | None = None) -> Provenance:
+def reset_seen_options(provenance: Provenance, wanted: Provenance | None = None) -> Provenance:
     """A provenance with None for SEEN_OPTIONS, as if they were to be found out, but for those that `wanted` gives."""
     options = provenance.get("options")
     if not options:
         return provenance
     asked = (wanted or {}).get("options", {})
-    found_out = [name for name in SEEN_OPTIONS if name in options and asked.get(name) is None]
-    return provenance | {"options": options | dict.fromkeys(found_out)}
+    reset = [name for name in SEEN_OPTIONS if name in options and asked.get(name) is None]
+    return provenance | {"options": options | dict.fromkeys(reset)}
 
 
 def is_of_run(known: Provenance, wanted: Provenance) -> bool:
     """Whether labels are of the weights and settings that a run wants; SEEN_OPTIONS that it leaves open may be any."""
-    return without_seen(provenance_of_run(known), wanted) == wanted
+    return reset_seen_options(provenance_of_run(known), wanted) == wanted
 
 
 def describe_difference(known: Provenance, wanted: Provenance) -> str:
@@ -236,7 +236,7 @@ def describe_difference(known: Provenance, wanted: Provenance) -> str:
     if known["weights_sha256"] != wanted.get("weights_sha256"):
         return "other weights"
     asked = wanted.get("options", {})
-    options = without_seen(known, wanted).get("options", {})
+    options = reset_seen_options(known, wanted).get("options", {})
     others = [f"{name} {value}, not {asked.get(name)}" for name, value in options.items() if value != asked.get(name)]
     return f"other options ({'; '.join(others)})" if others else "other thresholds or constants"
 
@@ -359,5 +359,5 @@ def save_submission(out: str | Path, ids: Iterable[str]) -> Path:
         for image_id in ids
         for text in encode_run_lengths(read_image(prediction_files(out, image_id).labels)) or [""]
     )
-    write_rows(file, ("ImageId", "EncodedPixels"), rows)
+    write_csv(file, ("ImageId", "EncodedPixels"), rows)
     return file

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import UserError, hash_file, read_rows, write_rows, write_whole
+from data.files import UserError, hash_file, read_csv, write_csv, write_whole
 from data.options import TrainingOptions
 
 TRAINING_RECORD = "training.json"
@@ -74,7 +74,7 @@ def describe_run(
         labels: of each image.
         split: ids to train on, and to validate on.
     """
-    digests = [hash_image(image) for name, image in zip(kinds, images, strict=True) if name in set(split[0])]
+    digests = [hash_image(image) for image_id, image in zip(kinds, images, strict=True) if image_id in set(split[0])]
     seen = find_record(options.from_weights).get("seen_images", []) if options.from_weights else []
     record = {
         "options": asdict(options),
@@ -150,10 +150,10 @@ def back_up_training(out: Path, overwrite: bool, from_weights: str | None = None
     if not (out / TRAINING_RECORD).is_file():
         return
     if not overwrite:
-        kind = "a finished training;"
+        state = "a finished training;"
         if (out / CHECKPOINT).is_file():
-            kind = "an interrupted training; continue it with --resume,"
-        raise UserError(f"{out} holds {kind} name another --out, or give --overwrite, which keeps it as *.before")
+            state = "an interrupted training; continue it with --resume,"
+        raise UserError(f"{out} holds {state} name another --out, or give --overwrite, which keeps it as *.before")
     for name in (KEPT_WEIGHTS, HISTORY, TRAINING_RECORD, CHECKPOINT):
         if (out / name).is_file():
             shutil.copy2(out / name, out / f"{name}.before")
@@ -194,13 +194,13 @@ def read_interrupted(out: Path, record: dict) -> dict:
 
 def save_history(history: list[dict], file: Path) -> None:
     """Writes one row per epoch, as `read_history` reads them."""
-    write_rows(file, history[0], history)
+    write_csv(file, history[0], history)
 
 
 def read_history(file: Path) -> list[dict]:
     """The rows that `save_history` wrote, as numbers."""
     history = []
-    for row in read_rows(file):
-        numbers = {name: float(value) for name, value in row.items()}
-        history.append(numbers | {"epoch": int(row["epoch"])})
+    for row in read_csv(file):
+        values = {name: float(value) for name, value in row.items()}
+        history.append(values | {"epoch": int(row["epoch"])})
     return history

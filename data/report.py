@@ -17,12 +17,12 @@ import numpy as np
 import skimage
 from tqdm import tqdm
 
-from data.files import UserError, read_rows, write_whole
+from data.files import UserError, read_csv, write_whole
 from data.layouts import count_of
 from data.matching import SCORE_NAMES
 from data.outputs import prediction_files, provenance_of_run, read_provenance
 from data.pictures import OUTCOME_COLOURS
-from data.report_cards import ERRORS, Entry, ReadTruth, count_nuclei, draw_card, swatch
+from data.report_cards import ERRORS, Entry, ReadTruth, draw_card, swatch
 from data.tables import WARNINGS
 
 REPORT = "report.html"
@@ -76,7 +76,8 @@ def write_report(
     Raises:
         UserError: a file of a prediction is missing or cannot be read.
     """
-    entries = read_entries(out, ids, read_scores(scores))
+    score_rows = {} if scores is None else {row["id"]: row for row in read_csv(scores)}
+    entries = read_entries(out, ids, score_rows)
     shown = entries[:REPORTED_IMAGES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         cards = pool.map(draw_card, itertools.count(), shown, itertools.repeat(read_truth))
@@ -88,11 +89,6 @@ def write_report(
     with write_whole(file) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return file
-
-
-def read_scores(file: str | Path | None) -> dict[str, dict[str, str]]:
-    """The rows of scores.csv by id; {} without a file."""
-    return {} if file is None else {row["id"]: row for row in read_rows(file)}
 
 
 def check_complete(out: str | Path, ids: Iterable[str]) -> None:
@@ -126,8 +122,8 @@ def rank_by_score(entry: Entry) -> tuple[float, str]:
 def describe_page(out: Path, entries: Sequence[Entry], shown: int) -> dict[str, str]:
     """What fills the frame of the page: name in the frame -> HTML; only the first `shown` entries have cards."""
     has_truth = bool(entries[0].score_row)
-    images = count_of(len(entries), "image")
-    heading = f"{count_nuclei(sum(entry.image_row['count'] for entry in entries))} in {images}"
+    total = sum(entry.image_row["count"] for entry in entries)
+    heading = f"{count_of(total, 'nucleus', 'nuclei')} in {count_of(len(entries), 'image')}"
     folder = out.resolve().name
     ranking = "the worst Dice first" if has_truth else "with warnings, low confidence or few nuclei first"
     left_out = f"; the first {shown:,} of {len(entries):,} are shown" if shown < len(entries) else ""
@@ -167,7 +163,7 @@ def list_skipped(skipped: Mapping[str, str]) -> str:
     """The images without a prediction and the reasons, as HTML; "" where there are none."""
     if not skipped:
         return ""
-    items = "".join(f"<li><b>{escape(name)}</b>: {escape(text)}</li>" for name, text in skipped.items())
+    items = "".join(f"<li><b>{escape(image_id)}</b>: {escape(text)}</li>" for image_id, text in skipped.items())
     count = "1 image was" if len(skipped) == 1 else f"{len(skipped):,} images were"
     return f'<section class="skipped"><p>{count} skipped:</p><ul>{items}</ul></section>'
 

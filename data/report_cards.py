@@ -15,8 +15,9 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from data.files import read_rows
+from data.files import read_csv
 from data.images import open_rows, read_image, subsample
+from data.layouts import count_of
 from data.matching import SCORE_NAMES
 from data.measure import WARNING_SEPARATOR
 from data.options import UNKNOWN_KIND
@@ -77,7 +78,7 @@ def draw_card(rank: int, entry: Entry, read_truth: ReadTruth | None) -> str:
         kind=escape(entry.kind()),
         marks=escape("; ".join([*entry.warnings(), *entry.error_names()])),
         count=image_row["count"],
-        nuclei=count_nuclei(image_row["count"]),
+        nuclei=count_of(image_row["count"], "nucleus", "nuclei"),
         rank=rank,
         scores="".join(f' data-{name}="{escape(value)}"' for name, value in scores.items()),
         warnings="".join(f'<span class="chip warning">{escape(warning)}</span>' for warning in entry.warnings()),
@@ -156,7 +157,7 @@ def describe_seen(image_row: dict) -> str:
 
 def draw_histograms(entry: Entry) -> str:
     """Histograms of area and mean intensity of the nuclei; "" without nuclei."""
-    nucleus_rows = list(read_rows(entry.files.nuclei))
+    nucleus_rows = list(read_csv(entry.files.nuclei))
     if not nucleus_rows:
         return ""
     unit = "um2" if "area_um2" in nucleus_rows[0] else "px"
@@ -191,12 +192,3 @@ def format_number(value: float) -> str:
     ('12,346', '0.123')
     """
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def count_nuclei(count: int) -> str:
-    """A number of nuclei in words.
-
-    >>> count_nuclei(1), count_nuclei(1200)
-    ('1 nucleus', '1,200 nuclei')
-    """
-    return f"{count:,} {'nucleus' if count == 1 else 'nuclei'}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.channels import COLOURS, Channels, pick_channels
-from data.files import UserError, read_rows, write_rows, write_whole
+from data.files import UserError, read_csv, write_csv, write_whole
 from data.images import SceneRows, open_rows
 from data.measure import Columns, measure_image, measure_nuclei, write_table
 from data.outlines import write_geojson, write_rois
@@ -54,7 +54,7 @@ def save_measurements(
         job: how the image was seen, and the confidence of its nuclei.
         wanted_channel: of the options; None: it was found out.
     """
-    channel = name_channel(image, job, wanted_channel)
+    channel = seen_channel(image, job, wanted_channel)
     names = ()
     if isinstance(image, Channels):
         names = image.names
@@ -69,7 +69,7 @@ def save_measurements(
     save_image_row(files.image_row, image_row)
 
 
-def name_channel(image: np.ndarray | TiffRows | SceneRows | Channels, job: PredictionJob, wanted: str | None) -> str:
+def seen_channel(image: np.ndarray | TiffRows | SceneRows | Channels, job: PredictionJob, wanted: str | None) -> str:
     """The channel in which nuclei were sought; "" for a gray image, and for colours that were seen together."""
     if isinstance(image, Channels) and wanted not in (None, "max"):
         return image.names[pick_channels(image.names, wanted)[0]]
@@ -115,12 +115,12 @@ def save_tables(out: str | Path, ids: Sequence[str], skipped: Mapping[str, str] 
     # Images differ in their columns: in the names of channels, and an older version may have written fewer.
     image_columns = dict.fromkeys(name for row in image_rows for name in row)
     skipped_rows = [{"image": image_id, "warnings": f"skipped: {text}"} for image_id, text in (skipped or {}).items()]
-    write_rows(Path(out, IMAGES_TABLE), image_columns, image_rows + skipped_rows)
+    write_csv(Path(out, IMAGES_TABLE), image_columns, image_rows + skipped_rows)
     nuclei_columns = {}
     for file in files:
         with open(file.nuclei, newline="", encoding="utf-8") as stream:
             nuclei_columns |= dict.fromkeys(next(csv.reader(stream)))
-    write_rows(Path(out, NUCLEI_TABLE), nuclei_columns, (row for file in files for row in read_rows(file.nuclei)))
+    write_csv(Path(out, NUCLEI_TABLE), nuclei_columns, (row for file in files for row in read_csv(file.nuclei)))
     return dict(zip(ids, image_rows, strict=True))
 
 

@@ -32,7 +32,7 @@ import Evaluate_model
 import Model
 import Predict_masks
 import Train
-from data.files import UserError, run_script, write_whole
+from data.files import UserError, read_csv, run_script, write_whole
 from data.images import read_image
 from data.options import KINDS
 from data.records import KEPT_WEIGHTS, find_record
@@ -107,12 +107,11 @@ def score(weights: str | Path, images: list[np.ndarray], truths: list[np.ndarray
     return {name: f"{np.mean([row[key] for row in rows]):.4f}" for name, key in SCORES.items()}
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
+def read_table(file: Path) -> list[dict[str, str]]:
     """The rows of the table, which is begun where there is none."""
     if not file.is_file():
         file.write_text(",".join((*POINT, *SCORES)) + "\n")
-    with open(file, newline="") as stream:
-        return list(csv.DictReader(stream))
+    return list(read_csv(file))
 
 
 def draw_curves(rows: list[dict], file: Path) -> None:
@@ -156,7 +155,7 @@ def main() -> None:
     images, truths = load_samples([pairs[index][0] for index in test])
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / "learning.csv"
-    rows = read_rows(table)
+    rows = read_table(table)
     counts = [count for count in COUNTS if count <= len(others)]
     for seed, count, start in [(0, 0, TRAINED), *itertools.product(range(args.seeds), counts, STARTS)]:
         point = dict(zip(POINT, (args.kind, start, str(count), str(seed)), strict=True))
