@@ -318,12 +318,12 @@ def predict_samples(
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
         earlier = []  # images that wait for their labels
         for chunk in read_ahead(samples, read, pool, READ_AHEAD):
-            images, slides = collect_work(chunk, log)
-            start_jobs(run.network, [job for work in images for job in work.jobs], pool)
-            # By now the labels of the list before are there.
+            works, slides = collect_work(chunk, log)
+            start_jobs(run.network, [job for work in works for job in work.jobs], pool)
+            # By now the labels of the chunk before are there.
             refine_jobs(run.network, [job for work in earlier for job in work.jobs], pool)
             writing += [(work.sample.id, pool.submit(finish_work, work, run)) for work in earlier]
-            earlier = images
+            earlier = works
             predict_slides(slides, model, run, log)
             bar.update(len(chunk))
             while len(writing) > READ_AHEAD:
@@ -369,7 +369,7 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
         windows = sample_windows(shape, read_gray)
         sampled_labels, job.halvings = find_nuclei(model, windows, run.options.diameter)
         predict = functools.partial(predict_scales, run.network.predict, halvings=job.halvings)
-        # The network sees HALO_PIXELS of its deepest level around; at the smallest scale these are the widest.
+        # The network sees HALO_PIXELS of its deepest stage around; at the smallest scale these are the widest.
         halo = HALO_PIXELS * 2 ** (depth_of(model) + job.halvings[-1])
         probabilities = predict_strips(shape, read_gray, predict, halo, sample.id[:20])
         separate = functools.partial(

@@ -129,8 +129,8 @@ def train(
     pairs, probabilities, record = load_data(samples, options)
     options = options.with_crops(len(record["training_ids"]))
     record |= {"options": dataclasses.asdict(options), "run_id": run_id}
-    training = [pairs[name] for name in record["training_ids"]]
-    validation = [pairs[name] for name in record["validation_ids"]]
+    training = [pairs[image_id] for image_id in record["training_ids"]]
+    validation = [pairs[image_id] for image_id in record["validation_ids"]]
     validation = validation or training  # one picture alone is trained on and scored
     counts = f"{len(training)} images to train on, {len(record['validation_ids'])} to validate"
     print(f"{counts}, {', '.join(map(str, data))}")
@@ -211,8 +211,8 @@ def load_examples(samples: Sequence[Sample], pairs: dict[str, TrainingImage], re
     channel = record["options"]["channel"]
     chosen = choose_examples(record["validation_ids"], record["validation_kinds"])
     chosen = chosen or record["training_ids"][:EXAMPLE_COUNT]
-    images = [to_display(read_true_image(samples[name], channel)) for name in chosen]
-    return [crop_example(name, image, *pairs[name][:2]) for name, image in zip(chosen, images, strict=True)]
+    images = [to_display(read_true_image(samples[image_id], channel)) for image_id in chosen]
+    return [crop_example(image_id, image, *pairs[image_id][:2]) for image_id, image in zip(chosen, images, strict=True)]
 
 
 def build_model(options: TrainingOptions, out: Path, record: dict, resume: bool) -> tuple[keras.Model, list[dict]]:
@@ -287,13 +287,13 @@ class KeepEpochs(keras.callbacks.Callback):
         if math.isfinite(loss):
             return
         # The step before may have broken the weights without its own loss showing it.
-        names = set()
+        ids = set()
         for batch in range(max(self.batch_count - 2, 0), self.batch_count):
             image_indices, _ = self.crops.draw_images(batch)
-            names |= {self.record["training_ids"][index] for index in image_indices}
+            ids |= {self.record["training_ids"][index] for index in image_indices}
         raise UserError(
             f"the loss became NaN or infinite in epoch {len(self.history) + 1}, in the batches of "
-            f"{', '.join(sorted(names))}; {self.out} keeps the epochs before it, if there are any; look at these "
+            f"{', '.join(sorted(ids))}; {self.out} keeps the epochs before it, if there are any; look at these "
             "images, or train with a smaller --learning-rate"
         )
 
@@ -366,8 +366,8 @@ class ShowEpochs(keras.callbacks.Callback):
         """Draws the curves, and what the model predicts for the examples."""
         save_curves(self.keeper.history, self.keeper.record["kept"]["epoch"], self.keeper.out)
         with Model.without_data_parallel():
-            images = [TrainingImage(example.gray, example.truth) for example in self.examples]
-            jobs = predict_images(self.network, model.get_weights(), images, Calibration())
+            pairs = [TrainingImage(example.gray, example.truth) for example in self.examples]
+            jobs = predict_images(self.network, model.get_weights(), pairs, Calibration())
         labels = [finish_labels(job) for job in jobs]
         save_examples(self.examples, labels, self.keeper.history[-1]["epoch"], self.keeper.out)
 

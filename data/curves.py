@@ -151,16 +151,16 @@ def describe_change(compared: dict[str, dict], weights: str) -> list[str]:
     for name, score in compared.items():
         means = f"{score['before']:.4f} before, {score['after']:.4f} after"
         if score["interval"] is None:
-            images = "1 validation image"
+            count = "1 validation image"
             difference = f"{score['difference']:+.4f}, without an interval, for which it takes two images"
             is_better = False
         else:
             low, high = score["interval"]
-            images = f"{score['images']} validation images"
+            count = f"{score['images']} validation images"
             difference = f"{score['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
             is_better = low > 0
         verdict = "better than" if is_better else "not shown to be better than"
-        lines.append(f"{SCORE_NAMES[name]} on {images}: {means}, difference {difference}: {verdict} {weights}")
+        lines.append(f"{SCORE_NAMES[name]} on {count}: {means}, difference {difference}: {verdict} {weights}")
     return lines
 
 

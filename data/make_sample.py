@@ -210,14 +210,14 @@ def fill_nuclei(
     Returns:
         `(H, W)` float, 0 outside the nuclei.
     """
-    levels = np.exp(vary * np.clip(rng.standard_normal(labels.max() + 1), -2, 2))
-    levels *= np.where(rng.uniform(size=levels.size) < bright, 2.3, 1.0)
-    levels[0] = 0
+    brightness = np.exp(vary * np.clip(rng.standard_normal(labels.max() + 1), -2, 2))
+    brightness *= np.where(rng.uniform(size=brightness.size) < bright, 2.3, 1.0)
+    brightness[0] = 0
     # A nucleus is a lens: thinner at its rim, and so paler. Two that touch thin out side by side.
     thick = 0.72 + 0.28 * (1 - np.exp(-np.maximum(depth, 0) / 3))
     border = 1 - 0.4 * np.exp(-((gap / 1.5) ** 2))
     chromatin = np.exp(texture * smooth_noise(rng, labels.shape, grain))
-    return levels[labels] * thick * border * chromatin
+    return brightness[labels] * thick * border * chromatin
 
 
 def fluoresce(

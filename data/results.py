@@ -7,7 +7,7 @@ Out: files of `data.outputs.prediction_files`, and files of all images in the sa
 import argparse
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from data.pictures import outline_nuclei
 from data.report import REPORT, write_report
 from data.runs import ImageWork, Run, describe_skipped
 from data.scales import PredictionJob, describe_job
-from data.slides import iterate_strips
+from data.slides import LabelStrips, iterate_strips
 from data.sources import Sample
 from data.tables import report_tables, save_geojson, save_measurements, save_rois
 
@@ -59,9 +59,7 @@ def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarra
     write_prediction(files, labels, overlay, with_image(run.provenance, work, job), work.pixel_size)
 
 
-def write_slide(
-    run: Run, work: ImageWork, job: PredictionJob, strips: Iterable[tuple[np.ndarray, np.ndarray]], picture: np.ndarray
-) -> None:
+def write_slide(run: Run, work: ImageWork, job: PredictionJob, strips: LabelStrips, picture: np.ndarray) -> None:
     """Writes the files of a large image strip by strip, so that memory never holds the whole.
 
     Args:

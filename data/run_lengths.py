@@ -53,13 +53,13 @@ def decode_run_lengths(text: str, shape: tuple[int, int]) -> np.ndarray:
     [[0, 1], [1, 1]]
     """
     try:
-        numbers = [int(word) for word in text.split()]
+        values = [int(word) for word in text.split()]
     except ValueError:
         raise UserError(f"run lengths must be whole numbers, not {text[:40]!r}") from None
-    if len(numbers) % 2:
-        raise UserError(f"run lengths come in pairs, these are {len(numbers)} numbers")
+    if len(values) % 2:
+        raise UserError(f"run lengths come in pairs, these are {len(values)} numbers")
     flat = np.zeros(shape[0] * shape[1], bool)
-    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+    for start, length in zip(values[::2], values[1::2], strict=True):
         if start < 1 or length < 1 or start + length - 1 > flat.size:
             raise UserError(f"run {start} {length} leaves the {shape[0]}x{shape[1]} image")
         run = flat[start - 1 : start - 1 + length]

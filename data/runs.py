@@ -1,7 +1,7 @@
 """A prediction of many images: what they share, what is known of each, and which are written or skipped.
 
 In:  the samples of `data.sources`, and functions that read and write one image.
-Out: lists of images, which threads read ahead of the network; the ids that are written, and those that are skipped.
+Out: chunks of images, which threads read ahead of the network; the ids that are written, and those that are skipped.
 """
 
 import sys
@@ -112,38 +112,38 @@ class RunLog:
         return sorted(self.written), self.skipped
 
 
-def describe_skipped(names: Sequence[str]) -> str:
+def describe_skipped(ids: Sequence[str]) -> str:
     """A line on the images that were skipped, for the end of a run.
 
     >>> describe_skipped(["a"]), describe_skipped("abcdefg")
     ('1 image skipped: a (see above)', '7 images skipped: a, b, c, d, e and 2 more (see above)')
     """
-    return f"{count_of(len(names), 'image')} skipped: {format_names(names)} (see above)"
+    return f"{count_of(len(ids), 'image')} skipped: {format_names(ids)} (see above)"
 
 
 def read_ahead(
     samples: Sequence[Sample], read: Callable[[Sample], ImageWork | None], pool: Executor, count: int
 ) -> Iterator[list[tuple[Sample, Future]]]:
-    """Yields lists of samples, each with the future of what `read` gives of it, while the pool reads the list after.
+    """Yields chunks of samples, each sample with the future of what `read` gives of it; the pool reads a chunk ahead.
 
-    A list has `count` samples; the first has one, so that its files are soon there. An empty list comes before the
-    first, while the pool reads, and one after the last, for callers that finish a list when the next comes.
+    A chunk has `count` samples; the first one has a single sample, so that its files are soon there. An empty chunk
+    comes before the first, while the pool reads it, and after the last, for callers that finish a chunk later.
     """
     chunks = [samples[:1]]
     chunks += [samples[start : start + count] for start in range(1, len(samples), count)]
     ahead = []
     for chunk in [*chunks, [], []]:
-        ready = ahead
-        ahead = [(sample, pool.submit(read, sample)) for sample in chunk]
-        yield ready
+        submitted = [(sample, pool.submit(read, sample)) for sample in chunk]
+        yield ahead
+        ahead = submitted
 
 
 def collect_work(chunk: Sequence[tuple[Sample, Future]], log: RunLog) -> tuple[list[ImageWork], list[Sample]]:
-    """Waits for a list of `read_ahead`; returns the images, and the samples of large images, which are not read yet.
+    """Waits for a chunk of `read_ahead`; returns the images, and the samples of large images, which are not read yet.
 
     An image that cannot be read is skipped.
     """
-    images = []
+    works = []
     slides = []
     for sample, future in chunk:
         try:
@@ -154,5 +154,5 @@ def collect_work(chunk: Sequence[tuple[Sample, Future]], log: RunLog) -> tuple[l
         if work is None:
             slides.append(sample)
         else:
-            images.append(work)
-    return images, slides
+            works.append(work)
+    return works, slides
