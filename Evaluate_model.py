@@ -390,11 +390,11 @@ def draw_scores(score_rows: Sequence[dict]) -> Figure:
     return figure
 
 
-def validation_ids(record: str, source: str) -> list[str]:
+def validation_ids(record_file: str, source: str) -> list[str]:
     """The validation ids of a training.json that are in this one of its sources; all of them where none is."""
-    ids = read_training_record(record)["validation_ids"]
+    ids = read_training_record(record_file)["validation_ids"]
     if not ids:
-        raise UserError(f"{record}: that training had no validation images; score others, without --ids")
+        raise UserError(f"{record_file}: that training had no validation images; score others, without --ids")
     truths = open_truth(source)
     here = [image_id for image_id in ids if image_id in truths]
     if 0 < len(here) < len(ids):

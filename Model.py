@@ -327,10 +327,10 @@ def resize_images(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return keras.ops.convert_to_numpy(keras.ops.image.resize(images, size, "bilinear", antialias=True))
 
 
-def export_weights(weights: str | Path, target: str, file: str | Path) -> None:
+def export_weights(weights: str | Path, export_format: str, file: str | Path) -> None:
     """Writes trained weights for other runtimes, in a format of EXPORTS; see `data.export`."""
     model = load_unet(weights)
-    if target == "onnx":
+    if export_format == "onnx":
         write_onnx(model, file)
     else:
         is_shipped = hash_file(weights) == hash_file(find_beside_scripts(WEIGHTS))

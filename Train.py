@@ -138,18 +138,18 @@ def train(
     # The network, and the scores of the weights that it starts from.
     model, history = build_model(options, out, record, resume)
     with Model.without_data_parallel():
-        network = Model.plain_copy(model)  # predicts whole images
-        start = score_start(network, record, validation)
+        plain_model = Model.plain_copy(model)  # predicts whole images
+        start = score_start(plain_model, record, validation)
     if is_writer and not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)  # another training left it
     # The epochs that are not done, and then the scores of the weights that are kept.
     crops = Crops(training, probabilities, options, epochs_done=len(history), process=process, processes=processes)
     keeper = KeepEpochs(out, record, history, crops, validation, is_writer)
-    shower = ShowEpochs(keeper, network, load_examples(samples, pairs, record) if is_writer else [])
+    shower = ShowEpochs(keeper, plain_model, load_examples(samples, pairs, record) if is_writer else [])
     fit_epochs(model, options, shower, loggers)
     if is_writer:
         with Model.without_data_parallel():
-            finish_training(network, out, record, validation, start)
+            finish_training(plain_model, out, record, validation, start)
         (out / CHECKPOINT).unlink(missing_ok=True)
     return history
 
@@ -337,10 +337,10 @@ class KeepEpochs(keras.callbacks.Callback):
 class ShowEpochs(keras.callbacks.Callback):
     """Behind a `KeepEpochs` shows the training: a bar for each epoch, after it a line, the curves and examples."""
 
-    def __init__(self, keeper: KeepEpochs, network: keras.Model, examples: Sequence[Example]):
+    def __init__(self, keeper: KeepEpochs, plain_model: keras.Model, examples: Sequence[Example]):
         super().__init__()
         self.keeper = keeper
-        self.network = network  # a `Model.plain_copy`, which is given the weights of each epoch
+        self.plain_model = plain_model  # a `Model.plain_copy`, which is given the weights of each epoch
         self.examples = examples
         self.bar: tqdm | None = None  # `fit_epochs` opens it
 
@@ -367,7 +367,7 @@ class ShowEpochs(keras.callbacks.Callback):
         save_curves(self.keeper.history, self.keeper.record["kept"]["epoch"], self.keeper.out)
         with Model.without_data_parallel():
             pairs = [TrainingImage(example.gray, example.truth) for example in self.examples]
-            jobs = predict_images(self.network, model.get_weights(), pairs, Calibration())
+            jobs = predict_images(self.plain_model, model.get_weights(), pairs, Calibration())
         labels = [finish_labels(job) for job in jobs]
         save_examples(self.examples, labels, self.keeper.history[-1]["epoch"], self.keeper.out)
 
@@ -391,13 +391,13 @@ def fit_epochs(model: keras.Model, options: TrainingOptions, shower: ShowEpochs,
             shower.draw(model)  # as it may have been stopped before these pictures
 
 
-def score_start(network: keras.Model, record: dict, validation: list[TrainingImage]) -> Start | None:
+def score_start(plain_model: keras.Model, record: dict, validation: list[TrainingImage]) -> Start | None:
     """Scores the weights that a training starts from; None for random ones, and where nothing is left to validate."""
     weights = record["options"]["from_weights"]
     if not (weights and record["validation_ids"]):
         return None
     trained = Model.load_unet(weights)
-    jobs = predict_images(network, trained.get_weights(), validation, trained.calibration)
+    jobs = predict_images(plain_model, trained.get_weights(), validation, trained.calibration)
     scores = score_jobs(jobs, [pair.labels for pair in validation], trained.calibration)
     means = f"Dice {scores['dice'].mean():.4f}, AP {scores['ap'].mean():.4f}"
     print(f"{weights}: {means} of whole predictions of the validation images")
@@ -405,7 +405,7 @@ def score_start(network: keras.Model, record: dict, validation: list[TrainingIma
 
 
 def finish_training(
-    network: keras.Model, out: Path, record: dict, validation: list[TrainingImage], start: Start | None
+    plain_model: keras.Model, out: Path, record: dict, validation: list[TrainingImage], start: Start | None
 ) -> None:
     """Predicts the validation images with the kept weights, and adds to training.json what that tells.
 
@@ -416,9 +416,9 @@ def finish_training(
     if not can_choose(record) and not from_weights:
         return
     print("predicting the validation images with the kept weights")
-    weights = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
+    arrays = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
     former_scores, former = start or (None, None)
-    jobs = predict_images(network, weights, validation, former or Calibration())
+    jobs = predict_images(plain_model, arrays, validation, former or Calibration())
     truths = [pair.labels for pair in validation]
     if can_choose(record):
         calibration = calibrate(jobs, truths, former)
@@ -431,15 +431,15 @@ def finish_training(
 
 
 def predict_images(
-    network: keras.Model, weights: list[np.ndarray], pairs: Sequence[TrainingImage], calibration: Calibration
+    plain_model: keras.Model, arrays: list[np.ndarray], pairs: Sequence[TrainingImage], calibration: Calibration
 ) -> list[PredictionJob]:
-    """Predicts images, each at all scales that it asks for; the network is given these weights."""
-    network.set_weights(weights)
+    """Predicts images, each at all scales that it asks for; the model is given these arrays of weights."""
+    plain_model.set_weights(arrays)
     jobs = [
         PredictionJob(pair.gray, has_signal=pair.has_signal, debris=pair.debris, thumbnails=make_thumbnails(pair.gray))
         for pair in pairs
     ]
-    run_jobs(Network(functools.partial(Model.predict_probability, network), calibration), jobs)
+    run_jobs(Network(functools.partial(Model.predict_probability, plain_model), calibration), jobs)
     return jobs
 
 

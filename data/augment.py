@@ -172,9 +172,9 @@ def draw_centre(labels: np.ndarray, matrix: np.ndarray, size: int, rng: np.rando
     return centre
 
 
-def draw_log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
-    """Draws a factor between two limits; its logarithm is uniform."""
-    return np.exp(rng.uniform(*np.log(limits)))
+def draw_log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """Draws a factor between two bounds; its logarithm is uniform."""
+    return np.exp(rng.uniform(*np.log(bounds)))
 
 
 def change_intensity(

@@ -163,10 +163,10 @@ def _draw_sizes(axes, maps: list[FeatureMap]) -> None:
     """Writes the size of the maps at both ends of every row, and what goes in and comes out."""
     style = {"va": "center", "size": 11, "color": GRAY}
     for size in {box.size for box in maps}:
-        row = [box for box in maps if box.size == size]
-        y = (row[0].top + row[0].low) / 2
-        axes.text(row[0].left - 0.1, y, f"{size}×{size}", ha="right", **style)
-        axes.text(row[-1].right + 0.1, y, f"{size}×{size}", **style)
+        boxes = [box for box in maps if box.size == size]
+        y = (boxes[0].top + boxes[0].low) / 2
+        axes.text(boxes[0].left - 0.1, y, f"{size}×{size}", ha="right", **style)
+        axes.text(boxes[-1].right + 0.1, y, f"{size}×{size}", **style)
     y = (maps[0].top + maps[0].low) / 2 + 0.18
     style = {"size": 13, "weight": "bold"}
     axes.text(maps[0].left - 0.1, y, "gray image", ha="right", **style)

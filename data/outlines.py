@@ -176,7 +176,7 @@ def write_rois(file: Path, labels: np.ndarray, z: int | None = None, t: int | No
 
 
 def write_geojson(
-    file: Path, labels: np.ndarray, image_id: str, nuclei: Path, z: int | None = None, t: int | None = None
+    file: Path, labels: np.ndarray, image_id: str, nuclei_csv: Path, z: int | None = None, t: int | None = None
 ) -> None:
     """Writes the nuclei as detections of QuPath, one after the other, with what their table says.
 
@@ -184,13 +184,13 @@ def write_geojson(
         file: a .geojson.
         labels: (H, W) int, or rows of it.
         image_id: id of the image; it makes the ids of the detections.
-        nuclei: table of its nuclei, from `data.measure.write_table`.
+        nuclei_csv: table of its nuclei, from `data.measure.write_table`.
         z: as of `write_rois`.
         t: likewise.
     """
     # Without a plane QuPath shows detections on the first one.
     plane = {} if z is None and t is None else {"plane": {"c": -1, "z": z or 0, "t": t or 0}}
-    columns, table = read_measurements(nuclei)
+    columns, table = read_measurements(nuclei_csv)
     with write_whole(file) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
@@ -204,9 +204,9 @@ def write_geojson(
         stream.write("\n]}\n")
 
 
-def read_measurements(nuclei: Path) -> tuple[list[str], dict[int, np.ndarray]]:
+def read_measurements(nuclei_csv: Path) -> tuple[list[str], dict[int, np.ndarray]]:
     """Names of the columns of numbers of a table of nuclei, and their values by the number of the nucleus."""
-    with open(nuclei, newline="", encoding="utf-8") as stream:
+    with open(nuclei_csv, newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         columns = [name for name in reader.fieldnames if name not in ("image", "label", "touches_border")]
         table = {

@@ -198,9 +198,9 @@ def remove_unfinished(out: str | Path) -> None:
             remove(path)
 
 
-def read_provenance(labels: Path) -> Provenance:
+def read_provenance(file: Path) -> Provenance:
     """What `write_prediction` wrote into a label file of its weights, settings and image, else {}."""
-    with decoding(labels), tifffile.TiffFile(labels) as tiff:
+    with decoding(file), tifffile.TiffFile(file) as tiff:
         description = tiff.pages[0].description
     lines = description.splitlines()
     marked = [line.removeprefix(PROVENANCE_KEY) for line in lines if line.startswith(PROVENANCE_KEY)]

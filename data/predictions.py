@@ -90,11 +90,11 @@ def read_submission(file: Path) -> dict[str, Predicted]:
     return {image_id: Predicted(file, run_lengths=tuple(texts)) for image_id, texts in texts_of_images.items()}
 
 
-def read_predicted(predicted: Predicted, image_id: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_predicted(prediction: Predicted, image_id: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Reads what is predicted for an image.
 
     Args:
-        predicted: of `find_predicted`.
+        prediction: of `find_predicted`.
         image_id: id of the image.
         shape: (H, W) of its truth, which a table does not tell.
 
@@ -104,20 +104,20 @@ def read_predicted(predicted: Predicted, image_id: str, shape: tuple[int, int]) 
     Raises:
         UserError: a file or a row holds something else.
     """
-    if predicted.run_lengths is not None:
+    if prediction.run_lengths is not None:
         labels = np.zeros(shape, np.int32)
-        for number, text in enumerate(predicted.run_lengths, start=1):
+        for number, text in enumerate(prediction.run_lengths, start=1):
             try:
                 labels[decode_run_lengths(text, shape)] = number
             except UserError as error:
-                raise UserError(f"{predicted.file}, nucleus {number} of {image_id}: {error}") from None
+                raise UserError(f"{prediction.file}, nucleus {number} of {image_id}: {error}") from None
         return labels > 0, labels
-    labels = np.array(read_image(predicted.file))  # which may be read-only
+    labels = np.array(read_image(prediction.file))  # which may be read-only
     if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.min() < 0:
-        raise UserError(f"{predicted.file} should be one channel of whole numbers from 0 on")
-    if predicted.mask is None:
+        raise UserError(f"{prediction.file} should be one channel of whole numbers from 0 on")
+    if prediction.mask is None:
         return labels > 0, labels
-    mask = read_image(predicted.mask)
+    mask = read_image(prediction.mask)
     if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():  # 0 and 1 would look black elsewhere
-        raise UserError(f"{predicted.mask} should be one channel of 0 and 255 only")
+        raise UserError(f"{prediction.mask} should be one channel of 0 and 255 only")
     return mask == 255, labels

@@ -54,7 +54,7 @@ TRUTH_MEANINGS = {
 def write_report(
     out: str | Path,
     ids: Sequence[str],
-    scores: str | Path | None = None,
+    scores_csv: str | Path | None = None,
     read_truth: ReadTruth | None = None,
     skipped: Mapping[str, str] | None = None,
 ) -> Path:
@@ -66,7 +66,7 @@ def write_report(
     Args:
         out: folder of the predictions.
         ids: of the images.
-        scores: scores.csv, with a row for each id.
+        scores_csv: with a row for each id.
         read_truth: gives the true labels of an id; needed with scores.
         skipped: id -> reason of images without a prediction, which are named at the top.
 
@@ -76,7 +76,7 @@ def write_report(
     Raises:
         UserError: a file of a prediction is missing or cannot be read.
     """
-    score_rows = {} if scores is None else {row["id"]: row for row in read_csv(scores)}
+    score_rows = {} if scores_csv is None else {row["id"]: row for row in read_csv(scores_csv)}
     entries = read_entries(out, ids, score_rows)
     shown = entries[:REPORTED_IMAGES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -98,14 +98,14 @@ def check_complete(out: str | Path, ids: Iterable[str]) -> None:
         raise UserError(f"{out}: the report needs the overlay and tables of {absent[0]}, which Predict_masks.py writes")
 
 
-def read_entries(out: str | Path, ids: Sequence[str], scores: dict[str, dict[str, str]]) -> list[Entry]:
+def read_entries(out: str | Path, ids: Sequence[str], score_rows: dict[str, dict[str, str]]) -> list[Entry]:
     """The images, the doubtful or the worst ones first; raises UserError where a file is missing."""
     check_complete(out, ids)
     entries = []
     for image_id in ids:
         files = prediction_files(out, image_id)
-        entries.append(Entry(files, files.read_image_row(), scores.get(image_id, {})))
-    return sorted(entries, key=rank_by_score if scores else rank_by_doubt)
+        entries.append(Entry(files, files.read_image_row(), score_rows.get(image_id, {})))
+    return sorted(entries, key=rank_by_score if score_rows else rank_by_doubt)
 
 
 def rank_by_doubt(entry: Entry) -> tuple[float, ...]:
