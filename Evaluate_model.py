@@ -98,8 +98,8 @@ def evaluate(
     ignored = predictions.keys() - truths.keys()
     if ignored:
         print(f"ignored {len(ignored)} predictions in {predicted_source} without truth in {truth_source}")
-    files_of_ids = [predictions[image_id].files() for image_id in ids]
-    check_provenance([files[-1] for files in files_of_ids if files], weights)  # the labels; a table has no files
+    label_files = [predictions[image_id].file for image_id in ids if predictions[image_id].run_lengths is None]
+    check_provenance(label_files, weights)
     score_rows = []
     skipped = []
     for image_id in tqdm(ids, desc="scoring", unit="image", disable=None):
