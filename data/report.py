@@ -101,10 +101,8 @@ def check_complete(out: str | Path, ids: Iterable[str]) -> None:
 def read_entries(out: str | Path, ids: Sequence[str], score_rows: dict[str, dict[str, str]]) -> list[Entry]:
     """The images, the doubtful or the worst ones first; raises UserError where a file is missing."""
     check_complete(out, ids)
-    entries = []
-    for image_id in ids:
-        files = prediction_files(out, image_id)
-        entries.append(Entry(files, files.read_image_row(), score_rows.get(image_id, {})))
+    all_files = [prediction_files(out, image_id) for image_id in ids]
+    entries = [Entry(files, files.read_image_row(), score_rows.get(files.image_id, {})) for files in all_files]
     return sorted(entries, key=rank_by_score if score_rows else rank_by_doubt)
 
 
