@@ -157,15 +157,19 @@ def describe_seen(image_row: dict) -> str:
 
 def draw_histograms(entry: Entry) -> str:
     """Histograms of area and mean intensity of the nuclei; "" without nuclei."""
-    nucleus_rows = list(read_csv(entry.files.nuclei))
+    # Of a large image there are many: only these columns are held.
+    nucleus_rows = [
+        {name: float(value) for name, value in row.items() if name.startswith(("area_", "intensity_mean_"))}
+        for row in read_csv(entry.files.nuclei)
+    ]
     if not nucleus_rows:
         return ""
     unit = "um2" if "area_um2" in nucleus_rows[0] else "px"
-    area = np.array([row[f"area_{unit}"] for row in nucleus_rows], float)
+    area = np.array([row[f"area_{unit}"] for row in nucleus_rows])
     means = [name for name in nucleus_rows[0] if name.startswith("intensity_mean_")]
     predicted = f"intensity_mean_{entry.image_row['channel']}"
     chosen = [predicted] if predicted in means else means  # all channels, unless nuclei were found in one alone
-    intensity = np.mean([[float(row[name]) for row in nucleus_rows] for name in chosen], axis=0)
+    intensity = np.mean([[row[name] for row in nucleus_rows] for name in chosen], axis=0)
     return draw_histogram(area, f"area, {unit.replace('um2', 'µm²')}") + draw_histogram(intensity, "mean intensity")
 
 
