@@ -65,7 +65,7 @@ class Sample:
     masks: tuple[File, ...] = ()  # one for each nucleus
     plane: Plane | None = None  # plane of a stack, see data/stacks.py
     source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
-    scene: int | None = None  # scene of a microscope's file with several, see data/microscopes.py
+    scene: int | None = None  # scene of a file with several, see data/stacks.py
     truths: tuple[File, ...] = ()  # files with all nuclei, where there are no masks; there should be one
 
     @property

@@ -8,10 +8,12 @@ from conftest import only, save_image, write_archive, write_source
 import data.stacks
 from data.channels import Channels
 from data.files import UserError
-from data.images import read_image
+from data.images import open_rows, read_image, read_shape
 from data.layouts import Plane
+from data.pixel_size import read_pixel_size
 from data.sources import Sample, find_samples
-from data.stacks import Dimensions, expand_planes, read_dimensions, read_sample_image
+from data.stacks import Dimensions, expand_planes, read_sample_image, read_scene_dimensions
+from data.tiffs import TiffRows
 
 NAMES = ("DAPI", "GFP")
 
@@ -30,6 +32,12 @@ def write_stack(file, pixels, **options):
 def write_ome(file, pixels, axes, **options):
     metadata = {"axes": axes} | ({"Channel": {"Name": list(NAMES)}} if "C" in axes else {})
     return write_stack(file, pixels, ome=True, metadata=metadata, **options)
+
+
+def read_dimensions(file):
+    """The dimensions of a file that holds one image."""
+    (dimensions,) = read_scene_dimensions(file)
+    return dimensions
 
 
 def read_planes(file, project=None):
@@ -281,6 +289,81 @@ def test_channels_of_a_pyramid_are_those_of_its_full_resolution(tmp_path):
     assert holds_planes(tmp_path / "a.tif", {"a": pixels})
 
 
+# Several images in one file.
+
+
+def write_images(file, images, **options):
+    """Writes an OME-TIFF of several images: (name, pixels, axes, names of channels)."""
+    with tifffile.TiffWriter(file, ome=True) as tiff:
+        for number, (name, pixels, axes, channels) in enumerate(images):
+            metadata = {"Name": name, "axes": axes, "PhysicalSizeX": number + 1, "PhysicalSizeY": number + 1}
+            metadata |= {"Channel": {"Name": channels}} if channels else {}
+            tiff.write(pixels, metadata=metadata, photometric="minisblack", **options)
+    return file
+
+
+@pytest.mark.parametrize("second", [(5, 7), (4, 9), (9, 4), (3, 4)])
+def test_each_position_of_an_ome_tiff_is_an_image_of_its_own(tmp_path, second):
+    positions = [make_pixels(5, 7), make_pixels(*second) + 100, make_pixels(6, 8) + 200]
+    write_images(tmp_path / "a.ome.tif", [(f"position {n}", p, "YX", None) for n, p in enumerate(positions)])
+    assert holds_planes(tmp_path / "a.ome.tif", {f"a.ome_s{n}": p for n, p in enumerate(positions)})
+    for scene, pixels in enumerate(positions):
+        assert read_shape(tmp_path / "a.ome.tif", scene=scene) == pixels.shape
+        assert read_pixel_size(tmp_path / "a.ome.tif", scene=scene) == scene + 1
+        with open_rows(tmp_path / "a.ome.tif", scene=scene) as rows:
+            assert isinstance(rows, TiffRows)
+            np.testing.assert_array_equal(rows[2:], pixels[2:])
+
+
+def test_positions_may_be_stacks_with_channels_of_their_own(tmp_path, capsys):
+    first = make_pixels(2, 3, 5, 7)
+    second = make_pixels(2, 4, 6) + 300
+    images = [("one", first, "CZYX", ["DAPI", "GFP"]), ("two", second, "CYX", ["Hoechst", "RFP"])]
+    file = write_images(tmp_path / "a.tif", images)
+    assert [dimensions.names for dimensions in read_scene_dimensions(file)] == [("DAPI", "GFP"), ("Hoechst", "RFP")]
+    assert holds_planes(file, {f"a_s0_z{z}": first[:, z] for z in range(3)} | {"a_s1": second})
+    assert "1 stack: 4 scenes and planes" in capsys.readouterr().out
+
+
+def test_a_file_of_several_images_is_refused_where_one_is_wanted(tmp_path):
+    file = write_images(
+        tmp_path / "a.tif", [("one", make_pixels(5, 7), "YX", None), ("2", make_pixels(4, 6), "YX", None)]
+    )
+    with pytest.raises(UserError, match=r"a\.tif: it holds 2 images"):
+        read_image(file)
+    with pytest.raises(UserError, match=r"a\.tif: it holds 2 images"), open_rows(file):
+        pass
+    with pytest.raises(UserError, match=r"a\.tif: it was replaced"):
+        read_image(file, scene=2)
+
+
+def test_the_label_the_overview_and_the_levels_of_a_slide_are_no_positions(tmp_path):
+    pixels = make_pixels(64, 48)
+    others = [("#2", pixels[::2, ::2]), ("label image", pixels[:20, :40]), ("Macro", pixels[:20, :30])]
+    images = [("#1", pixels, "YX", None)] + [(name, np.ascontiguousarray(other), "YX", None) for name, other in others]
+    file = write_images(tmp_path / "a.tif", images, tile=(16, 16))
+    assert holds_planes(file, {"a": pixels})
+    assert read_shape(file, level=1) == (32, 24)
+
+
+def test_pages_that_differ_in_size_are_images_of_their_own(tmp_path):
+    pages = [make_pixels(5, 7), make_pixels(6, 7) + 50, make_pixels(6, 7) + 100]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for page in pages:
+            tiff.write(page, metadata=None)
+        tiff.write(make_pixels(2, 9), metadata=None, subfiletype=1)  # a thumbnail
+    assert holds_planes(tmp_path / "a.tif", {"a_s0": pages[0], "a_s1_z0": pages[1], "a_s1_z1": pages[2]})
+
+
+def test_a_thumbnail_before_the_image_is_not_the_image(tmp_path):
+    pixels = make_pixels(50, 70)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(np.ascontiguousarray(pixels[::10, ::10]), metadata=None, subfiletype=1)
+        tiff.write(pixels, metadata=None)
+    assert holds_planes(tmp_path / "a.tif", {"a": pixels})
+    assert read_shape(tmp_path / "a.tif") == (50, 70)
+
+
 # What cannot be read.
 
 
@@ -404,15 +487,6 @@ def test_each_file_of_a_stack_in_several_files_is_its_own_image(tmp_path):
     assert [sample.id for sample in samples] == ["a_1.ome", "a_2.ome"]
     for sample, plane in zip(samples, planes[1:], strict=True):
         np.testing.assert_array_equal(read_sample_image(sample), plane)
-
-
-def test_several_images_of_one_file_are_refused(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
-        for number in range(2):
-            tiff.write(make_pixels(3, 5, 7) + number, metadata={"axes": "ZYX"}, photometric="minisblack")
-    (sample,) = expand_planes([only(tmp_path / "a.ome.tif")], None)
-    with pytest.raises(UserError, match="it holds 6 pages"):
-        read_sample_image(sample)
 
 
 def test_labels_of_slices_name_no_channel(tmp_path):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import tifffile
+from conftest import only, write_archive
 
+import data.tiffs
 from data.files import UserError
 from data.images import open_rows, read_image, read_shape, subsample
 from data.sources import find_samples
@@ -62,6 +64,42 @@ def test_rows_of_a_cut_file_are_refused(tmp_path):
     (tmp_path / "cut.tif").write_bytes(content[:-1000])
     with pytest.raises(UserError, match=r"cut\.tif.*cut off"), open_rows(tmp_path / "cut.tif"):
         pass
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("shape", [(50, 70), (50, 70, 3), (50, 70, 4)])
+def test_a_single_strip_of_any_size_is_read_by_region(tmp_path, monkeypatch, shape, order):
+    monkeypatch.setattr(data.tiffs, "MAX_CHUNK_BYTES", 1000)
+    pixels = RNG.integers(1, 2**16, shape, np.uint16)
+    colour = {"photometric": "rgb"} if len(shape) == 3 else {}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, byteorder=order, rowsperstrip=50, **colour)
+    visible = pixels[..., :3] if len(shape) == 3 else pixels
+    write_archive(tmp_path / "a.zip", [("a.tif", (tmp_path / "a.tif").read_bytes())])
+    for file in (tmp_path / "a.tif", only(tmp_path / "a.zip").image):
+        with open_rows(file) as rows:
+            assert isinstance(rows, TiffRows)
+            # No strip is decoded, so that memory holds only the rows.
+            monkeypatch.setattr(rows.page, "decode", None)
+            np.testing.assert_array_equal(rows[13:21], visible[13:21], strict=True)
+            assert rows[40:90].shape[0] == 10
+
+
+def test_a_strip_that_is_too_large_to_be_decoded_is_named_by_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.tiffs, "MAX_CHUNK_BYTES", 1000)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((50, 70), np.uint8), rowsperstrip=50, compression="zlib")
+    for read in (read_image, read_shape):
+        with pytest.raises(UserError, match=r"a\.tif: .*3,500 bytes are one piece.* save it in tiles"):
+            read(tmp_path / "a.tif")
+
+
+def test_rows_that_are_all_transparent_are_black_beside_others_that_are_not(tmp_path):
+    pixels = RNG.integers(1, 255, (50, 70, 4), np.uint8)
+    pixels[:20, :, 3] = 0  # as a picture on a transparent ground has it, whose hidden colours may be any
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "rowsperstrip": 7}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compression="zlib", **options)
+    with open_rows(tmp_path / "a.tif") as rows:
+        assert isinstance(rows, TiffRows) and not rows[:7].any() and not rows[5:20].any()
+        np.testing.assert_array_equal(rows[:], read_image(tmp_path / "a.tif"))
 
 
 # Pyramids.
