@@ -40,6 +40,7 @@ from data.intensity import (
     percentiles,
     picture_values,
     stands_out,
+    white_value,
 )
 from data.pictures import draw_thumbnails, save_contact_sheet
 from data.pixels import invert
@@ -75,10 +76,11 @@ class Normalization(NamedTuple):
     is_stained: bool = False
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: float = np.inf  # what is brighter is no nucleus
+    white: float | None = None  # value of white of stained tissue
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """The gray (H, W) of a part of the image, (H, W) or (H, W, 3), as of `to_grayscale`; ground is not sought."""
-        channel = select_channel(image, self.has_bright_background, self.is_stained)
+        channel = select_channel(image, self.has_bright_background, self.is_stained, self.white)
         channel = remove_outliers(channel, self.background_level, self.noise)
         return normalize(channel, self.low, self.high)
 
@@ -151,13 +153,14 @@ def _prepare_channel(
     else:
         is_bright = background == "bright"
     has_stain = is_bright and detect_stain(image)
+    white = white_value(image) if has_stain else None
     if is_bright:
         # In the brightness the nuclei are dark; the channel in which they are bright takes its place.
-        channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain), ground)
+        channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain, white), ground)
     values = picture_values(channel, ground)
     low, high = percentile_range(values)
     has_signal = has_stain or stands_out(values, noise)
-    normalization = Normalization(is_bright, low, high, median, noise, has_stain, has_signal)
+    normalization = Normalization(is_bright, low, high, median, noise, has_stain, has_signal, white=white)
     dim_high = None if is_bright else find_dim_nuclei(channel, median, noise, high)
     if dim_high is not None:
         debris = median + DEBRIS_RATIO * (dim_high - median)
@@ -193,10 +196,12 @@ def find_colours(image: np.ndarray) -> list[str]:
     return [COLOURS[index] for index in shown]
 
 
-def select_channel(image: np.ndarray, has_bright_background: bool, is_stained: bool = False) -> np.ndarray:
-    """The channel of an image in which nuclei are bright, (H, W): see `to_grayscale`."""
+def select_channel(
+    image: np.ndarray, has_bright_background: bool, is_stained: bool = False, white: float | None = None
+) -> np.ndarray:
+    """The channel of an image in which nuclei are bright, (H, W): see `to_grayscale`; `white` as for `haematoxylin`."""
     if is_stained:
-        return haematoxylin(image)
+        return haematoxylin(image, white)
     if not has_bright_background:
         return brightness(image)
     # Of colours the red channel, which haematoxylin absorbs the most.

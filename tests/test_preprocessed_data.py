@@ -127,6 +127,20 @@ def test_a_part_of_an_image_is_grayed_as_the_whole():
         np.testing.assert_array_equal(part, to_grayscale(image)[20:30])
 
 
+def test_white_of_float_tissue_is_that_of_the_image_not_of_each_part():
+    rng = np.random.default_rng(0)
+    image = draw_nuclei((120, 60), stained=True)[0].astype(np.float32)
+    image[90:] = rng.uniform(0, 1.2, (30, 60, 3))  # a fold that is so dark that it could be an image from 0 to 1
+    for whole in (image, image.round().astype(np.int32)):
+        normalization = measure_normalization(whole)
+        assert normalization.is_stained
+        gray = normalization.apply(whole)
+        for row in range(0, 120, 30):
+            part = normalization.apply(whole[row : row + 30])
+            inner = slice(1, -1)  # the outermost rows of a part have other neighbours
+            np.testing.assert_allclose(part[inner], gray[row : row + 30][inner], atol=1e-5)
+
+
 def test_normalization_names_the_background_and_the_values_that_become_0_and_1():
     ramp = np.arange(1001, dtype=np.float32)
     bright = measure_normalization(np.sqrt(ramp)[None])  # most values are high
