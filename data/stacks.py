@@ -21,9 +21,18 @@ from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane, count_of
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.options import PredictionOptions
-from data.pixels import MAX_PIXELS, check_image, find_level, invert, turn_image
+from data.pixels import MAX_PIXELS, check_image, drop_alpha, find_level, turn_image
 from data.sources import Sample, check_unique_ids
-from data.tiffs import TiffRows, check_page, has_alpha, list_images, main_series, read_tiff_header, tiff_orientation
+from data.tiffs import (
+    TiffRows,
+    check_page,
+    convert_colours,
+    has_alpha,
+    list_images,
+    main_series,
+    read_tiff_header,
+    tiff_orientation,
+)
 
 STACK_ENDINGS = (".tif", ".tiff", ".qptiff")
 MAX_STACK_BYTES = 2**32  # size of the largest stack that is decoded whole, where it can only be
@@ -187,6 +196,8 @@ def _name_axes(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
     is_colour = keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED)
     if "S" in axes and not is_colour and not has_alpha(keyframe):
         axes = axes.replace("S", "C" if "C" not in axes else "Z")
+    elif "S" in axes and is_colour:
+        axes = axes.replace("C", "Z")  # pages in colours are no channels of each other
     for unknown in set(axes) - set("TZCYXS"):
         axes = axes.replace(unknown, "Z")
     return axes, tuple(length for _, length in kept)
@@ -257,8 +268,7 @@ def _read_channels(
     ]
     if not dimensions.names:
         return planes[0]
-    if len({plane.ndim for plane in planes}) > 1:  # of a colour camera and of a gray one
-        planes = [plane.max(axis=-1) if plane.ndim == 3 else plane for plane in planes]
+    planes = [plane.max(axis=-1) if plane.ndim == 3 else plane for plane in planes]  # of a colour camera
     return Channels(dimensions.names, np.stack(planes))
 
 
@@ -322,12 +332,9 @@ def _read_plane(
     axes = "".join(axis for axis in axes if axis in "YXS")
     order = [axes.index(axis) for axis in "YXS" if axis in axes]  # rows, columns, colours
     values = np.transpose(values, order)
-    if keyframe.photometric == PHOTOMETRIC.MINISWHITE:
-        values = invert(values)
-    values = turn_image(values, orientation)
-    if "S" not in axes:
-        return values
-    return values[..., :3] if values.shape[-1] > 2 else values[..., 0]  # without alpha
+    if keyframe.photometric != PHOTOMETRIC.PALETTE or not keyframe.parent.is_imagej:  # ImageJ counts with the numbers
+        values = convert_colours(values, keyframe, file)
+    return drop_alpha(turn_image(values, orientation))
 
 
 def _read_page(series: tifffile.TiffPageSeries, number: int, file: File) -> np.ndarray:

@@ -154,6 +154,47 @@ def test_alpha_of_planes_is_dropped(tmp_path, count):
     assert holds_planes(tmp_path / "a.tif", {f"a_z{z}": visible[z] for z in range(3)})
 
 
+PALETTE = np.zeros((3, 256), np.uint16)
+PALETTE[0] = np.arange(256)[::-1] * 257
+COLOURS_OF_PAGES = {
+    "palette": ((2, 5, 7), {"photometric": "palette", "colormap": PALETTE}),
+    "cmyk": ((2, 5, 7, 4), {"photometric": "separated"}),
+    "rgba": ((2, 5, 7, 4), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+}
+
+
+@pytest.mark.parametrize("kind", COLOURS_OF_PAGES)
+def test_colours_of_planes_are_those_of_whole_images(tmp_path, kind):
+    shape, options = COLOURS_OF_PAGES[kind]
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    if kind == "rgba":
+        pixels[:, :2, :, 3] = 0  # transparent
+    whole = [read_image(write_stack(tmp_path / "one.tif", plane, **options)) for plane in pixels]
+    write_stack(tmp_path / "a.tif", pixels, **options)
+    assert holds_planes(tmp_path / "a.tif", {"a_z0": whole[0], "a_z1": whole[1]})
+
+
+def test_a_fourth_channel_of_planes_that_is_no_alpha_is_refused(tmp_path):
+    options = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    first, _ = expand_planes([only(write_stack(tmp_path / "a.tif", make_pixels(2, 5, 7, 4), **options))], None)
+    with pytest.raises(UserError, match="it holds 4 channels"):
+        read_sample_image(first)
+
+
+def test_planes_of_imagej_have_its_numbers_not_the_colours_of_its_lookup_table(tmp_path):
+    pixels = make_pixels(2, 5, 7, dtype=np.uint8)
+    options = {"photometric": "palette", "colormap": PALETTE, "metadata": {"axes": "ZYX"}}
+    write_stack(tmp_path / "a.tif", pixels, imagej=True, **options)
+    assert holds_planes(tmp_path / "a.tif", {"a_z0": pixels[0], "a_z1": pixels[1]})
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True, "metadata": {"axes": "CYXS"}}])
+def test_pages_in_colours_are_no_channels(tmp_path, options):
+    pixels = make_pixels(2, 5, 7, 3, dtype=np.uint8)
+    write_stack(tmp_path / "a.tif", pixels, photometric="rgb", **options)
+    assert holds_planes(tmp_path / "a.tif", {"a_z0": pixels[0], "a_z1": pixels[1]})
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_planes_are_turned_as_whole_images_are(tmp_path, orientation):
     planes = {1: make_pixels(2, 5, 7), 3: make_pixels(2, 5, 7, 3)}
