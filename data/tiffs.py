@@ -140,7 +140,53 @@ def open_tiff(stream: BinaryIO, file: File) -> tifffile.TiffFile:
     # Without a descriptor of the file tifffile does not read the others of Micro-Manager's beside it.
     source = SimpleNamespace(read=stream.read, readinto=stream.readinto, seek=stream.seek, tell=stream.tell)
     with decoding(file):
-        return tifffile.TiffFile(source, name=file.name, _multifile=False)
+        tiff = tifffile.TiffFile(source, name=file.name, _multifile=False)
+        if tiff.is_ome and "<UUID" in tiff.ome_metadata:
+            tiff.pages.first.description = _describe_own_planes(tiff.ome_metadata, file)
+        return tiff
+
+
+def _describe_own_planes(ome_xml: str, file: File) -> str:
+    """The OME-XML of a recording in several files without what lies in others, where planes are named one by one.
+
+    Otherwise tifffile would know nothing of the axes and channels of this file.
+    """
+    try:
+        root = ElementTree.fromstring(ome_xml)
+    except ElementTree.ParseError:  # the pages may be whole
+        return ome_xml
+    for image in root.findall("{*}Image"):
+        pixels = image.find("{*}Pixels")
+        planes = pixels.findall("{*}TiffData")
+        own = [plane for plane in planes if _is_own(plane.find("{*}UUID"), root, file)]
+        if len(own) == len(planes):
+            continue
+        if not own:
+            root.remove(image)
+            continue
+        if any(plane.get("PlaneCount") != "1" for plane in own):
+            return ome_xml
+        channels = pixels.findall("{*}Channel")
+        samples = int(channels[0].get("SamplesPerPixel", 1)) if channels else 1
+        foreign = set(planes) - set(own)
+        for axis in "CZT":
+            indices = [int(plane.get(f"First{axis}", 0)) for plane in own]
+            first = min(indices)
+            count = max(indices) - first + 1
+            pixels.set(f"Size{axis}", str(count * samples if axis == "C" else count))
+            for plane, index in zip(own, indices, strict=True):
+                plane.set(f"First{axis}", str(index - first))
+            if axis == "C":
+                foreign.update(channels[:first], channels[first + count :])
+        pixels[:] = [child for child in pixels if child not in foreign]
+    return ElementTree.tostring(root, encoding="unicode") if root.find("{*}Image") is not None else ome_xml
+
+
+def _is_own(uuid: ElementTree.Element | None, root: ElementTree.Element, file: File) -> bool:
+    """Whether a plane of OME-XML lies in the file itself."""
+    if uuid is None or root.get("UUID"):
+        return uuid is None or uuid.text == root.get("UUID")
+    return uuid.get("FileName", "").lower() == file.name.lower()
 
 
 def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:
@@ -226,10 +272,8 @@ def find_ome_image(tiff: tifffile.TiffFile, scene: int | None = None) -> Element
     images = root.findall("{*}Image")
     first_page = main_series(tiff, scene).keyframe.index
     for image in images:
-        for data in image.iterfind("{*}Pixels/{*}TiffData"):
-            is_here = data.findtext("{*}UUID") in (None, root.get("UUID"))  # and in no other file
-            if is_here and int(data.get("IFD", 0)) == first_page:
-                return image
+        if any(int(plane.get("IFD", 0)) == first_page for plane in image.iterfind("{*}Pixels/{*}TiffData")):
+            return image
     return next(iter(images), None)
 
 

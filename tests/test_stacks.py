@@ -1,5 +1,8 @@
 """Layouts and pixels of stacks, the ids of their planes, and projections."""
 
+import json
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -510,14 +513,18 @@ def write_files_of_one_stack(folder, planes):
         f'<UUID FileName="{name}">urn:uuid:{number}</UUID></TiffData>'
         for number, name in enumerate(names)
     )
+    image = (
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="5" SizeZ="1" '
+        f'SizeC="1" SizeT="{len(planes)}"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image>'
+    )
     for number, name in enumerate(names):
-        description = (
-            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
-            f'UUID="urn:uuid:{number}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
-            f'Type="uint16" SizeX="7" SizeY="5" SizeZ="1" SizeC="1" SizeT="{len(planes)}">'
-            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
-        )
-        tifffile.imwrite(folder / name, planes[number], description=description, metadata=None)
+        write_with_ome_xml(folder / name, number, image, planes[number])
+
+
+def write_with_ome_xml(file, number, images, planes):
+    namespace = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    description = f'<?xml version="1.0"?><OME xmlns="{namespace}" UUID="urn:uuid:{number}">{images}</OME>'
+    write_stack(file, planes, description=description, metadata=None)
 
 
 def test_each_file_of_a_stack_in_several_files_is_its_own_image(tmp_path):
@@ -528,6 +535,76 @@ def test_each_file_of_a_stack_in_several_files_is_its_own_image(tmp_path):
     assert [sample.id for sample in samples] == ["a_1.ome", "a_2.ome"]
     for sample, plane in zip(samples, planes[1:], strict=True):
         np.testing.assert_array_equal(read_sample_image(sample), plane)
+
+
+def test_positions_in_files_of_their_own_keep_their_channels(tmp_path):
+    planes = make_pixels(2, 3, 2, 5, 7)  # positions, Z, C, Y, X
+    images = ""
+    for position, names in enumerate((("DAPI", "GFP"), ("Hoechst", "RFP"))):
+        channels = "".join(f'<Channel ID="Channel:{position}:{c}" Name="{name}"/>' for c, name in enumerate(names))
+        data = "".join(
+            f'<TiffData IFD="{2 * z + c}" FirstZ="{z}" FirstC="{c}" FirstT="0" PlaneCount="1">'
+            f'<UUID FileName="a_{position}.ome.tif">urn:uuid:{position}</UUID></TiffData>'
+            for z in range(3)
+            for c in range(2)
+        )
+        images += (
+            f'<Image ID="Image:{position}"><Pixels ID="Pixels:{position}" DimensionOrder="XYCZT" Type="uint16" '
+            f'SizeX="7" SizeY="5" SizeZ="3" SizeC="2" SizeT="1" PhysicalSizeX="{position + 1}" '
+            f'PhysicalSizeY="{position + 1}">{channels}{data}</Pixels></Image>'
+        )
+    for position in range(2):
+        file = tmp_path / f"a_{position}.ome.tif"
+        write_with_ome_xml(file, position, images, planes[position].reshape(6, 5, 7))
+        assert read_dimensions(file).names == (("DAPI", "GFP"), ("Hoechst", "RFP"))[position]
+        assert holds_planes(file, {f"a_{position}.ome_z{z}": planes[position, z] for z in range(3)})
+        assert read_pixel_size(file) == position + 1
+
+
+def test_channels_in_files_of_their_own_have_their_names(tmp_path):
+    channels = "".join(f'<Channel ID="Channel:0:{c}" Name="{name}"/>' for c, name in enumerate(("DAPI", "GFP")))
+    data = "".join(
+        f'<TiffData IFD="{z}" FirstZ="{z}" FirstC="{c}" FirstT="0" PlaneCount="1"><UUID>urn:uuid:{c}</UUID></TiffData>'
+        for c in range(2)
+        for z in range(3)
+    )
+    image = (
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="5" SizeZ="3" '
+        f'SizeC="2" SizeT="1">{channels}{data}</Pixels></Image>'
+    )
+    planes = make_pixels(3, 5, 7)
+    write_with_ome_xml(tmp_path / "b.ome.tif", 1, image, planes)
+    assert read_dimensions(tmp_path / "b.ome.tif") == Dimensions("ZYX", (3, 5, 7), ())
+    assert holds_planes(tmp_path / "b.ome.tif", {f"b.ome_z{z}": planes[z] for z in range(3)})
+
+
+def write_micromanager(file, planes, position, positions):
+    """A file of one position (C, H, W) uint16 of a recording of Micro-Manager's in several files."""
+    summary = {"MicroManagerVersion": "2", "Frames": 1, "Slices": 1, "Channels": len(planes), "Positions": positions}
+    text = json.dumps(summary).encode()
+    count, height, width = planes.shape
+    start = 40 + len(text)
+    step = 162 + planes[0].nbytes  # of a directory of 13 tags and its plane
+    header = (start, 54773648, start + step * count, 483765892, 0, 99384722, 0, 2355492, len(text))
+    content = b"II*\0" + struct.pack("<9I", *header) + text
+    for number, plane in enumerate(planes):
+        begin = start + number * step
+        tags = {254: 0, 256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: begin + 162, 274: 1, 277: 1, 278: height}
+        tags |= {279: plane.nbytes, 284: 1}
+        content += struct.pack("<H", 13) + b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags)
+        content += struct.pack("<HHII", 51123, 2, len(text), 40)
+        content += struct.pack("<I", begin + step if number < count - 1 else 0) + plane.astype("<u2").tobytes()
+    index = [(channel, 0, 0, position, start + channel * step) for channel in range(count)]
+    file.write_bytes(content + struct.pack("<2I", 3453623, count) + np.array(index, "<u4").tobytes())
+
+
+def test_a_file_of_micromanager_does_not_hold_the_positions_of_the_files_beside_it(tmp_path):
+    pixels = make_pixels(2, 2, 5, 7)
+    for position in range(2):
+        write_micromanager(tmp_path / f"x_MMStack_Pos{position}.ome.tif", pixels[position], position, 2)
+    for position in range(2):
+        file = tmp_path / f"x_MMStack_Pos{position}.ome.tif"
+        assert holds_planes(file, {f"x_MMStack_Pos{position}.ome": pixels[position]})
 
 
 def test_labels_of_slices_name_no_channel(tmp_path):
