@@ -156,8 +156,7 @@ def _describe_own_planes(ome_xml: str, file: File) -> str:
     except ElementTree.ParseError:  # the pages may be whole
         return ome_xml
     for image in root.findall("{*}Image"):
-        pixels = image.find("{*}Pixels")
-        planes = pixels.findall("{*}TiffData")
+        planes = image.findall("{*}Pixels/{*}TiffData")
         own = [plane for plane in planes if _is_own(plane.find("{*}UUID"), root, file)]
         if len(own) == len(planes):
             continue
@@ -166,6 +165,7 @@ def _describe_own_planes(ome_xml: str, file: File) -> str:
             continue
         if any(plane.get("PlaneCount") != "1" for plane in own):
             return ome_xml
+        pixels = image.find("{*}Pixels")
         channels = pixels.findall("{*}Channel")
         samples = int(channels[0].get("SamplesPerPixel", 1)) if channels else 1
         foreign = set(planes) - set(own)

@@ -1,9 +1,13 @@
 """Rows of large TIFFs, and their pyramids."""
 
+import io
+import re
+
 import numpy as np
 import pytest
 import tifffile
 from conftest import only, write_archive
+from PIL import Image
 
 import data.tiffs
 from data.files import UserError
@@ -124,6 +128,29 @@ def test_of_a_pyramid_the_full_resolution_is_read_by_rows(tmp_path, ending, flag
         assert isinstance(rows, TiffRows)
         np.testing.assert_array_equal(rows[50:140], image[50:140])
     assert [sample.id for sample in find_samples(tmp_path)] == ["slide"]
+
+
+def write_hamamatsu(file, pixels):
+    """A page as in .ndpi: one JPEG, whose parts between restart markers serve as tiles."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "jpeg", quality=95, subsampling=0, restart_marker_blocks=4)
+    jpeg = stream.getvalue()
+    scan = jpeg.index(b"\xff\xda") + 2
+    start = scan + int.from_bytes(jpeg[scan : scan + 2], "big")
+    starts = [start, *(match.end() for match in re.finditer(rb"\xff[\xd0-\xd7]", jpeg[start:]))]
+    starts[1:] = [start + offset for offset in starts[1:]]
+    tags = [(65420, 4, 1, 1, True), (271, 2, 0, "Hamamatsu", True), (65426, 4, len(starts), starts, True)]
+    options = {"photometric": "ycbcr", "compression": "jpeg", "rowsperstrip": len(pixels), "metadata": None}
+    tifffile.imwrite(file, iter([jpeg]), shape=pixels.shape, dtype=np.uint8, extratags=tags, **options)
+
+
+def test_slides_of_hamamatsu_are_read_by_rows(tmp_path):
+    smooth = np.kron(RNG.integers(40, 220, (8, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    write_hamamatsu(tmp_path / "a.tif", smooth)
+    with open_rows(tmp_path / "a.tif") as rows:
+        assert isinstance(rows, TiffRows) and rows.page.is_ndpi
+        assert np.abs(rows[10:30].astype(int) - smooth[10:30]).max() < 8
+        np.testing.assert_array_equal(rows[10:30], read_image(tmp_path / "a.tif")[10:30])
 
 
 # What the file says of its pixels, and may say wrongly.
