@@ -28,6 +28,8 @@ LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB)
 OVERVIEW = re.compile("(label|macro|overview|thumbnail)([ _-]?image)?", re.IGNORECASE)  # names of no image of its own
 UNEXPLAINED = ("generic", "shaped", "uniform")  # kinds of series, of tifffile, of files that do not explain their pages
 JPEGS = (6, 7, 33007, 34892)  # compressions; tifffile makes RGB of YCbCr only where it decodes these
+APERIO_YCBCR = 33003  # compression: JPEG 2000 with the colours YCbCr, whatever the file says
+FIRST_CHROMA = 46  # byte of such a tile that tells the subsampling of Cb; imagecodecs makes RGB only where it is not 1
 ROW_CHANNELS = {  # photometric interpretation -> numbers of channels, of the pages that `TiffRows` reads
     PHOTOMETRIC.MINISBLACK: (1,),
     PHOTOMETRIC.RGB: (3, 4),
@@ -310,6 +312,13 @@ def check_page(page: tifffile.TiffPage, file: File) -> None:
             f"{file}: it says that {chunk_bytes:,} bytes are one piece, which is too large to be decoded; "
             "save it in tiles, or without compression"
         )
+    if page.compression == APERIO_YCBCR:
+        page.parent.filehandle.seek(next((offset for offset in offsets if offset), 0))
+        if page.parent.filehandle.read(FIRST_CHROMA + 1)[FIRST_CHROMA:] == b"\1":
+            raise UserError(
+                f"{file}: its colours are YCbCr in JPEG 2000, which is not read; save it as RGB, or give it the ending "
+                ".svslide, for OpenSlide to read it"
+            )
 
 
 def is_stored_whole(page: tifffile.TiffPage) -> bool:

@@ -3,6 +3,7 @@
 import io
 import re
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -201,6 +202,19 @@ def test_colours_that_are_not_converted_are_refused(tmp_path, photometric, compr
     for read in (read_image, read_shape):
         with pytest.raises(UserError, match=f"its colours are {photometric.upper()}, which is not read"):
             read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", [33003, 33005])
+def test_jpeg_2000_of_aperio_is_refused_where_its_colours_would_be_wrong(tmp_path, compression):
+    pixels = RNG.integers(0, 255, (32, 32, 3), np.uint8)
+    tile = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", mct=False)
+    options = {"photometric": "rgb", "compression": compression, "tile": (32, 32)}
+    tifffile.imwrite(tmp_path / "a.svs", iter([tile]), shape=pixels.shape, dtype=np.uint8, **options)
+    if compression == 33005:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.svs"), pixels)
+    else:
+        with pytest.raises(UserError, match=r"a\.svs: its colours are YCbCr in JPEG 2000.*\.svslide"):
+            read_image(tmp_path / "a.svs")
 
 
 def test_an_empty_alpha_channel_says_nothing(tmp_path):
