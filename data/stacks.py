@@ -34,7 +34,7 @@ from data.tiffs import (
     tiff_orientation,
 )
 
-STACK_ENDINGS = (".tif", ".tiff", ".qptiff")
+STACK_ENDINGS = (".tif", ".tiff", ".qptiff", ".scn")
 MAX_STACK_BYTES = 2**32  # size of the largest stack that is decoded whole, where it can only be
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
@@ -61,7 +61,7 @@ def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample
     """Makes a sample of each plane of z and time of the stacks among samples: ID_z03, ID_t12 or ID_t12_z03, from 0.
 
     Of a file with several scenes, each is an image or a stack of its own: ID_s02, ID_s02_z03. Such are the scenes of
-    `data.microscopes`, the positions of an OME-TIFF, and pages of other TIFFs that differ in size.
+    `data.microscopes`, the positions of an OME-TIFF, the scans of a slide of Leica's, and pages that differ in size.
 
     Args:
         samples: of `find_samples`.

@@ -238,13 +238,16 @@ def _is_level(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
 def list_images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     """The images of a TIFF: one, or those of several positions, or of pages that differ in size.
 
-    Levels of pyramids, thumbnails, masks, and the label and the overview of a slide are no images. Of Leica's .scn it
-    is the largest alone, because the picture of the whole slide is first.
+    Levels of pyramids, thumbnails, masks, and the label and the overview of a slide are no images. Of Leica's .scn the
+    overview is the one that shows the whole slide.
     """
     if tiff.is_bif:
         raise UserError(f"{tiff.filename}: it is a slide of Ventana, whose tiles overlap; give it the ending .bif")
     if tiff.is_scn:
-        return [max(tiff.series, key=lambda series: math.prod(series.keyframe.shape))]
+        views = ElementTree.fromstring(tiff.pages.first.description).findall("{*}collection/{*}image/{*}view")
+        areas = [int(view.get("sizeX")) * int(view.get("sizeY")) for view in views]  # on the slide
+        scans = [series for series, area in zip(tiff.series, areas, strict=True) if area < max(areas)]
+        return scans or tiff.series
     images = [series for series in tiff.series if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
     first, *others = images or tiff.series
     is_slide = first.keyframe.is_tiled

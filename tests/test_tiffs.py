@@ -14,6 +14,7 @@ import data.tiffs
 from data.files import UserError
 from data.images import open_rows, read_image, read_shape, subsample
 from data.sources import find_samples
+from data.stacks import expand_planes, read_sample_image
 from data.tiffs import TiffRows
 
 RNG = np.random.default_rng(0)
@@ -157,19 +158,27 @@ def test_slides_of_hamamatsu_are_read_by_rows(tmp_path):
 # What the file says of its pixels, and may say wrongly.
 
 
-def write_leica(file, macro, scan):
-    """A slide of Leica's: the picture of the whole slide, then the scan and its smaller level."""
+def write_leica(file, macro, *scans):
+    """A slide of Leica's: the picture of the whole slide, then the scans, each with a smaller level."""
     description = (
         '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="c">'
         '<image name="macro"><pixels sizeX="48" sizeY="64"><dimension sizeX="48" sizeY="64" r="0" ifd="0"/></pixels>'
         '<view sizeX="1000" sizeY="1000" offsetX="0" offsetY="0"/></image>'
-        '<image name="scan"><pixels sizeX="96" sizeY="128"><dimension sizeX="96" sizeY="128" r="0" ifd="1"/>'
-        '<dimension sizeX="48" sizeY="64" r="1" ifd="2"/></pixels>'
-        '<view sizeX="100" sizeY="100" offsetX="10" offsetY="10"/></image></collection></scn>'
     )
+    for number, scan in enumerate(scans):
+        height, width = scan.shape[:2]
+        dimensions = "".join(
+            f'<dimension sizeX="{width >> r}" sizeY="{height >> r}" r="{r}" ifd="{1 + 2 * number + r}"/>'
+            for r in (0, 1)
+        )
+        description += (
+            f'<image name="scan"><pixels sizeX="{width}" sizeY="{height}">{dimensions}</pixels>'
+            f'<view sizeX="{width}" sizeY="{height}" offsetX="10" offsetY="10"/></image>'
+        )
     with tifffile.TiffWriter(file, bigtiff=True) as tiff:
+        description += "</collection></scn>"
         tiff.write(macro, photometric="rgb", description=description, metadata=None, tile=(16, 16))
-        for level in (scan, scan[::2, ::2]):
+        for level in (level for scan in scans for level in (scan, scan[::2, ::2])):
             tiff.write(level, photometric="rgb", metadata=None, tile=(16, 16))
 
 
@@ -182,6 +191,31 @@ def test_the_scan_of_a_leica_slide_is_read_not_the_picture_of_the_slide(tmp_path
     for level, expected in enumerate((scan, scan[::2, ::2])):
         with open_rows(tmp_path / "a.scn", level) as rows:
             np.testing.assert_array_equal(rows[:], expected)
+
+
+def test_each_scan_of_a_leica_slide_is_an_image_of_its_own(tmp_path):
+    macro = RNG.integers(200, 255, (64, 48, 3), np.uint8)
+    scans = [RNG.integers(0, 100, shape, np.uint8) for shape in ((128, 96, 3), (32, 48, 3))]
+    write_leica(tmp_path / "a.scn", macro, *scans)
+    samples = expand_planes([only(tmp_path / "a.scn")], None)
+    assert [sample.id for sample in samples] == ["a_s0", "a_s1"]
+    for sample, scan in zip(samples, scans, strict=True):
+        np.testing.assert_array_equal(read_sample_image(sample), scan)
+        for level, expected in enumerate((scan, scan[::2, ::2])):
+            with open_rows(sample.image, level, sample.scene) as rows:
+                assert isinstance(rows, TiffRows)
+                np.testing.assert_array_equal(rows[:], expected)
+
+
+def test_a_slide_of_ventana_is_refused_by_its_name_for_its_first_page_is_its_label(tmp_path):
+    options = {"photometric": "rgb", "metadata": None, "software": "ScanOutputManager 1.1"}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        label = RNG.integers(0, 255, (40, 20, 3), np.uint8)
+        tiff.write(label, description="Label_Image", extratags=[(700, 7, 0, b"<iScan/>", True)], **options)
+        tiff.write(RNG.integers(0, 255, (64, 96, 3), np.uint8), tile=(16, 16), description="level=0", **options)
+    for read in (read_image, read_shape):
+        with pytest.raises(UserError, match=r"a\.tif: it is a slide of Ventana.* the ending \.bif"):
+            read(tmp_path / "a.tif")
 
 
 def test_the_thumbnail_of_an_aperio_slide_is_no_level(tmp_path):
