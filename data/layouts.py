@@ -32,6 +32,7 @@ TRUTH_FOLDERS = {  # folder -> endings of the truth in it
 TABLE_ENDINGS = (".csv", ".json")  # endings of what Predict_masks.py writes beside its folders
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
 RESULT_FOLDERS = ("masks", "labels", "overlays", "tables")  # folders of results in such a folder
+RESULT_PICTURES = ("predictions.png", "scores.png", "comparison.png")  # that the scripts write beside these folders
 OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # folders of results that have to be asked for
 OUTLINE_ENDINGS = (*TRUTH_FOLDERS["rois"], *TRUTH_FOLDERS["geojson"])
 NNUNET_FOLDER = re.compile("images(Tr|Ts|Val)")

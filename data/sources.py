@@ -25,6 +25,7 @@ from data.layouts import (
     LEFT_WITHOUT_TRUTH,
     OUTLINE_ENDINGS,
     PLAIN_ENDINGS,
+    RESULT_PICTURES,
     SOURCE_RECORD,
     TRUTH_SUFFIXES,
     LeftOut,
@@ -250,6 +251,9 @@ def _group_files(
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
     for folder, pictures in folders.items():  # sorted, so that ID/images comes before ID/masks and can mark it as used
+        if folder in results:  # the source itself
+            left_out[LEFT_RESULTS] += [picture for picture in pictures if picture.name in RESULT_PICTURES]
+            pictures = [picture for picture in pictures if picture.name not in RESULT_PICTURES]
         # Kaggle's layout is ID/images/ID.png with ID/masks/*.png.
         images, truths = split_truth_pictures(pictures)
         masks = (*folder[:-1], "masks")

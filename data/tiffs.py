@@ -358,7 +358,7 @@ def convert_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> n
         with decoding(file):  # the palette of a damaged file may have any shape
             colours = page.colormap  # (3, 256), 16 bits in the file, but of some programs 8
             palette = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
-            return np.moveaxis(palette[:, image], 0, -1)
+            return np.moveaxis(np.take(palette, image, axis=1), 0, -1)  # indices of 1 bit are bool
     if page.photometric == PHOTOMETRIC.SEPARATED and image.ndim == 3 and image.dtype == np.uint8:
         light = 255 - image[..., :4].astype(np.uint16)  # ink of cyan, magenta, yellow and black takes light away
         return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)

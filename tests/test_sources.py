@@ -213,6 +213,15 @@ def test_results_within_the_source_are_not_its_images(tmp_path, capsys):
     assert capsys.readouterr().err == "left out: 2 pictures of earlier results\n"
 
 
+def test_pictures_of_results_are_no_images_where_the_results_are_named_too(tmp_path, capsys):
+    for name in ("plate/a.png", "plate_predicted/masks/a.png", "plate_predicted/predictions.png", "plate/scores.png"):
+        save_image(tmp_path / name, np.eye(5, dtype=np.uint8))
+    for folder in ("plate", "plate_predicted"):  # the results of another run lie beside the images
+        (tmp_path / folder / "source.json").write_text("{}")
+    assert [sample.id for sample in find_samples(tmp_path / "*")] == ["a"]
+    assert "2 pictures of earlier results" in capsys.readouterr().err
+
+
 def test_linked_folders_are_read_and_loops_end(tmp_path):
     write_tree(tmp_path / "disk", "img.png")
     source = write_tree(tmp_path / "plate", "day1/img.png")

@@ -274,6 +274,16 @@ def test_a_palette_of_8_bits_is_not_black(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.repeat(GRAY[..., None], 3, axis=2))
 
 
+def test_a_palette_may_have_two_colours(tmp_path):
+    pixels = GRAY > 99
+    palette = (320, 3, 6, (0, 65535, 65535, 0, 0, 0), True)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", extratags=[palette], metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        tiff.pages[0].tags["PhotometricInterpretation"].overwrite(3)
+    expected = np.dstack([255 * pixels, 255 * ~pixels, 0 * pixels])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
+
+
 @pytest.mark.parametrize("tag", [("H", 2, (6, 1)), ("s", 0, "abc"), ("H", 1, 9)])
 def test_an_orientation_that_is_none_is_none(tmp_path, tag):
     tifffile.imwrite(tmp_path / "a.tif", GRAY, extratags=[(274, *tag, False)])
