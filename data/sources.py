@@ -135,7 +135,11 @@ def _read_list(file: Path) -> list[Path]:
 def _match_wildcard(path: Path) -> list[Path]:
     if not has_wildcard(path):
         return [path]
-    matches = sorted(glob.glob(str(path), recursive=True))
+    folder = path  # the part that is there stands for itself, whatever brackets are in its name
+    while not folder.exists():
+        folder = folder.parent
+    pattern = path.relative_to(folder)
+    matches = sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern), recursive=True))
     if not matches:
         raise UserError(f"{path}: no file matches")
     return [Path(match) for match in matches]

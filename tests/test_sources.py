@@ -262,6 +262,14 @@ def test_a_wildcard_stands_for_what_matches(tmp_path):
         find_samples(tmp_path / "x/*.jpg")
 
 
+def test_brackets_in_the_name_of_a_folder_that_is_there_are_no_wildcard(tmp_path):
+    write_tree(tmp_path, "day[1]/a.png", "day1/b.png")
+    assert ids(tmp_path / "day[1]/*.png") == ["a"]
+    (tmp_path / "day[1]/list.txt").write_text("*.png\n")
+    assert ids(tmp_path / "day[1]/list.txt") == ["a"]
+    assert ids(tmp_path / "day[1-9]/*.png") == ["b"]
+
+
 def test_of_many_files_the_unread_are_left_out(tmp_path, capsys):
     write_tree(tmp_path, "x/a.png", "x/b.png")
     (tmp_path / "x/notes.docx").touch()
