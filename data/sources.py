@@ -90,7 +90,7 @@ def find_samples(*sources: str | Path, with_truth: bool = False) -> list[Sample]
         raise UserError(f"{names}: no images in it ({endings}); {left_out_line or 'it is empty'}")
     check_unique_ids(samples)
     if left_out_line:
-        _say_once(left_out_line, names)
+        say_once(left_out_line, names)
     return samples
 
 
@@ -377,5 +377,6 @@ def _format_left_out(left_out: LeftOut) -> str:
 
 
 @functools.cache  # the scripts look at a source more than once
-def _say_once(line: str, sources: str) -> None:
+def say_once(line: str, sources: str = "") -> None:
+    """Prints a line on stderr, the first time that it is of these sources."""
     print(line, file=sys.stderr)

@@ -22,11 +22,12 @@ from data.layouts import Plane, count_of
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.options import PredictionOptions
 from data.pixels import MAX_PIXELS, check_image, drop_alpha, find_level, turn_image
-from data.sources import Sample, check_unique_ids
+from data.sources import Sample, check_unique_ids, say_once
 from data.tiffs import (
     TiffRows,
     check_page,
     convert_colours,
+    count_unmarked_levels,
     has_alpha,
     list_images,
     main_series,
@@ -147,6 +148,10 @@ def read_scene_dimensions(file: File) -> list[Dimensions | None]:
                 return [None]
             with decoding(file):
                 count = len(list_images(tiff))
+                level_count = count_unmarked_levels(tiff)
+            if level_count:
+                levels = count_of(level_count, "smaller image")
+                say_once(f"{file.name}: left out {levels} as levels of a pyramid; save what is none as its own file")
             return [describe_dimensions(tiff, file, scene if count > 1 else None) for scene in range(count)]
     except (UserError, OSError):
         return [None]

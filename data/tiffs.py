@@ -260,6 +260,16 @@ def list_images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     return [first, *(other for other in others if not (may_be_levels and _is_level(other.keyframe, first.keyframe)))]
 
 
+def count_unmarked_levels(tiff: tifffile.TiffFile) -> int:
+    """Images of an OME-TIFF, or pages in strips, that count as levels of the first, though nothing marks them so."""
+    first, *others = list_images(tiff)
+    if first.kind != "ome" and (first.kind not in UNEXPLAINED or first.keyframe.is_tiled):
+        return 0
+    found_by_tifffile = first.levels[1:] if first.kind == "generic" else []
+    pages = [series.keyframe for series in (*found_by_tifffile, *tiff.series) if series not in others]
+    return sum(_is_level(page, first.keyframe) and not page.is_reduced for page in pages)
+
+
 def main_series(tiff: tifffile.TiffFile, scene: int | None = None) -> tifffile.TiffPageSeries:
     """An image of a TIFF, the first where none is named."""
     images = list_images(tiff)

@@ -399,6 +399,23 @@ def test_pages_that_differ_in_size_are_images_of_their_own(tmp_path):
     assert holds_planes(tmp_path / "a.tif", {"a_s0": pages[0], "a_s1_z0": pages[1], "a_s1_z1": pages[2]})
 
 
+@pytest.mark.parametrize("kind", ["positions", "pages", "marked pages", "tiles"])
+def test_smaller_images_of_the_same_shape_are_named_where_they_may_be_no_levels(tmp_path, capsys, kind):
+    pixels = [make_pixels(64, 48), make_pixels(32, 24), make_pixels(20, 15)]
+    file = tmp_path / f"{kind}.tif"
+    if kind == "positions":
+        write_images(file, [(f"position {n}", p, "YX", None) for n, p in enumerate(pixels)], tile=(16, 16))
+    else:
+        tile = (16, 16) if kind == "tiles" else None
+        with tifffile.TiffWriter(file) as tiff:
+            for number, page in enumerate(pixels):
+                flag = 1 if number and kind == "marked pages" else 0
+                tiff.write(page, metadata=None, tile=tile, subfiletype=flag)
+    assert holds_planes(file, {file.stem: pixels[0]})
+    line = f"{file.name}: left out 2 smaller images as levels of a pyramid; save what is none as its own file\n"
+    assert capsys.readouterr().err == (line if kind in ("positions", "pages") else "")
+
+
 def test_a_thumbnail_before_the_image_is_not_the_image(tmp_path):
     pixels = make_pixels(50, 70)
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
