@@ -139,10 +139,14 @@ class TiffRows:
 
 def open_tiff(stream: BinaryIO, file: File) -> tifffile.TiffFile:
     """Opens a TIFF whose pages are still to be read; of several files of one recording each is an image of its own."""
-    # Without a descriptor of the file tifffile does not read the others of Micro-Manager's beside it.
-    source = SimpleNamespace(read=stream.read, readinto=stream.readinto, seek=stream.seek, tell=stream.tell)
+    name = None if hasattr(stream, "name") else file.name
     with decoding(file):
-        tiff = tifffile.TiffFile(source, name=file.name, _multifile=False)
+        tiff = tifffile.TiffFile(stream, name=name, _multifile=False)
+        if tiff.is_mmstack:
+            # Without a descriptor of the file tifffile does not read the others of Micro-Manager's beside it.
+            source = SimpleNamespace(read=stream.read, readinto=stream.readinto, seek=stream.seek, tell=stream.tell)
+            stream.seek(0)
+            tiff = tifffile.TiffFile(source, name=file.name, _multifile=False)
         if tiff.is_ome and "<UUID" in tiff.ome_metadata:
             tiff.pages.first.description = _describe_own_planes(tiff.ome_metadata, file)
         return tiff
@@ -243,6 +247,8 @@ def list_images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     """
     if tiff.is_bif:
         raise UserError(f"{tiff.filename}: it is a slide of Ventana, whose tiles overlap; give it the ending .bif")
+    if tiff.series[0].is_multifile:
+        raise UserError(f"{tiff.filename}: it is a part of a recording in several files; save that as OME-TIFF")
     if tiff.is_scn:
         views = ElementTree.fromstring(tiff.pages.first.description).findall("{*}collection/{*}image/{*}view")
         areas = [int(view.get("sizeX")) * int(view.get("sizeY")) for view in views]  # on the slide

@@ -624,6 +624,36 @@ def test_a_file_of_micromanager_does_not_hold_the_positions_of_the_files_beside_
         assert holds_planes(file, {f"x_MMStack_Pos{position}.ome": pixels[position]})
 
 
+def write_ndtiff(folder, recording):
+    """A recording of Micro-Manager's newer format: files of planes (C, H, W), and one index of all."""
+    index = b""
+    for number, planes in enumerate(recording):
+        file = folder / f"x_NDTiffStack_{number}.tif"
+        write_micromanager(file, planes, 0, 1)
+        with tifffile.TiffFile(file) as tiff:
+            offsets = [page.dataoffsets[0] for page in tiff.pages]
+        content = bytearray(file.read_bytes())
+        content[8:16] = struct.pack("<2I", 483729, 2)
+        file.write_bytes(content)
+        for channel, offset in enumerate(offsets):
+            axes = json.dumps({"time": number, "channel": channel}).encode()
+            name = file.name.encode()
+            index += struct.pack("<I", len(axes)) + axes + struct.pack("<I", len(name)) + name
+            index += struct.pack("<IiiiiIii", offset, planes.shape[2], planes.shape[1], 1, 0, 0, 0, 0)
+    (folder / "NDTiff.index").write_bytes(index)
+
+
+def test_a_recording_of_ndtiff_is_read_where_it_is_one_file_and_refused_in_several(tmp_path):
+    pixels = make_pixels(2, 2, 5, 7)
+    write_ndtiff(tmp_path, pixels[:1])
+    file = tmp_path / "x_NDTiffStack_0.tif"
+    assert holds_planes(file, {"x_NDTiffStack_0": pixels[0]})
+    write_ndtiff(tmp_path, pixels)
+    (sample,) = expand_planes([only(file)], None)
+    with pytest.raises(UserError, match=r"x_NDTiffStack_0\.tif: it is a part of a recording in several files"):
+        read_shape(sample.image)
+
+
 def test_labels_of_slices_name_no_channel(tmp_path):
     labels = [f"c:{number}/2 - cells.lif - Series001" for number in (1, 2)]
     metadata = {"axes": "CYX", "Labels": labels}
