@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 
 from data.files import UserError
-from data.tiffs import find_ome_image
+from data.tiff_series import find_ome_image
 
 COLOURS = ("red", "green", "blue")  # the channels of an RGB image
 # Names of nuclear stains and markers; case does not count.

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 from data.files import File, UserError, decoding, open_file
 from data.microscopes import Scene, is_microscope_file, open_scene
 from data.pixels import ORIENTATION_TAG, TURNED, check_image, check_size, drop_alpha, find_level, turn_image
-from data.tiffs import TIFF_HEADERS, TiffRows, decode_tiff, is_tiff, open_level, open_tiff, tiff_orientation
+from data.tiff_series import open_tiff
+from data.tiffs import TIFF_HEADERS, TiffRows, decode_tiff, is_tiff, open_level, tiff_orientation
 
 ROWS_AT_ONCE = 256  # rows of a large image that `subsample` holds
 COLOUR_MODES = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # Pillow modes that become RGB

@@ -13,7 +13,8 @@ from tifffile import RESUNIT
 from data.files import File, decoding, open_file
 from data.microscopes import is_microscope_file, open_scene
 from data.options import MAX_PIXEL_SIZE
-from data.tiffs import find_ome_image, pyramid_pages, read_tiff_header
+from data.tiff_series import find_ome_image, pyramid_pages
+from data.tiffs import read_tiff_header
 
 MICROMETRES = {
     "nm": 1e-3,

@@ -23,17 +23,8 @@ from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.options import PredictionOptions
 from data.pixels import MAX_PIXELS, check_image, drop_alpha, find_level, turn_image
 from data.sources import Sample, check_unique_ids, say_once
-from data.tiffs import (
-    TiffRows,
-    check_page,
-    convert_colours,
-    count_unmarked_levels,
-    has_alpha,
-    list_images,
-    main_series,
-    read_tiff_header,
-    tiff_orientation,
-)
+from data.tiff_series import count_unmarked_levels, list_images, main_series
+from data.tiffs import TiffRows, check_page, convert_colours, has_alpha, read_tiff_header, tiff_orientation
 
 STACK_ENDINGS = (".tif", ".tiff", ".qptiff", ".scn")
 MAX_STACK_BYTES = 2**32  # size of the largest stack that is decoded whole, where it can only be
