@@ -190,6 +190,14 @@ def is_in_results(folder: PathParts, results: Container[PathParts]) -> bool:
     return any(folder[:depth] in results for depth in range(1, len(folder) + 1))
 
 
+def is_result(file: Path) -> bool:
+    """Whether a picture is one of those that the scripts write into a folder of results."""
+    folder = file.parent
+    if file.name in RESULT_PICTURES and (folder / SOURCE_RECORD).is_file():
+        return True
+    return folder.name in RESULT_FOLDERS and (folder.parent / SOURCE_RECORD).is_file()
+
+
 def pair_masks(sample: Sample) -> Sample:
     """The sample of an image in Kaggle's layout; a sole mask with the name of the image is the truth of all nuclei.
 

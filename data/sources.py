@@ -34,6 +34,7 @@ from data.layouts import (
     add_predictions,
     is_beside_images,
     is_in_results,
+    is_result,
     nnunet_name,
     pair_masks,
     pair_truths,
@@ -163,6 +164,8 @@ def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: L
     if siblings:
         if is_only:
             check_package(path)
+        left_out[LEFT_RESULTS] += [file for file in siblings if is_result(file)]
+        siblings = [file for file in siblings if not is_result(file)]
         # Truth is found beside images even where a wildcard does not name it.
         named = {file.name for file in siblings}
         beside = [file for file in path.parent.iterdir() if file.name not in named and _may_be_truth(file)]

@@ -220,6 +220,8 @@ def test_pictures_of_results_are_no_images_where_the_results_are_named_too(tmp_p
         (tmp_path / folder / "source.json").write_text("{}")
     assert [sample.id for sample in find_samples(tmp_path / "*")] == ["a"]
     assert "2 pictures of earlier results" in capsys.readouterr().err
+    assert [sample.id for sample in find_samples(tmp_path / "**/*.png")] == ["a"]
+    assert "3 pictures of earlier results" in capsys.readouterr().err
 
 
 def test_linked_folders_are_read_and_loops_end(tmp_path):
