@@ -131,7 +131,7 @@ def prepare_image(
 
 
 def measure_normalization(
-    image: np.ndarray, ground: np.ndarray | None = None, background: str | None = None
+    image: np.ndarray, ground: np.ndarray | None = None, background: str | None = None, is_reduced: bool = False
 ) -> Normalization:
     """Finds the background of an image, and the values of its channel that become black and white.
 
@@ -139,15 +139,16 @@ def measure_normalization(
         image: (H, W) or (H, W, 3), any real dtype.
         ground: (H, W) bool of `find_ground`; these pixels do not count.
         background: "dark" or "bright"; None: it is found out.
+        is_reduced: whether it is every n-th pixel of another, in which a nucleus may be one pixel: none counts as hot.
     """
-    return _prepare_channel(image, ground, background)[0]
+    return _prepare_channel(image, ground, background, is_reduced)[0]
 
 
 def _prepare_channel(
-    image: np.ndarray, ground: np.ndarray | None, background: str | None
+    image: np.ndarray, ground: np.ndarray | None, background: str | None, is_reduced: bool = False
 ) -> tuple[Normalization, np.ndarray]:
     """The normalization of an image, and its channel (H, W) without hot and dead pixels."""
-    channel, median, noise = clean_channel(brightness(image), ground)
+    channel, median, noise = clean_channel(brightness(image), ground, is_reduced)
     if background is None:
         is_bright = _is_mostly_bright(picture_values(channel, ground))
     else:
@@ -156,7 +157,7 @@ def _prepare_channel(
     white = white_value(image) if has_stain else None
     if is_bright:
         # In the brightness the nuclei are dark; the channel in which they are bright takes its place.
-        channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain, white), ground)
+        channel, median, noise = clean_channel(select_channel(image, is_bright, has_stain, white), ground, is_reduced)
     values = picture_values(channel, ground)
     low, high = percentile_range(values)
     has_signal = has_stain or stands_out(values, noise)
@@ -168,10 +169,12 @@ def _prepare_channel(
     return normalization, channel
 
 
-def clean_channel(channel: np.ndarray, ground: np.ndarray | None) -> tuple[np.ndarray, float, float]:
-    """A channel (H, W) without hot and dead pixels, its background and the noise of that."""
+def clean_channel(
+    channel: np.ndarray, ground: np.ndarray | None, is_reduced: bool = False
+) -> tuple[np.ndarray, float, float]:
+    """A channel (H, W) without hot and dead pixels if it is not reduced, its background and the noise of that."""
     median, noise = measure_background(channel, ground)
-    return remove_outliers(channel, median, noise), median, noise
+    return channel if is_reduced else remove_outliers(channel, median, noise), median, noise
 
 
 def find_colours(image: np.ndarray) -> list[str]:
