@@ -17,6 +17,7 @@ from data.tiff_series import find_ome_image, pyramid_pages
 from data.tiffs import read_tiff_header
 
 MICROMETRES = {
+    "Å": 1e-4,
     "nm": 1e-3,
     "um": 1,
     "µm": 1,  # micro sign
@@ -26,6 +27,7 @@ MICROMETRES = {
     "microns": 1,
     "mm": 1e3,
     "cm": 1e4,
+    "m": 1e6,
     "inch": 25_400,
     RESUNIT.CENTIMETER: 1e4,
     RESUNIT.INCH: 25_400,
@@ -77,13 +79,14 @@ def _read_tiff_sides(file: File, scene: int | None) -> tuple[tuple[float, float]
 
 
 def _ome_sides(tiff: tifffile.TiffFile, scene: int | None) -> tuple[float, float] | None:
-    """Width and height of a pixel in micrometres by OME-XML."""
+    """Width and height of a pixel in micrometres by OME-XML; NaN where it has a unit such as "pixel"."""
     if not tiff.is_ome:
         return None
     try:
         pixels = find_ome_image(tiff, scene).find("{*}Pixels")
         return tuple(
-            float(pixels.attrib[f"PhysicalSize{axis}"]) * MICROMETRES[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+            float(pixels.attrib[f"PhysicalSize{axis}"])
+            * MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan)
             for axis in "XY"
         )
     except (AttributeError, KeyError, ValueError):  # nothing said, or nothing known

@@ -173,8 +173,8 @@ def describe_dimensions(tiff: tifffile.TiffFile, file: File, scene: int | None) 
     sizes = dict(zip(axes, shape, strict=False))
     if len(sizes) < len(shape) or not {"Y", "X"} <= sizes.keys():
         raise UserError(f"{file}: its axes {series.axes} are not known")
-    if not sizes.keys() & set("ZTC"):
-        return None
+    if not sizes.keys() & set("ZTC") and series.keyframe is series[0]:
+        return None  # its page can be read as the image of a file; of Micro-Manager's positions only the first can
     names = ()
     if "C" in sizes:
         with decoding(file):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import BinaryIO
 from xml.etree import ElementTree
 
+import numpy as np
 import tifffile
 
 from data.files import File, UserError, decoding
@@ -93,6 +94,8 @@ def list_images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
         areas = [int(view.get("sizeX")) * int(view.get("sizeY")) for view in views]  # on the slide
         scans = [series for series, area in zip(tiff.series, areas, strict=True) if area < max(areas)]
         return scans or tiff.series
+    if "R" in tiff.series[0].axes:
+        return _split_positions(tiff.series[0])
     images = [series for series in tiff.series if not _is_overview(series)]
     first, *others = images or tiff.series
     is_slide = first.keyframe.is_tiled
@@ -100,6 +103,20 @@ def list_images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
         return [first]
     may_be_levels = is_slide or first.kind != "ome"
     return [first, *(other for other in others if not (may_be_levels and _is_level(other.keyframe, first.keyframe)))]
+
+
+def _split_positions(series: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSeries]:
+    """A series of Micro-Manager's, with an axis R of positions, as one series for each position that was recorded."""
+    place = series.axes.index("R")
+    axes = series.axes.replace("R", "")
+    shape = (*series.shape[:place], *series.shape[place + 1 :])
+    pages = np.array([*series, None], object)[:-1]  # None keeps NumPy from looking into the pages
+    pages = np.moveaxis(pages.reshape(series.shape[: series.ndim - series.keyframe.ndim]), place, 0)
+    return [
+        tifffile.TiffPageSeries(position, shape, series.dtype, axes, parent=series.parent, kind=series.kind)
+        for position in pages.reshape(len(pages), -1).tolist()
+        if any(page is not None for page in position)
+    ]
 
 
 def _is_overview(series: tifffile.TiffPageSeries) -> bool:

@@ -596,33 +596,45 @@ def test_channels_in_files_of_their_own_have_their_names(tmp_path):
     assert holds_planes(tmp_path / "b.ome.tif", {f"b.ome_z{z}": planes[z] for z in range(3)})
 
 
-def write_micromanager(file, planes, position, positions):
-    """A file of one position (C, H, W) uint16 of a recording of Micro-Manager's in several files."""
-    summary = {"MicroManagerVersion": "2", "Frames": 1, "Slices": 1, "Channels": len(planes), "Positions": positions}
+def write_micromanager(file, planes, first, positions):
+    """A file of some positions (P, C, H, W) uint16, from `first` on, of a recording of Micro-Manager's."""
+    count, channels, height, width = planes.shape
+    summary = {"MicroManagerVersion": "2", "Frames": 1, "Slices": 1, "Channels": channels, "Positions": positions}
     text = json.dumps(summary).encode()
-    count, height, width = planes.shape
     start = 40 + len(text)
-    step = 162 + planes[0].nbytes  # of a directory of 13 tags and its plane
-    header = (start, 54773648, start + step * count, 483765892, 0, 99384722, 0, 2355492, len(text))
-    content = b"II*\0" + struct.pack("<9I", *header) + text
-    for number, plane in enumerate(planes):
-        begin = start + number * step
+    step = 162 + planes[0, 0].nbytes  # of a directory of 13 tags and its plane
+    end = start + step * count * channels
+    content = b"II*\0" + struct.pack("<9I", start, 54773648, end, 483765892, 0, 99384722, 0, 2355492, len(text)) + text
+    index = []
+    for position, channel in np.ndindex(count, channels):
+        plane = planes[position, channel]
+        begin = len(content)
+        index.append((channel, 0, 0, first + position, begin))
         tags = {254: 0, 256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: begin + 162, 274: 1, 277: 1, 278: height}
         tags |= {279: plane.nbytes, 284: 1}
         content += struct.pack("<H", 13) + b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags)
         content += struct.pack("<HHII", 51123, 2, len(text), 40)
-        content += struct.pack("<I", begin + step if number < count - 1 else 0) + plane.astype("<u2").tobytes()
-    index = [(channel, 0, 0, position, start + channel * step) for channel in range(count)]
-    file.write_bytes(content + struct.pack("<2I", 3453623, count) + np.array(index, "<u4").tobytes())
+        content += struct.pack("<I", begin + step if begin + step < end else 0) + plane.astype("<u2").tobytes()
+    file.write_bytes(content + struct.pack("<2I", 3453623, len(index)) + np.array(index, "<u4").tobytes())
 
 
 def test_a_file_of_micromanager_does_not_hold_the_positions_of_the_files_beside_it(tmp_path):
     pixels = make_pixels(2, 2, 5, 7)
     for position in range(2):
-        write_micromanager(tmp_path / f"x_MMStack_Pos{position}.ome.tif", pixels[position], position, 2)
+        write_micromanager(tmp_path / f"x_MMStack_Pos{position}.ome.tif", pixels[position, None], position, 2)
     for position in range(2):
         file = tmp_path / f"x_MMStack_Pos{position}.ome.tif"
         assert holds_planes(file, {f"x_MMStack_Pos{position}.ome": pixels[position]})
+
+
+def test_positions_in_one_file_of_micromanager_are_images_not_planes_along_z(tmp_path):
+    pixels = make_pixels(3, 2, 5, 7)
+    write_micromanager(tmp_path / "x_MMStack.ome.tif", pixels, 0, 4)  # the recording was stopped before the last
+    expected = {f"x_MMStack.ome_s{position}": pixels[position] for position in range(3)}
+    assert holds_planes(tmp_path / "x_MMStack.ome.tif", expected)
+    assert list(read_planes(tmp_path / "x_MMStack.ome.tif", "max")) == list(expected)
+    write_micromanager(tmp_path / "x_MMStack.ome.tif", pixels[:, :1], 0, 4)
+    assert holds_planes(tmp_path / "x_MMStack.ome.tif", {name: planes[0] for name, planes in expected.items()})
 
 
 def write_ndtiff(folder, recording):
@@ -630,7 +642,7 @@ def write_ndtiff(folder, recording):
     index = b""
     for number, planes in enumerate(recording):
         file = folder / f"x_NDTiffStack_{number}.tif"
-        write_micromanager(file, planes, 0, 1)
+        write_micromanager(file, planes[None], 0, 1)
         with tifffile.TiffFile(file) as tiff:
             offsets = [page.dataoffsets[0] for page in tiff.pages]
         content = bytearray(file.read_bytes())
