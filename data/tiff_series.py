@@ -17,6 +17,7 @@ from data.files import File, UserError, decoding
 
 MIN_REDUCTION = 1.5  # factor of width and height, at least, from a level of a pyramid to the next
 MAX_LEVEL_ERROR = 2  # pixels; levels are rounded
+MAX_PLANES = 10**6  # of a recording with positions; a damaged file may claim any number
 OVERVIEW = re.compile("(label|macro|overview|thumbnail)([ _-]?image)?", re.IGNORECASE)  # names of no image of its own
 UNEXPLAINED = ("generic", "shaped", "uniform")  # kinds of series, of tifffile, of files that do not explain their pages
 
@@ -107,6 +108,8 @@ def list_images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
 
 def _split_positions(series: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSeries]:
     """A series of Micro-Manager's, with an axis R of positions, as one series for each position that was recorded."""
+    if len(series) > MAX_PLANES:
+        raise UserError(f"{series.parent.filename}: it claims {len(series):,} planes; replace or remove it")
     place = series.axes.index("R")
     axes = series.axes.replace("R", "")
     shape = (*series.shape[:place], *series.shape[place + 1 :])
