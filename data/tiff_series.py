@@ -16,6 +16,7 @@ import tifffile
 from data.files import File, UserError, decoding
 
 MIN_REDUCTION = 1.5  # factor of width and height, at least, from a level of a pyramid to the next
+THUMBNAIL_REDUCTION = 4  # factor of width from which an unmarked smaller page is a thumbnail
 MAX_LEVEL_ERROR = 2  # pixels; levels are rounded
 MAX_PLANES = 10**6  # of a recording with positions; a damaged file may claim any number
 OVERVIEW = re.compile("(label|macro|overview|thumbnail)([ _-]?image)?", re.IGNORECASE)  # names of no image of its own
@@ -137,13 +138,18 @@ def main_series(tiff: tifffile.TiffFile, scene: int | None = None) -> tifffile.T
 
 
 def count_unmarked_levels(tiff: tifffile.TiffFile) -> int:
-    """Images of an OME-TIFF, or pages in strips, that count as levels of the first, though nothing marks them so."""
+    """Images of an OME-TIFF, or pages in strips, that count as levels of the first, though nothing marks them so.
+
+    Thumbnails, which many programs put beside each image, are not counted.
+    """
     first, *others = list_images(tiff)
     if first.kind != "ome" and (first.kind not in UNEXPLAINED or first.keyframe.is_tiled):
         return 0
     found_by_tifffile = first.levels[1:] if first.kind == "generic" else []
     unmarked = [series for series in (*found_by_tifffile, *tiff.series) if not _is_overview(series)]
-    return sum(_is_level(series.keyframe, first.keyframe) for series in unmarked if series not in others)
+    pages = [series.keyframe for series in unmarked if series not in others]
+    pages = [page for page in pages if first.keyframe.imagewidth < THUMBNAIL_REDUCTION * page.imagewidth]
+    return sum(_is_level(page, first.keyframe) for page in pages)
 
 
 def pyramid_pages(tiff: tifffile.TiffFile, scene: int | None = None) -> list[tifffile.TiffPage]:

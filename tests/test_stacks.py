@@ -402,7 +402,7 @@ def test_pages_that_differ_in_size_are_images_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("kind", ["positions", "pages", "marked pages", "tiles"])
 def test_smaller_images_of_the_same_shape_are_named_where_they_may_be_no_levels(tmp_path, capsys, kind):
-    pixels = [make_pixels(64, 48), make_pixels(32, 24), make_pixels(20, 15)]
+    pixels = [make_pixels(64, 48), make_pixels(32, 24), make_pixels(20, 15), make_pixels(8, 6)]  # the last: a thumbnail
     file = tmp_path / f"{kind}.tif"
     if kind == "positions":
         write_images(file, [(f"position {n}", p, "YX", None) for n, p in enumerate(pixels)], tile=(16, 16))
