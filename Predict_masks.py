@@ -408,7 +408,7 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
 
     small = pick(subsample(image, NORMALIZATION_PIXELS))
     ground = find_ground(brightness(small))
-    normalization = measure_normalization(small, ground, job.background)
+    normalization = measure_normalization(small, ground, job.background, is_reduced=True)
     job.has_bright_background = normalization.has_bright_background
     step = math.ceil(image.shape[1] / small.shape[1])  # that of `subsample`, so that of the pixels of `ground`
 

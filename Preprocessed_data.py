@@ -40,6 +40,7 @@ from data.intensity import (
     percentiles,
     stands_out,
     values_off_ground,
+    white_value,
 )
 from data.pictures import draw_thumbnails, save_contact_sheet
 from data.pixels import invert
@@ -75,10 +76,11 @@ class Normalization(NamedTuple):
     is_stained: bool = False
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: float = np.inf  # what is brighter is no nucleus
+    white: float | None = None  # value of white of stained tissue
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """The gray (H, W) of a part of the image, (H, W) or (H, W, 3), as of `to_grayscale`; ground is not sought."""
-        channel = select_channel(image, self.has_bright_background, self.is_stained)
+        channel = select_channel(image, self.has_bright_background, self.is_stained, self.white)
         channel = remove_outliers(channel, self.background_level, self.noise)
         return normalize(channel, self.low, self.high)
 
@@ -129,7 +131,7 @@ def prepare_image(
 
 
 def measure_normalization(
-    image: np.ndarray, ground: np.ndarray | None = None, background: str | None = None
+    image: np.ndarray, ground: np.ndarray | None = None, background: str | None = None, is_reduced: bool = False
 ) -> Normalization:
     """Finds the background of an image, and the values of its channel that become black and white.
 
@@ -137,27 +139,30 @@ def measure_normalization(
         image: (H, W) or (H, W, 3), any real dtype.
         ground: (H, W) bool of `find_ground`; these pixels do not count.
         background: "dark" or "bright"; None: it is found out.
+        is_reduced: whether it is every n-th pixel of another, in which a nucleus may be one pixel: none counts as hot.
     """
-    return _prepare_channel(image, ground, background)[0]
+    return _prepare_channel(image, ground, background, is_reduced)[0]
 
 
 def _prepare_channel(
-    image: np.ndarray, ground: np.ndarray | None, background: str | None
+    image: np.ndarray, ground: np.ndarray | None, background: str | None, is_reduced: bool = False
 ) -> tuple[Normalization, np.ndarray]:
     """The normalization of an image, and its channel (H, W) without hot and dead pixels."""
-    channel, background_level, noise = clean_channel(brightness(image), ground)
+    channel, background_level, noise = clean_channel(brightness(image), ground, is_reduced)
     if background is None:
         is_bright = _is_mostly_bright(values_off_ground(channel, ground))
     else:
         is_bright = background == "bright"
     has_stain = is_bright and detect_stain(image)
+    white = white_value(image) if has_stain else None
     if is_bright:
         # In the brightness the nuclei are dark; the channel in which they are bright takes its place.
-        channel, background_level, noise = clean_channel(select_channel(image, is_bright, has_stain), ground)
+        seen = select_channel(image, is_bright, has_stain, white)
+        channel, background_level, noise = clean_channel(seen, ground, is_reduced)
     values = values_off_ground(channel, ground)
     low, high = percentile_range(values)
     has_signal = has_stain or stands_out(values, noise)
-    normalization = Normalization(is_bright, low, high, background_level, noise, has_stain, has_signal)
+    normalization = Normalization(is_bright, low, high, background_level, noise, has_stain, has_signal, white=white)
     dim_high = None if is_bright else find_dim_nuclei(channel, background_level, noise, high)
     if dim_high is not None:
         debris = background_level + DEBRIS_RATIO * (dim_high - background_level)
@@ -165,10 +170,13 @@ def _prepare_channel(
     return normalization, channel
 
 
-def clean_channel(channel: np.ndarray, ground: np.ndarray | None) -> tuple[np.ndarray, float, float]:
-    """A channel (H, W) without hot and dead pixels, its background and the noise of that."""
+def clean_channel(
+    channel: np.ndarray, ground: np.ndarray | None, is_reduced: bool = False
+) -> tuple[np.ndarray, float, float]:
+    """A channel (H, W) without hot and dead pixels if it is not reduced, its background and the noise of that."""
     background_level, noise = measure_background(channel, ground)
-    return remove_outliers(channel, background_level, noise), background_level, noise
+    cleaned = channel if is_reduced else remove_outliers(channel, background_level, noise)
+    return cleaned, background_level, noise
 
 
 def find_colours(image: np.ndarray) -> list[str]:
@@ -193,10 +201,12 @@ def find_colours(image: np.ndarray) -> list[str]:
     return [COLOURS[index] for index in shown]
 
 
-def select_channel(image: np.ndarray, has_bright_background: bool, is_stained: bool = False) -> np.ndarray:
-    """The channel of an image in which nuclei are bright, (H, W): see `to_grayscale`."""
+def select_channel(
+    image: np.ndarray, has_bright_background: bool, is_stained: bool = False, white: float | None = None
+) -> np.ndarray:
+    """The channel of an image in which nuclei are bright, (H, W): see `to_grayscale`; `white` as for `haematoxylin`."""
     if is_stained:
-        return haematoxylin(image)
+        return haematoxylin(image, white)
     if not has_bright_background:
         return brightness(image)
     # Of colours the red channel, which haematoxylin absorbs the most.

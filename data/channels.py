@@ -7,12 +7,12 @@ Out: one channel (H, W), or those that may be meant.
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
 from data.files import UserError
+from data.tiff_series import find_ome_image
 
 COLOURS = ("red", "green", "blue")  # the channels of an RGB image
 # Names of nuclear stains and markers; case does not count.
@@ -48,16 +48,13 @@ def fill_channel_names(known: Sequence[str], count: int) -> tuple[str, ...]:
     return names if len(set(names)) == count else numbered
 
 
-def read_channel_names(tiff: tifffile.TiffFile, count: int) -> list[str]:
+def read_channel_names(tiff: tifffile.TiffFile, scene: int | None, count: int) -> list[str]:
     """Names of the channels from OME-XML or from ImageJ's labels, as far as there are any."""
     names = []
     if tiff.is_ome:
-        try:
-            image = ElementTree.fromstring(tiff.ome_metadata).find("{*}Image")
-        except ElementTree.ParseError:  # the pages may be whole
-            image = None
+        image = find_ome_image(tiff, scene)
         if image is not None:
-            names = [channel.get("Name") or "" for channel in image.iter() if channel.tag.endswith("}Channel")]
+            names = [channel.get("Name") or "" for channel in image.iterfind("{*}Pixels/{*}Channel")]
     elif tiff.is_imagej:
         labels = [str(label) for label in (tiff.imagej_metadata or {}).get("Labels", [])[:count]]
         names = ["" if SLICE_LABEL.match(label) else label for label in labels]

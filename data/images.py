@@ -14,12 +14,12 @@ from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image, ImageOps
 
 from data.files import File, UserError, decoding, open_file
 from data.microscopes import Scene, is_microscope_file, open_scene
 from data.pixels import ORIENTATION_TAG, TURNED, check_image, check_size, drop_alpha, find_level, turn_image
+from data.tiff_series import open_tiff
 from data.tiffs import TIFF_HEADERS, TiffRows, decode_tiff, is_tiff, open_level, tiff_orientation
 
 ROWS_AT_ONCE = 256  # rows of a large image that `subsample` holds
@@ -32,7 +32,7 @@ def read_image(file: File, scene: int | None = None, as_imagej: bool = False) ->
 
     Args:
         file: an image of any format.
-        scene: of a file of a microscope, see data/microscopes.py; None: its only one.
+        scene: of a file with several images, see data/stacks.py; None: its only one.
         as_imagej: whether the values of ImageJ's files are those that ImageJ counts with, not the colours and the
             inverted gray that it shows them in.
 
@@ -49,7 +49,7 @@ def read_image(file: File, scene: int | None = None, as_imagej: bool = False) ->
     with decoding(file):
         content = file.read_bytes()
     if content[:4] in TIFF_HEADERS:
-        image = decode_tiff(content, file, as_imagej)
+        image = decode_tiff(content, file, scene, as_imagej)
     else:
         image = _decode_with_pillow(content, file)
     return check_image(drop_alpha(image), file)
@@ -62,7 +62,7 @@ def read_shape(file: File, level: int = 0, scene: int | None = None) -> tuple[in
             return find_level(found.levels, level, file)
     with decoding(file), file.open("rb") as stream:
         if is_tiff(stream):
-            page = open_level(tifffile.TiffFile(stream, _multifile=False), level, file)
+            page = open_level(open_tiff(stream, file), level, file, scene)
             shape = (page.imagelength, page.imagewidth)
             orientation = tiff_orientation(page)
         else:
@@ -87,11 +87,11 @@ def open_rows(file: File, level: int = 0, scene: int | None = None) -> Iterator[
     with open_file(file) as stream:
         with decoding(file):
             has_rows = is_tiff(stream)
-        rows = TiffRows(stream, file, level) if has_rows else None
+        rows = TiffRows(stream, file, level, scene) if has_rows else None
         if rows is None or not rows.is_readable():
             if level:
                 raise UserError(f"{file}: it has no levels that can be read; leave out --level")
-            rows = read_image(file)
+            rows = read_image(file, scene)
         yield rows
 
 

@@ -38,16 +38,17 @@ def brightness(image: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(red, green), blue)  # ten times as fast as max(axis=-1)
 
 
-def haematoxylin(image: np.ndarray) -> np.ndarray:
+def haematoxylin(image: np.ndarray, white: float | None = None) -> np.ndarray:
     """The amount of haematoxylin in stained tissue, by colour deconvolution.
 
     Args:
         image: (H, W, 3), any real dtype.
+        white: `white_value` of the whole image, where this is a part of it.
 
     Returns:
         (H, W) float32, in arbitrary units.
     """
-    white = white_value(image)
+    white = white or white_value(image)
     rgb = image.astype(np.float32) / np.float32(white)
     return separate_stains(rgb, hed_from_rgb)[..., 0].astype(np.float32)
 

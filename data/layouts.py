@@ -32,6 +32,7 @@ TRUTH_FOLDERS = {  # folder -> endings of the truth in it
 TABLE_ENDINGS = (".csv", ".json")  # endings of what Predict_masks.py writes beside its folders
 SOURCE_RECORD = "source.json"  # marks a folder of results, see data/outputs.py
 RESULT_FOLDERS = ("masks", "labels", "overlays", "tables")  # folders of results in such a folder
+RESULT_PICTURES = ("predictions.png", "scores.png", "comparison.png")  # that the scripts write beside these folders
 OPTIONAL_FOLDERS = ("rois", "geojson", "zarr")  # folders of results that have to be asked for
 OUTLINE_ENDINGS = (*TRUTH_FOLDERS["rois"], *TRUTH_FOLDERS["geojson"])
 NNUNET_FOLDER = re.compile("images(Tr|Ts|Val)")
@@ -65,7 +66,7 @@ class Sample:
     masks: tuple[File, ...] = ()  # one for each nucleus
     plane: Plane | None = None  # plane of a stack, see data/stacks.py
     source: str = ""  # folder, or .zip without its ending, where `find_samples` found it
-    scene: int | None = None  # scene of a microscope's file with several, see data/microscopes.py
+    scene: int | None = None  # scene of a file with several, see data/stacks.py
     truths: tuple[File, ...] = ()  # files with all nuclei, where there are no masks; there should be one
 
     @property
@@ -186,6 +187,14 @@ def is_truth(file: File) -> bool:
 def is_in_results(folder: PathParts, results: Container[PathParts]) -> bool:
     """Whether a folder is, or lies in, a folder of results below the source."""
     return any(folder[:depth] in results for depth in range(1, len(folder) + 1))
+
+
+def is_result(file: Path) -> bool:
+    """Whether a picture is one of those that the scripts write into a folder of results."""
+    folder = file.parent
+    if file.name in RESULT_PICTURES and (folder / SOURCE_RECORD).is_file():
+        return True
+    return folder.name in RESULT_FOLDERS and (folder.parent / SOURCE_RECORD).is_file()
 
 
 def pair_masks(sample: Sample) -> Sample:

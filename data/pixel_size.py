@@ -6,7 +6,6 @@ Out: micrometres, or None where the file does not say.
 
 import math
 import re
-from xml.etree import ElementTree
 
 import tifffile
 from tifffile import RESUNIT
@@ -14,9 +13,11 @@ from tifffile import RESUNIT
 from data.files import File, decoding, open_file
 from data.microscopes import is_microscope_file, open_scene
 from data.options import MAX_PIXEL_SIZE
-from data.tiffs import main_page, pyramid_pages, read_tiff_header
+from data.tiff_series import find_ome_image, pyramid_pages
+from data.tiffs import read_tiff_header
 
 MICROMETRES = {
+    "Å": 1e-4,
     "nm": 1e-3,
     "um": 1,
     "µm": 1,  # micro sign
@@ -26,6 +27,7 @@ MICROMETRES = {
     "microns": 1,
     "mm": 1e3,
     "cm": 1e4,
+    "m": 1e6,
     "inch": 25_400,
     RESUNIT.CENTIMETER: 1e4,
     RESUNIT.INCH: 25_400,
@@ -42,7 +44,7 @@ def read_pixel_size(file: File, level: int = 0, scene: int | None = None) -> flo
     Args:
         file: an image of any format; only TIFFs and files of microscopes tell.
         level: of a pyramid, 0 the largest.
-        scene: of a file of a microscope; None: its only one.
+        scene: of a file with several images; None: its only one.
 
     Returns:
         None where the file does not say, where pixels are not square, or where it cannot be of a microscope.
@@ -56,7 +58,7 @@ def read_pixel_size(file: File, level: int = 0, scene: int | None = None) -> flo
             sides = found.sides
             widths = [width for _, width in found.levels]
     else:
-        sides, widths = _read_tiff_sides(file)
+        sides, widths = _read_tiff_sides(file, scene)
     if sides is None or not all(math.isfinite(side) and 0 < side <= MAX_PIXEL_SIZE for side in sides):
         return None
     if max(sides) > MAX_ANISOTROPY * min(sides):
@@ -64,40 +66,42 @@ def read_pixel_size(file: File, level: int = 0, scene: int | None = None) -> flo
     return sides[0] * widths[0] / widths[min(level, len(widths) - 1)]
 
 
-def _read_tiff_sides(file: File) -> tuple[tuple[float, float] | None, list[int]]:
+def _read_tiff_sides(file: File, scene: int | None) -> tuple[tuple[float, float] | None, list[int]]:
     """Width and height of a pixel of a TIFF in micrometres, if known, and the widths of the levels of its pyramid."""
     with open_file(file) as stream:
         tiff = read_tiff_header(stream, file)
         if tiff is None:
             return None, []
         with decoding(file):
-            sides = _ome_sides(tiff) or _aperio_sides(tiff) or _tag_sides(tiff)
-            return sides, [page.imagewidth for page in pyramid_pages(tiff)]
+            pages = pyramid_pages(tiff, scene)
+            sides = _ome_sides(tiff, scene) or _aperio_sides(pages[0]) or _tag_sides(tiff, pages[0])
+            return sides, [page.imagewidth for page in pages]
 
 
-def _ome_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
-    """Width and height of a pixel in micrometres by OME-XML."""
+def _ome_sides(tiff: tifffile.TiffFile, scene: int | None) -> tuple[float, float] | None:
+    """Width and height of a pixel in micrometres by OME-XML; NaN where it has a unit such as "pixel"."""
     if not tiff.is_ome:
         return None
     try:
-        pixels = ElementTree.fromstring(tiff.ome_metadata).find("{*}Image/{*}Pixels")
+        pixels = find_ome_image(tiff, scene).find("{*}Pixels")
         return tuple(
-            float(pixels.attrib[f"PhysicalSize{axis}"]) * MICROMETRES[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+            float(pixels.attrib[f"PhysicalSize{axis}"])
+            * MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan)
             for axis in "XY"
         )
-    except (ElementTree.ParseError, AttributeError, KeyError, ValueError):  # nothing said, or nothing known
+    except (AttributeError, KeyError, ValueError):  # nothing said, or nothing known
         return None
 
 
-def _aperio_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+def _aperio_sides(page: tifffile.TiffPage) -> tuple[float, float] | None:
     """The same by the description of a slide."""
-    found = re.search(r"\|\s*MPP\s*=\s*([\d.]+)", str(main_page(tiff).description))
+    found = re.search(r"\|\s*MPP\s*=\s*([\d.]+)", str(page.description))
     return (float(found[1]), float(found[1])) if found else None
 
 
-def _tag_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
+def _tag_sides(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[float, float] | None:
     """The same by the resolution tags, whose unit is ImageJ's where that has one."""
-    tags = main_page(tiff).tags
+    tags = page.tags
     unit = tags.valueof("ResolutionUnit")
     if tiff.is_imagej:
         unit = str((tiff.imagej_metadata or {}).get("unit", "")).lower()

@@ -25,6 +25,7 @@ from data.layouts import (
     LEFT_WITHOUT_TRUTH,
     OUTLINE_ENDINGS,
     PLAIN_ENDINGS,
+    RESULT_PICTURES,
     SOURCE_RECORD,
     TRUTH_SUFFIXES,
     LeftOut,
@@ -33,6 +34,7 @@ from data.layouts import (
     add_predictions,
     is_beside_images,
     is_in_results,
+    is_result,
     nnunet_name,
     pair_masks,
     pair_truths,
@@ -89,7 +91,7 @@ def find_samples(*sources: str | Path, with_truth: bool = False) -> list[Sample]
         raise UserError(f"{names}: no images in it ({endings}); {left_out_line or 'it is empty'}")
     check_unique_ids(samples)
     if left_out_line:
-        _say_once(left_out_line, names)
+        say_once(left_out_line, names)
     return samples
 
 
@@ -134,7 +136,11 @@ def _read_list(file: Path) -> list[Path]:
 def _match_wildcard(path: Path) -> list[Path]:
     if not has_wildcard(path):
         return [path]
-    matches = sorted(glob.glob(str(path), recursive=True))
+    folder = path  # the part that is there stands for itself, whatever brackets are in its name
+    while not folder.exists():
+        folder = folder.parent
+    pattern = path.relative_to(folder)
+    matches = sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern), recursive=True))
     if not matches:
         raise UserError(f"{path}: no file matches")
     return [Path(match) for match in matches]
@@ -158,6 +164,8 @@ def _find_in_source(path: Path, siblings: list[Path], is_only: bool, left_out: L
     if siblings:
         if is_only:
             check_package(path)
+        left_out[LEFT_RESULTS] += [file for file in siblings if is_result(file)]
+        siblings = [file for file in siblings if not is_result(file)]
         # Truth is found beside images even where a wildcard does not name it.
         named = {file.name for file in siblings}
         beside = [file for file in path.parent.iterdir() if file.name not in named and _may_be_truth(file)]
@@ -250,6 +258,9 @@ def _group_files(
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
     for folder, folder_files in folders.items():
+        if folder in results:  # the source itself
+            left_out[LEFT_RESULTS] += [file for file in folder_files if file.name in RESULT_PICTURES]
+            folder_files = [file for file in folder_files if file.name not in RESULT_PICTURES]
         # Kaggle's layout is ID/images/ID.png with ID/masks/*.png. ID/images comes first and marks ID/masks as used.
         image_files, truth_files = split_truth_files(folder_files)
         masks = (*folder[:-1], "masks")
@@ -369,5 +380,6 @@ def _format_left_out(left_out: LeftOut) -> str:
 
 
 @functools.cache  # the scripts look at a source more than once
-def _say_once(line: str, sources: str) -> None:
+def say_once(line: str, sources: str = "") -> None:
+    """Prints a line on stderr, the first time that it is of these sources."""
     print(line, file=sys.stderr)

@@ -21,11 +21,12 @@ from data.images import SceneRows, open_rows, read_image, read_scene
 from data.layouts import Plane, count_of
 from data.microscopes import Scene, is_microscope_file, open_scene, open_scenes
 from data.options import PredictionOptions
-from data.pixels import MAX_PIXELS, check_image, find_level, invert, turn_image
-from data.sources import Sample, check_unique_ids
-from data.tiffs import TiffRows, check_page, has_alpha, read_tiff_header, tiff_orientation
+from data.pixels import MAX_PIXELS, check_image, drop_alpha, find_level, turn_image
+from data.sources import Sample, check_unique_ids, say_once
+from data.tiff_series import count_unmarked_levels, list_images, main_series
+from data.tiffs import TiffRows, check_page, convert_colours, has_alpha, read_tiff_header, tiff_orientation
 
-STACK_ENDINGS = (".tif", ".tiff", ".qptiff")
+STACK_ENDINGS = (".tif", ".tiff", ".qptiff", ".scn")
 MAX_STACK_BYTES = 2**32  # size of the largest stack that is decoded whole, where it can only be
 
 ReadPlane = Callable[[dict[str, int]], np.ndarray]  # indices of C, Z and T -> (H, W) or (H, W, 3)
@@ -51,7 +52,8 @@ class Dimensions:
 def expand_planes(samples: Iterable[Sample], project: str | None) -> list[Sample]:
     """Makes a sample of each plane of z and time of the stacks among samples: ID_z03, ID_t12 or ID_t12_z03, from 0.
 
-    Of a microscope's file with several scenes, each is an image or a stack of its own: ID_s02, ID_s02_z03.
+    Of a file with several scenes, each is an image or a stack of its own: ID_s02, ID_s02_z03. Such are the scenes of
+    `data.microscopes`, the positions of an OME-TIFF, the scans of a slide of Leica's, and pages that differ in size.
 
     Args:
         samples: of `find_samples`.
@@ -121,12 +123,27 @@ def sample_of_plane(sample: Sample, dimensions: Dimensions, plane: Plane) -> Sam
 
 
 def read_scene_dimensions(file: File) -> list[Dimensions | None]:
-    """The dimensions of each scene of a microscope's file; of another file those of `read_dimensions` alone."""
-    if not is_microscope_file(file):
-        return [read_dimensions(file)]
+    """The dimensions of each image of a file, None for one without planes.
+
+    None alone stands for a file of one image, and for one whose reading will say what is wrong with it.
+    """
     try:
-        with open_scenes(file) as scenes:
-            return [describe_scene(scene) for scene in scenes]
+        if is_microscope_file(file):
+            with open_scenes(file) as scenes:
+                return [describe_scene(scene) for scene in scenes]
+        if not file.name.lower().endswith(STACK_ENDINGS):
+            return [None]
+        with open_file(file) as stream:
+            tiff = read_tiff_header(stream, file)
+            if tiff is None:
+                return [None]
+            with decoding(file):
+                count = len(list_images(tiff))
+                level_count = count_unmarked_levels(tiff)
+            if level_count:
+                levels = count_of(level_count, "smaller image")
+                say_once(f"{file.name}: left out {levels} as levels of a pyramid; save what is none as its own file")
+            return [describe_dimensions(tiff, file, scene if count > 1 else None) for scene in range(count)]
     except (UserError, OSError):
         return [None]
 
@@ -141,39 +158,27 @@ def describe_scene(scene: Scene, size: tuple[int, int] | None = None) -> Dimensi
     return Dimensions("".join(axes) + "YX", shape, names)
 
 
-def read_dimensions(file: File) -> Dimensions | None:
-    """The dimensions of a stack; None for other images, and for a file whose reading will say what is wrong with it."""
-    if not file.name.lower().endswith(STACK_ENDINGS):
-        return None
-    try:
-        with open_file(file) as stream:
-            tiff = read_tiff_header(stream, file)
-            return None if tiff is None else describe_dimensions(tiff, file)
-    except (UserError, OSError):
-        return None
-
-
-def describe_dimensions(tiff: tifffile.TiffFile, file: File) -> Dimensions | None:
-    """The dimensions of an open TIFF; None where it holds one gray or RGB image, and pages of other shapes beside it.
+def describe_dimensions(tiff: tifffile.TiffFile, file: File, scene: int | None) -> Dimensions | None:
+    """The dimensions of an image of an open TIFF; None where it is gray or RGB, whatever pages lie beside it.
 
     Raises:
         UserError: the description of its pages is damaged.
     """
     with decoding(file):
-        series = tiff.series[0]
+        series = main_series(tiff, scene)
         axes, shape = _name_axes(series)
         image_count = sum(other.shape == series.shape for other in tiff.series)
-    if image_count > 1:
+    if image_count > 1 and series.kind != "ome":
         raise UserError(f"{file}: it holds {image_count} images; save each as a file of its own")
     sizes = dict(zip(axes, shape, strict=False))
     if len(sizes) < len(shape) or not {"Y", "X"} <= sizes.keys():
         raise UserError(f"{file}: its axes {series.axes} are not known")
-    if not sizes.keys() & set("ZTC"):
-        return None
+    if not sizes.keys() & set("ZTC") and series.keyframe is series[0]:
+        return None  # its page can be read as the image of a file; of Micro-Manager's positions only the first can
     names = ()
     if "C" in sizes:
         with decoding(file):
-            known = read_channel_names(tiff, sizes["C"])
+            known = read_channel_names(tiff, scene, sizes["C"])
         names = fill_channel_names(known, sizes["C"])
     return Dimensions(axes, shape, names)
 
@@ -187,6 +192,8 @@ def _name_axes(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
     is_colour = keyframe.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED)
     if "S" in axes and not is_colour and not has_alpha(keyframe):
         axes = axes.replace("S", "C" if "C" not in axes else "Z")
+    elif "S" in axes and is_colour:
+        axes = axes.replace("C", "Z")  # pages in colours are no channels of each other
     for unknown in set(axes) - set("TZCYXS"):
         axes = axes.replace(unknown, "Z")
     return axes, tuple(length for _, length in kept)
@@ -236,8 +243,8 @@ def read_sample_image(sample: Sample, project: str | None = None, level: int = 0
         raise UserError(f"{file}: it is a stack; --level is for slides, whose planes have levels")
     with open_file(file) as stream:
         tiff = read_tiff_header(stream, file)
-        dimensions = None if tiff is None else describe_dimensions(tiff, file)
-        series = None if dimensions is None else tiff.series[0]
+        dimensions = None if tiff is None else describe_dimensions(tiff, file, sample.scene)
+        series = None if dimensions is None else main_series(tiff, sample.scene)
         return _read_channels(functools.partial(_read_plane, series, dimensions, file), dimensions, sample, project)
 
 
@@ -257,8 +264,7 @@ def _read_channels(
     ]
     if not dimensions.names:
         return planes[0]
-    if len({plane.ndim for plane in planes}) > 1:  # of a colour camera and of a gray one
-        planes = [plane.max(axis=-1) if plane.ndim == 3 else plane for plane in planes]
+    planes = [plane.max(axis=-1) if plane.ndim == 3 else plane for plane in planes]  # of a colour camera
     return Channels(dimensions.names, np.stack(planes))
 
 
@@ -322,12 +328,9 @@ def _read_plane(
     axes = "".join(axis for axis in axes if axis in "YXS")
     order = [axes.index(axis) for axis in "YXS" if axis in axes]  # rows, columns, colours
     values = np.transpose(values, order)
-    if keyframe.photometric == PHOTOMETRIC.MINISWHITE:
-        values = invert(values)
-    values = turn_image(values, orientation)
-    if "S" not in axes:
-        return values
-    return values[..., :3] if values.shape[-1] > 2 else values[..., 0]  # without alpha
+    if keyframe.photometric != PHOTOMETRIC.PALETTE or not keyframe.parent.is_imagej:  # ImageJ counts with the numbers
+        values = convert_colours(values, keyframe, file)
+    return drop_alpha(turn_image(values, orientation))
 
 
 def _read_page(series: tifffile.TiffPageSeries, number: int, file: File) -> np.ndarray:

@@ -4,6 +4,7 @@ In:  a file that begins as a TIFF does.
 Out: pixels with the dtype of the file. A TIFF that cannot be read is a `UserError` that names it and says why.
 """
 
+import functools
 import io
 import math
 from typing import BinaryIO
@@ -14,13 +15,15 @@ from tifffile import PHOTOMETRIC
 
 from data.files import File, UserError, decoding
 from data.pixels import ORIENTATION_TAG, check_image, check_size, drop_alpha, find_level, invert, turn_image
+from data.tiff_series import list_images, main_series, open_tiff, pyramid_pages
 
 MAX_CHUNK_BYTES = 2**31  # size of the largest strip or tile of a TIFF when it is decoded
-MIN_REDUCTION = 1.5  # factor of width and height, at least, from a level of a pyramid to the next
-MAX_LEVEL_ERROR = 2  # pixels; levels are rounded
+ROWS_AT_ONCE = 256  # that are searched for a pixel that is not transparent
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB)
 JPEGS = (6, 7, 33007, 34892)  # compressions; tifffile makes RGB of YCbCr only where it decodes these
+APERIO_YCBCR = 33003  # compression: JPEG 2000 with the colours YCbCr, whatever the file says
+FIRST_CHROMA = 46  # byte of such a tile that tells the subsampling of Cb; imagecodecs makes RGB only where it is not 1
 ROW_CHANNELS = {  # photometric interpretation -> numbers of channels, of the pages that `TiffRows` reads
     PHOTOMETRIC.MINISBLACK: (1,),
     PHOTOMETRIC.RGB: (3, 4),
@@ -28,17 +31,18 @@ ROW_CHANNELS = {  # photometric interpretation -> numbers of channels, of the pa
 }
 
 
-def decode_tiff(content: bytes, file: File, as_imagej: bool) -> np.ndarray:
+def decode_tiff(content: bytes, file: File, scene: int | None, as_imagej: bool) -> np.ndarray:
     """The image of a TIFF, its alpha included; arguments, and what is raised, as `data.images.read_image`."""
-    with decoding(file):
-        tiff = tifffile.TiffFile(io.BytesIO(content), _multifile=False)
-        page = main_page(tiff)
-    check_page(page, file)
+    tiff = open_tiff(io.BytesIO(content), file)
+    page = open_level(tiff, 0, file, scene)
     check_size((page.imagelength, page.imagewidth), file)
     with decoding(file):
-        is_stack = _is_stack(tiff)
-        series = main_series(tiff)
+        image_count = len(list_images(tiff))
+        is_stack = _is_stack(tiff, scene)
+        series = main_series(tiff, scene)
         page_count = len(tiff.pages)
+    if scene is None and image_count > 1:
+        raise UserError(f"{file}: it holds {image_count} images; save the one that is meant as a file of its own")
     if is_stack:
         raise UserError(
             f"{file}: it holds {page_count} pages, the first of shape {series.shape}, axes "
@@ -49,30 +53,32 @@ def decode_tiff(content: bytes, file: File, as_imagej: bool) -> np.ndarray:
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and image.ndim == 3:
         image = np.moveaxis(image, 0, -1)
     if not (as_imagej and tiff.is_imagej):
-        image = _tiff_colours(image, page, file)
+        image = convert_colours(image, page, file)
     return turn_image(image, tiff_orientation(page))
 
 
 class TiffRows:
-    """The first page of a TIFF, or a level of it; `rows[a:b]` decodes only the strips or tiles that these cross."""
+    """An image of a TIFF, or a level of it; `rows[a:b]` decodes only the strips or tiles that these cross."""
 
-    def __init__(self, stream: BinaryIO, file: File, level: int = 0):
+    def __init__(self, stream: BinaryIO, file: File, level: int = 0, scene: int | None = None):
         self.stream = stream
         self.file = file
-        with decoding(file):
-            self.tiff = tifffile.TiffFile(stream, _multifile=False)
-        self.page = open_level(self.tiff, level, file)
+        self.scene = scene
+        self.tiff = open_tiff(stream, file)
+        self.page = open_level(self.tiff, level, file, scene)
         self.shape = self.page.shape
         self.dtype = self.page.dtype
+        # Hamamatsu's tiles lack the header of a JPEG.
+        self.decode_options = {"jpegtables": self.page.jpegtables, "jpegheader": self.page.jpegheader}
 
     def is_readable(self) -> bool:
         """Whether the file holds one gray or interleaved RGB image that can be decoded here."""
         with decoding(self.file):
-            is_stack = _is_stack(self.tiff)
+            is_other = _is_stack(self.tiff, self.scene) or (self.scene is None and len(list_images(self.tiff)) > 1)
             is_turned = tiff_orientation(self.page) != 1
         is_planar = self.page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         channels = ROW_CHANNELS.get(self.page.photometric, ())
-        if is_stack or is_turned or is_planar or self.page.samplesperpixel not in channels:
+        if is_other or is_turned or is_planar or self.page.samplesperpixel not in channels:
             return False
         if self.page.samplesperpixel == 4 and not has_alpha(self.page):
             return False  # `decode_tiff` says what it is
@@ -85,9 +91,25 @@ class TiffRows:
     def __getitem__(self, rows: slice) -> np.ndarray:
         """(b - a, W) or (b - a, W, 3) of rows a to b; a slice with a step is not supported."""
         start, stop, _ = rows.indices(self.shape[0])
-        return check_image(drop_alpha(self._decode_rows(start, stop)), self.file)
+        values = self._decode_rows(start, stop)
+        if self.shape[2:] == (4,) and not values[..., 3].any() and self._has_opaque_pixels:
+            values[:] = 0  # `drop_alpha` would take the alpha channel of these rows for an empty one
+        return check_image(drop_alpha(values), self.file)
+
+    @functools.cached_property
+    def _has_opaque_pixels(self) -> bool:
+        """Whether the alpha channel of the whole image is not empty."""
+        starts = range(0, self.shape[0], ROWS_AT_ONCE)
+        return any(self._decode_rows(row, min(row + ROWS_AT_ONCE, self.shape[0]))[..., 3].any() for row in starts)
 
     def _decode_rows(self, start: int, stop: int) -> np.ndarray:
+        if is_stored_whole(self.page):
+            row_values = math.prod(self.shape[1:])
+            offset = self.page.dataoffsets[0] + start * row_values * self.dtype.itemsize
+            dtype = self.dtype.newbyteorder(self.tiff.byteorder)
+            with decoding(self.file):
+                values = self.tiff.filehandle.read_array(dtype, (stop - start) * row_values, offset)
+            return values.reshape(stop - start, *self.shape[1:]).astype(self.dtype)
         tile_height = self.page.chunks[0]
         tiles_across = math.prod(self.page.chunked[1:])
         first = start // tile_height * tiles_across
@@ -98,7 +120,7 @@ class TiffRows:
                 self.stream.seek(self.page.dataoffsets[index])
                 content = self.stream.read(self.page.databytecounts[index]) or None
                 # (1, h, w, channels); at the edges of the image only `size` of it is filled
-                tile, position, size = self.page.decode(content, index, jpegtables=self.page.jpegtables)
+                tile, position, size = self.page.decode(content, index, **self.decode_options)
             if tile is None:  # a tile that was left out is background
                 continue
             _, _, top, left, _ = position
@@ -113,57 +135,21 @@ def read_tiff_header(stream: BinaryIO, file: File) -> tifffile.TiffFile | None:
     """A TIFF whose pages are still to be read, None for other files; raises as `read_image`."""
     if not is_tiff(stream):
         return None
-    with decoding(file):
-        tiff = tifffile.TiffFile(stream, _multifile=False)  # of several files each is an image of its own
-        page = main_page(tiff)
-    check_page(page, file)
+    tiff = open_tiff(stream, file)
+    open_level(tiff, 0, file)
     return tiff
 
 
-def open_level(tiff: tifffile.TiffFile, level: int, file: File) -> tifffile.TiffPage:
-    """The checked page of a level of a TIFF, 0 the largest; raises as `read_image`."""
+def open_level(tiff: tifffile.TiffFile, level: int, file: File, scene: int | None = None) -> tifffile.TiffPage:
+    """The checked page of a level of an image of a TIFF, 0 the largest; raises as `read_image`."""
     with decoding(file):
-        page = main_page(tiff)
-    check_page(page, file)
-    if level == 0:
-        return page
+        first = tiff.pages[0]
+    check_page(first, file)
     with decoding(file):
-        pages = pyramid_pages(tiff)
+        pages = [main_series(tiff, scene).keyframe] if level == 0 else pyramid_pages(tiff, scene)
     find_level([(page.imagelength, page.imagewidth) for page in pages], level, file)
     check_page(pages[level], file)
     return pages[level]
-
-
-def pyramid_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The levels of a pyramid, the first page and then smaller and smaller ones; one page where there is no pyramid.
-
-    Not every scanner marks the levels. So every smaller page whose sides have the ratio of the first page is one; the
-    label and the overview of a slide have another ratio.
-    """
-    first = main_page(tiff)
-    pages = [level.pages[0] for level in main_series(tiff).levels[1:]]  # that are marked; they may lie in sub-IFDs
-    if not pages:
-        pages = tiff.pages[1:]
-    levels = {}
-    for page in pages:
-        page = page.keyframe
-        reduction = first.imagewidth / page.imagewidth
-        has_same_ratio = abs(first.imagelength / reduction - page.imagelength) <= MAX_LEVEL_ERROR
-        if reduction > MIN_REDUCTION and has_same_ratio:
-            levels.setdefault(page.imagewidth, page)
-    return [first, *(levels[width] for width in sorted(levels, reverse=True))]
-
-
-def main_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """The image of a TIFF: the first; of Leica's .scn the largest, because the picture of the whole slide is first."""
-    if not tiff.is_scn:
-        return tiff.series[0]
-    return max(tiff.series, key=lambda series: math.prod(series.pages[0].shape))
-
-
-def main_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    """The first page of `main_series`."""
-    return main_series(tiff).pages[0] if tiff.is_scn else tiff.pages[0]
 
 
 def is_tiff(stream: BinaryIO) -> bool:
@@ -189,22 +175,40 @@ def check_page(page: tifffile.TiffPage, file: File) -> None:
     if not (page.shape and has_numbers and has_known_planes):
         raise UserError(f"{file}: its header is damaged; replace or remove it")
     count = math.prod(page.chunked)
-    chunk_bytes = math.prod(page.chunks) * value_bytes
-    if count == 0 or len(offsets) != count or len(sizes) != count or chunk_bytes > MAX_CHUNK_BYTES:
+    if count == 0 or len(offsets) != count or len(sizes) != count:
         raise UserError(f"{file}: its header and its data do not agree; replace or remove it")
     if any(offset + size > end for offset, size in zip(offsets, sizes, strict=True)):
         raise UserError(f"{file}: it is cut off; replace or remove it")
+    chunk_bytes = math.prod(page.chunks) * value_bytes
+    if chunk_bytes > MAX_CHUNK_BYTES and not is_stored_whole(page):
+        raise UserError(
+            f"{file}: it says that {chunk_bytes:,} bytes are one piece, which is too large to be decoded; "
+            "save it in tiles, or without compression"
+        )
+    if page.compression == APERIO_YCBCR:
+        page.parent.filehandle.seek(next((offset for offset in offsets if offset), 0))
+        if page.parent.filehandle.read(FIRST_CHROMA + 1)[FIRST_CHROMA:] == b"\1":
+            raise UserError(
+                f"{file}: its colours are YCbCr in JPEG 2000, which is not read; save it as RGB, or give it the ending "
+                ".svslide, for OpenSlide to read it"
+            )
 
 
-def _is_stack(tiff: tifffile.TiffFile) -> bool:
-    """Whether a TIFF holds more than one plane.
+def is_stored_whole(page: tifffile.TiffPage) -> bool:
+    """Whether the values of a page lie in the file one after the other, as they are."""
+    return page.is_final and sum(page.databytecounts) >= math.prod(page.shape) * page.dtype.itemsize
 
-    Planes have the shape of the first page. Pages of other shapes are the smaller levels of a pyramid, which not every
-    scanner marks as such, or the label, the overview and the thumbnail of a slide.
+
+def _is_stack(tiff: tifffile.TiffFile, scene: int | None) -> bool:
+    """Whether an image of a TIFF has more than one plane: of a file with one image, pages of the shape of the first.
+
+    Pages of other shapes are the smaller levels of a pyramid, which not every scanner marks as such, or the label, the
+    overview and the thumbnail of a slide.
     """
-    shape = main_page(tiff).shape
+    series = main_series(tiff, scene)
+    shape = series.keyframe.shape
     planes = sum(page.keyframe.shape == shape and not page.keyframe.is_reduced for page in tiff.pages)
-    return planes > 1 or math.prod(main_series(tiff).shape) != math.prod(shape)
+    return (planes > 1 and scene is None) or math.prod(series.shape) != math.prod(shape)
 
 
 def tiff_orientation(page: tifffile.TiffPage) -> int:
@@ -218,13 +222,13 @@ def has_alpha(page: tifffile.TiffPage) -> bool:
     return page.extrasamples[-1:] in ((1,), (2,))
 
 
-def _tiff_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> np.ndarray:
+def convert_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> np.ndarray:
     """Gray or RGB(A) of a decoded TIFF page, whichever way the page stores its colours."""
     if page.photometric == PHOTOMETRIC.PALETTE:
         with decoding(file):  # the palette of a damaged file may have any shape
             colours = page.colormap  # (3, 256), 16 bits in the file, but of some programs 8
             palette = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
-            return np.moveaxis(palette[:, image], 0, -1)
+            return np.moveaxis(np.take(palette, image, axis=1), 0, -1)  # indices of 1 bit are bool
     if page.photometric == PHOTOMETRIC.SEPARATED and image.ndim == 3 and image.dtype == np.uint8:
         light = 255 - image[..., :4].astype(np.uint16)  # ink of cyan, magenta, yellow and black takes light away
         return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)

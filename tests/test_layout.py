@@ -27,6 +27,7 @@ MODULES = (
     "listings",
     "sources",
     "pixels",
+    "tiff_series",
     "tiffs",
     "images",
     "pixel_size",

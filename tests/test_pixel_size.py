@@ -27,13 +27,22 @@ def test_a_unit_that_is_no_length_of_a_microscope_says_nothing(tmp_path, unit):
     assert read_pixel_size(file) is None
 
 
-@pytest.mark.parametrize(("unit", "factor"), [("µm", 1), ("nm", 1000), ("mm", 0.001)])
+@pytest.mark.parametrize(("unit", "factor"), [("µm", 1), ("nm", 1000), ("Å", 1e4), ("mm", 0.001), ("m", 1e-6)])
 def test_ome_says_it_with_its_unit(tmp_path, unit, factor):
     metadata = {"axes": "YX"}
     for axis in "XY":
         metadata |= {f"PhysicalSize{axis}": 0.32 * factor, f"PhysicalSize{axis}Unit": unit}
     file = write(tmp_path / "a.ome.tif", metadata=metadata)
     assert read_pixel_size(file) == pytest.approx(0.32)
+
+
+@pytest.mark.parametrize("unit", ["pixel", "reference frame"])
+def test_resolution_tags_do_not_count_where_ome_says_that_there_is_no_scale(tmp_path, unit):
+    metadata = {"axes": "YX"} | {f"PhysicalSize{axis}": 1.0 for axis in "XY"}
+    metadata |= {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
+    options = {"resolution": (4000, 4000), "resolutionunit": "CENTIMETER"}
+    assert read_pixel_size(write(tmp_path / "a.ome.tif", metadata=metadata, **options)) is None
+    assert read_pixel_size(write(tmp_path / "b.ome.tif", metadata={"axes": "YX"}, **options)) == 2.5
 
 
 def test_resolution_tags_count_where_they_can_be_of_a_microscope(tmp_path):

@@ -12,7 +12,7 @@ from skimage.draw import disk
 import Preprocessed_data
 from data import files
 from data.files import UserError
-from data.images import read_image
+from data.images import read_image, subsample
 from data.intensity import optical_density
 from data.nuclei import common_diameter
 from data.pictures import CELL
@@ -125,6 +125,34 @@ def test_a_part_of_an_image_is_grayed_as_the_whole():
     for image in (RNG.integers(0, 90, (60, 50), np.uint8), 255 - RNG.poisson(5, (60, 50, 3))):
         part = measure_normalization(image).apply(image[20:30])
         np.testing.assert_array_equal(part, to_grayscale(image)[20:30])
+
+
+def test_white_of_float_tissue_is_that_of_the_image_not_of_each_part():
+    rng = np.random.default_rng(0)
+    image = draw_nuclei((120, 60), stained=True)[0].astype(np.float32)
+    image[90:] = rng.uniform(0, 1.2, (30, 60, 3))  # a fold that is so dark that it could be an image from 0 to 1
+    for whole in (image, image.round().astype(np.int32)):
+        normalization = measure_normalization(whole)
+        assert normalization.is_stained
+        gray = normalization.apply(whole)
+        for row in range(0, 120, 30):
+            part = normalization.apply(whole[row : row + 30])
+            inner = slice(1, -1)  # the outermost rows of a part have other neighbours
+            np.testing.assert_allclose(part[inner], gray[row : row + 30][inner], atol=1e-5)
+
+
+def test_nuclei_of_one_pixel_in_a_reduced_image_are_no_hot_pixels():
+    rng = np.random.default_rng(0)
+    image = rng.normal(100, 5, (800, 800))
+    for row in range(20, 780, 40):
+        for column in range(20, 780, 40):
+            centre = (row + rng.uniform(-8, 8), column + rng.uniform(-8, 8))
+            image[disk(centre, 5, shape=image.shape)] += 150
+    image = image.clip(0, 255).astype(np.uint8)
+    whole = measure_normalization(image)
+    reduced = measure_normalization(subsample(image, 80 * 80), is_reduced=True)  # every tenth pixel
+    assert not whole.has_bright_background and not reduced.has_bright_background
+    assert (reduced.low, reduced.high) == pytest.approx((whole.low, whole.high), abs=3)
 
 
 def test_normalization_names_the_background_and_the_values_that_become_0_and_1():

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tifffile
-from conftest import draw_disks, load_once
+from conftest import draw_disks, draw_nuclei, load_once
 from PIL import Image
 from scipy import ndimage
 
@@ -19,6 +19,7 @@ from data.images import read_image
 from data.intensity import brightness
 from data.options import DATA
 from data.sources import find_samples
+from Preprocessed_data import to_grayscale
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -197,6 +198,27 @@ def test_nuclei_are_matched_with_the_numbered_ones_they_lie_on():
 def test_the_first_strip_has_nothing_to_match():
     numbers, is_same = slides.match_labelled(np.array([[0, 1, 2]]), np.zeros((0, 3), np.int32))
     assert numbers.tolist() == [0, 0, 0] and not is_same.any()
+
+
+# Gray.
+
+
+def test_the_gray_of_a_large_image_is_that_of_a_small_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    centres = [(row + rng.uniform(-8, 8), column) for row in range(20, 780, 40) for column in range(20, 780, 40)]
+    image = rng.normal(100, 5, (800, 800)) + 150 * draw_disks((800, 800), centres, 5)
+    image = image.clip(0, 255).astype(np.uint8)
+    monkeypatch.setattr(Predict_masks, "NORMALIZATION_PIXELS", 80 * 80)  # in which a nucleus is one pixel
+    read_gray = Predict_masks.prepare_slide(image, Predict_masks.make_job(image, Predict_masks.DEFAULTS))
+    inner = slice(1, -1)  # the outermost rows of a part have other neighbours
+    np.testing.assert_allclose(read_gray(100, 300)[inner], to_grayscale(image)[100:300][inner], atol=0.05)
+
+
+def test_white_of_large_float_tissue_is_decided_once():
+    image = draw_nuclei((120, 60), stained=True)[0].astype(np.float32)
+    image[90:] = np.random.default_rng(0).uniform(0, 1.2, (30, 60, 3))  # so dark that it could be an image from 0 to 1
+    read_gray = Predict_masks.prepare_slide(image, Predict_masks.make_job(image, Predict_masks.DEFAULTS))
+    np.testing.assert_allclose(read_gray(90, 120)[1:-1], read_gray(0, 120)[91:119], atol=1e-5)
 
 
 # From file to files.

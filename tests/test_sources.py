@@ -213,6 +213,17 @@ def test_results_within_the_source_are_not_its_images(tmp_path, capsys):
     assert capsys.readouterr().err == "left out: 2 pictures of earlier results\n"
 
 
+def test_pictures_of_results_are_no_images_where_the_results_are_named_too(tmp_path, capsys):
+    for name in ("plate/a.png", "plate_predicted/masks/a.png", "plate_predicted/predictions.png", "plate/scores.png"):
+        save_image(tmp_path / name, np.eye(5, dtype=np.uint8))
+    for folder in ("plate", "plate_predicted"):  # the results of another run lie beside the images
+        (tmp_path / folder / "source.json").write_text("{}")
+    assert [sample.id for sample in find_samples(tmp_path / "*")] == ["a"]
+    assert "2 pictures of earlier results" in capsys.readouterr().err
+    assert [sample.id for sample in find_samples(tmp_path / "**/*.png")] == ["a"]
+    assert "3 pictures of earlier results" in capsys.readouterr().err
+
+
 def test_linked_folders_are_read_and_loops_end(tmp_path):
     write_tree(tmp_path / "disk", "img.png")
     source = write_tree(tmp_path / "plate", "day1/img.png")
@@ -251,6 +262,14 @@ def test_a_wildcard_stands_for_what_matches(tmp_path):
     assert ids(tmp_path / "[d].png") == ["[d]"]
     with pytest.raises(UserError, match=r"x/\*\.jpg: no file matches"):
         find_samples(tmp_path / "x/*.jpg")
+
+
+def test_brackets_in_the_name_of_a_folder_that_is_there_are_no_wildcard(tmp_path):
+    write_tree(tmp_path, "day[1]/a.png", "day1/b.png")
+    assert ids(tmp_path / "day[1]/*.png") == ["a"]
+    (tmp_path / "day[1]/list.txt").write_text("*.png\n")
+    assert ids(tmp_path / "day[1]/list.txt") == ["a"]
+    assert ids(tmp_path / "day[1-9]/*.png") == ["b"]
 
 
 def test_of_many_files_the_unread_are_left_out(tmp_path, capsys):

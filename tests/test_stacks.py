@@ -1,5 +1,8 @@
 """Layouts and pixels of stacks, the ids of their planes, and projections."""
 
+import json
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -8,10 +11,12 @@ from conftest import only, save_image, write_archive, write_source
 import data.stacks
 from data.channels import Channels
 from data.files import UserError
-from data.images import read_image
+from data.images import open_rows, read_image, read_shape
 from data.layouts import Plane
+from data.pixel_size import read_pixel_size
 from data.sources import Sample, find_samples
-from data.stacks import Dimensions, expand_planes, read_dimensions, read_sample_image
+from data.stacks import Dimensions, expand_planes, read_sample_image, read_scene_dimensions
+from data.tiffs import TiffRows
 
 NAMES = ("DAPI", "GFP")
 
@@ -30,6 +35,12 @@ def write_stack(file, pixels, **options):
 def write_ome(file, pixels, axes, **options):
     metadata = {"axes": axes} | ({"Channel": {"Name": list(NAMES)}} if "C" in axes else {})
     return write_stack(file, pixels, ome=True, metadata=metadata, **options)
+
+
+def read_dimensions(file):
+    """The dimensions of a file that holds one image."""
+    (dimensions,) = read_scene_dimensions(file)
+    return dimensions
 
 
 def read_planes(file, project=None):
@@ -144,6 +155,47 @@ def test_alpha_of_planes_is_dropped(tmp_path, count):
     write_stack(tmp_path / "a.tif", pixels, **options)
     visible = pixels[..., :3] if count == 4 else pixels[..., 0]
     assert holds_planes(tmp_path / "a.tif", {f"a_z{z}": visible[z] for z in range(3)})
+
+
+PALETTE = np.zeros((3, 256), np.uint16)
+PALETTE[0] = np.arange(256)[::-1] * 257
+COLOURS_OF_PAGES = {
+    "palette": ((2, 5, 7), {"photometric": "palette", "colormap": PALETTE}),
+    "cmyk": ((2, 5, 7, 4), {"photometric": "separated"}),
+    "rgba": ((2, 5, 7, 4), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+}
+
+
+@pytest.mark.parametrize("kind", COLOURS_OF_PAGES)
+def test_colours_of_planes_are_those_of_whole_images(tmp_path, kind):
+    shape, options = COLOURS_OF_PAGES[kind]
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    if kind == "rgba":
+        pixels[:, :2, :, 3] = 0  # transparent
+    whole = [read_image(write_stack(tmp_path / "one.tif", plane, **options)) for plane in pixels]
+    write_stack(tmp_path / "a.tif", pixels, **options)
+    assert holds_planes(tmp_path / "a.tif", {"a_z0": whole[0], "a_z1": whole[1]})
+
+
+def test_a_fourth_channel_of_planes_that_is_no_alpha_is_refused(tmp_path):
+    options = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    first, _ = expand_planes([only(write_stack(tmp_path / "a.tif", make_pixels(2, 5, 7, 4), **options))], None)
+    with pytest.raises(UserError, match="it holds 4 channels"):
+        read_sample_image(first)
+
+
+def test_planes_of_imagej_have_its_numbers_not_the_colours_of_its_lookup_table(tmp_path):
+    pixels = make_pixels(2, 5, 7, dtype=np.uint8)
+    options = {"photometric": "palette", "colormap": PALETTE, "metadata": {"axes": "ZYX"}}
+    write_stack(tmp_path / "a.tif", pixels, imagej=True, **options)
+    assert holds_planes(tmp_path / "a.tif", {"a_z0": pixels[0], "a_z1": pixels[1]})
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True, "metadata": {"axes": "CYXS"}}])
+def test_pages_in_colours_are_no_channels(tmp_path, options):
+    pixels = make_pixels(2, 5, 7, 3, dtype=np.uint8)
+    write_stack(tmp_path / "a.tif", pixels, photometric="rgb", **options)
+    assert holds_planes(tmp_path / "a.tif", {"a_z0": pixels[0], "a_z1": pixels[1]})
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -281,6 +333,99 @@ def test_channels_of_a_pyramid_are_those_of_its_full_resolution(tmp_path):
     assert holds_planes(tmp_path / "a.tif", {"a": pixels})
 
 
+# Several images in one file.
+
+
+def write_images(file, images, **options):
+    """Writes an OME-TIFF of several images: (name, pixels, axes, names of channels)."""
+    with tifffile.TiffWriter(file, ome=True) as tiff:
+        for number, (name, pixels, axes, channels) in enumerate(images):
+            metadata = {"Name": name, "axes": axes, "PhysicalSizeX": number + 1, "PhysicalSizeY": number + 1}
+            metadata |= {"Channel": {"Name": channels}} if channels else {}
+            tiff.write(pixels, metadata=metadata, photometric="minisblack", **options)
+    return file
+
+
+@pytest.mark.parametrize("second", [(5, 7), (4, 9), (9, 4), (3, 4)])
+def test_each_position_of_an_ome_tiff_is_an_image_of_its_own(tmp_path, second):
+    positions = [make_pixels(5, 7), make_pixels(*second) + 100, make_pixels(6, 8) + 200]
+    write_images(tmp_path / "a.ome.tif", [(f"position {n}", p, "YX", None) for n, p in enumerate(positions)])
+    assert holds_planes(tmp_path / "a.ome.tif", {f"a.ome_s{n}": p for n, p in enumerate(positions)})
+    for scene, pixels in enumerate(positions):
+        assert read_shape(tmp_path / "a.ome.tif", scene=scene) == pixels.shape
+        assert read_pixel_size(tmp_path / "a.ome.tif", scene=scene) == scene + 1
+        with open_rows(tmp_path / "a.ome.tif", scene=scene) as rows:
+            assert isinstance(rows, TiffRows)
+            np.testing.assert_array_equal(rows[2:], pixels[2:])
+
+
+def test_positions_may_be_stacks_with_channels_of_their_own(tmp_path, capsys):
+    first = make_pixels(2, 3, 5, 7)
+    second = make_pixels(2, 4, 6) + 300
+    images = [("one", first, "CZYX", ["DAPI", "GFP"]), ("two", second, "CYX", ["Hoechst", "RFP"])]
+    file = write_images(tmp_path / "a.tif", images)
+    assert [dimensions.names for dimensions in read_scene_dimensions(file)] == [("DAPI", "GFP"), ("Hoechst", "RFP")]
+    assert holds_planes(file, {f"a_s0_z{z}": first[:, z] for z in range(3)} | {"a_s1": second})
+    assert "1 stack: 4 scenes and planes" in capsys.readouterr().out
+
+
+def test_a_file_of_several_images_is_refused_where_one_is_wanted(tmp_path):
+    file = write_images(
+        tmp_path / "a.tif", [("one", make_pixels(5, 7), "YX", None), ("2", make_pixels(4, 6), "YX", None)]
+    )
+    with pytest.raises(UserError, match=r"a\.tif: it holds 2 images"):
+        read_image(file)
+    with pytest.raises(UserError, match=r"a\.tif: it holds 2 images"), open_rows(file):
+        pass
+    with pytest.raises(UserError, match=r"a\.tif: it was replaced"):
+        read_image(file, scene=2)
+
+
+def test_the_label_the_overview_and_the_levels_of_a_slide_are_no_positions(tmp_path):
+    pixels = make_pixels(64, 48)
+    others = [("#2", pixels[::2, ::2]), ("label image", pixels[:20, :40]), ("Macro", pixels[:20, :30])]
+    images = [("macro image", pixels[:9, :9].copy(), "YX", None), ("#1", pixels, "YX", None)]
+    images += [(name, np.ascontiguousarray(other), "YX", None) for name, other in others]
+    file = write_images(tmp_path / "a.tif", images, tile=(16, 16))
+    assert holds_planes(file, {"a": pixels})
+    assert read_shape(file, level=1) == (32, 24)
+
+
+def test_pages_that_differ_in_size_are_images_of_their_own(tmp_path):
+    pages = [make_pixels(5, 7), make_pixels(6, 7) + 50, make_pixels(6, 7) + 100]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for page in pages:
+            tiff.write(page, metadata=None)
+        tiff.write(make_pixels(2, 9), metadata=None, subfiletype=1)  # a thumbnail
+    assert holds_planes(tmp_path / "a.tif", {"a_s0": pages[0], "a_s1_z0": pages[1], "a_s1_z1": pages[2]})
+
+
+@pytest.mark.parametrize("kind", ["positions", "pages", "marked pages", "tiles"])
+def test_smaller_images_of_the_same_shape_are_named_where_they_may_be_no_levels(tmp_path, capsys, kind):
+    pixels = [make_pixels(64, 48), make_pixels(32, 24), make_pixels(20, 15), make_pixels(8, 6)]  # the last: a thumbnail
+    file = tmp_path / f"{kind}.tif"
+    if kind == "positions":
+        write_images(file, [(f"position {n}", p, "YX", None) for n, p in enumerate(pixels)], tile=(16, 16))
+    else:
+        tile = (16, 16) if kind == "tiles" else None
+        with tifffile.TiffWriter(file) as tiff:
+            for number, page in enumerate(pixels):
+                flag = 1 if number and kind == "marked pages" else 0
+                tiff.write(page, metadata=None, tile=tile, subfiletype=flag)
+    assert holds_planes(file, {file.stem: pixels[0]})
+    line = f"{file.name}: left out 2 smaller images as levels of a pyramid; save what is none as its own file\n"
+    assert capsys.readouterr().err == (line if kind in ("positions", "pages") else "")
+
+
+def test_a_thumbnail_before_the_image_is_not_the_image(tmp_path):
+    pixels = make_pixels(50, 70)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(np.ascontiguousarray(pixels[::10, ::10]), metadata=None, subfiletype=1)
+        tiff.write(pixels, metadata=None)
+    assert holds_planes(tmp_path / "a.tif", {"a": pixels})
+    assert read_shape(tmp_path / "a.tif") == (50, 70)
+
+
 # What cannot be read.
 
 
@@ -386,14 +531,18 @@ def write_files_of_one_stack(folder, planes):
         f'<UUID FileName="{name}">urn:uuid:{number}</UUID></TiffData>'
         for number, name in enumerate(names)
     )
+    image = (
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="5" SizeZ="1" '
+        f'SizeC="1" SizeT="{len(planes)}"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image>'
+    )
     for number, name in enumerate(names):
-        description = (
-            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
-            f'UUID="urn:uuid:{number}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
-            f'Type="uint16" SizeX="7" SizeY="5" SizeZ="1" SizeC="1" SizeT="{len(planes)}">'
-            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
-        )
-        tifffile.imwrite(folder / name, planes[number], description=description, metadata=None)
+        write_with_ome_xml(folder / name, number, image, planes[number])
+
+
+def write_with_ome_xml(file, number, images, planes):
+    namespace = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    description = f'<?xml version="1.0"?><OME xmlns="{namespace}" UUID="urn:uuid:{number}">{images}</OME>'
+    write_stack(file, planes, description=description, metadata=None)
 
 
 def test_each_file_of_a_stack_in_several_files_is_its_own_image(tmp_path):
@@ -406,13 +555,116 @@ def test_each_file_of_a_stack_in_several_files_is_its_own_image(tmp_path):
         np.testing.assert_array_equal(read_sample_image(sample), plane)
 
 
-def test_several_images_of_one_file_are_refused(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
-        for number in range(2):
-            tiff.write(make_pixels(3, 5, 7) + number, metadata={"axes": "ZYX"}, photometric="minisblack")
-    (sample,) = expand_planes([only(tmp_path / "a.ome.tif")], None)
-    with pytest.raises(UserError, match="it holds 6 pages"):
-        read_sample_image(sample)
+def test_positions_in_files_of_their_own_keep_their_channels(tmp_path):
+    planes = make_pixels(2, 3, 2, 5, 7)  # positions, Z, C, Y, X
+    images = ""
+    for position, names in enumerate((("DAPI", "GFP"), ("Hoechst", "RFP"))):
+        channels = "".join(f'<Channel ID="Channel:{position}:{c}" Name="{name}"/>' for c, name in enumerate(names))
+        data = "".join(
+            f'<TiffData IFD="{2 * z + c}" FirstZ="{z}" FirstC="{c}" FirstT="0" PlaneCount="1">'
+            f'<UUID FileName="a_{position}.ome.tif">urn:uuid:{position}</UUID></TiffData>'
+            for z in range(3)
+            for c in range(2)
+        )
+        images += (
+            f'<Image ID="Image:{position}"><Pixels ID="Pixels:{position}" DimensionOrder="XYCZT" Type="uint16" '
+            f'SizeX="7" SizeY="5" SizeZ="3" SizeC="2" SizeT="1" PhysicalSizeX="{position + 1}" '
+            f'PhysicalSizeY="{position + 1}">{channels}{data}</Pixels></Image>'
+        )
+    for position in range(2):
+        file = tmp_path / f"a_{position}.ome.tif"
+        write_with_ome_xml(file, position, images, planes[position].reshape(6, 5, 7))
+        assert read_dimensions(file).names == (("DAPI", "GFP"), ("Hoechst", "RFP"))[position]
+        assert holds_planes(file, {f"a_{position}.ome_z{z}": planes[position, z] for z in range(3)})
+        assert read_pixel_size(file) == position + 1
+
+
+def test_channels_in_files_of_their_own_have_their_names(tmp_path):
+    channels = "".join(f'<Channel ID="Channel:0:{c}" Name="{name}"/>' for c, name in enumerate(("DAPI", "GFP")))
+    data = "".join(
+        f'<TiffData IFD="{z}" FirstZ="{z}" FirstC="{c}" FirstT="0" PlaneCount="1"><UUID>urn:uuid:{c}</UUID></TiffData>'
+        for c in range(2)
+        for z in range(3)
+    )
+    image = (
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="5" SizeZ="3" '
+        f'SizeC="2" SizeT="1">{channels}{data}</Pixels></Image>'
+    )
+    planes = make_pixels(3, 5, 7)
+    write_with_ome_xml(tmp_path / "b.ome.tif", 1, image, planes)
+    assert read_dimensions(tmp_path / "b.ome.tif") == Dimensions("ZYX", (3, 5, 7), ())
+    assert holds_planes(tmp_path / "b.ome.tif", {f"b.ome_z{z}": planes[z] for z in range(3)})
+
+
+def write_micromanager(file, planes, first, positions):
+    """A file of some positions (P, C, H, W) uint16, from `first` on, of a recording of Micro-Manager's."""
+    count, channels, height, width = planes.shape
+    summary = {"MicroManagerVersion": "2", "Frames": 1, "Slices": 1, "Channels": channels, "Positions": positions}
+    text = json.dumps(summary).encode()
+    start = 40 + len(text)
+    step = 162 + planes[0, 0].nbytes  # of a directory of 13 tags and its plane
+    end = start + step * count * channels
+    content = b"II*\0" + struct.pack("<9I", start, 54773648, end, 483765892, 0, 99384722, 0, 2355492, len(text)) + text
+    index = []
+    for position, channel in np.ndindex(count, channels):
+        plane = planes[position, channel]
+        begin = len(content)
+        index.append((channel, 0, 0, first + position, begin))
+        tags = {254: 0, 256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: begin + 162, 274: 1, 277: 1, 278: height}
+        tags |= {279: plane.nbytes, 284: 1}
+        content += struct.pack("<H", 13) + b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags)
+        content += struct.pack("<HHII", 51123, 2, len(text), 40)
+        content += struct.pack("<I", begin + step if begin + step < end else 0) + plane.astype("<u2").tobytes()
+    file.write_bytes(content + struct.pack("<2I", 3453623, len(index)) + np.array(index, "<u4").tobytes())
+
+
+def test_a_file_of_micromanager_does_not_hold_the_positions_of_the_files_beside_it(tmp_path):
+    pixels = make_pixels(2, 2, 5, 7)
+    for position in range(2):
+        write_micromanager(tmp_path / f"x_MMStack_Pos{position}.ome.tif", pixels[position, None], position, 2)
+    for position in range(2):
+        file = tmp_path / f"x_MMStack_Pos{position}.ome.tif"
+        assert holds_planes(file, {f"x_MMStack_Pos{position}.ome": pixels[position]})
+
+
+def test_positions_in_one_file_of_micromanager_are_images_not_planes_along_z(tmp_path):
+    pixels = make_pixels(3, 2, 5, 7)
+    write_micromanager(tmp_path / "x_MMStack.ome.tif", pixels, 0, 4)  # the recording was stopped before the last
+    expected = {f"x_MMStack.ome_s{position}": pixels[position] for position in range(3)}
+    assert holds_planes(tmp_path / "x_MMStack.ome.tif", expected)
+    assert list(read_planes(tmp_path / "x_MMStack.ome.tif", "max")) == list(expected)
+    write_micromanager(tmp_path / "x_MMStack.ome.tif", pixels[:, :1], 0, 4)
+    assert holds_planes(tmp_path / "x_MMStack.ome.tif", {name: planes[0] for name, planes in expected.items()})
+
+
+def write_ndtiff(folder, recording):
+    """A recording of Micro-Manager's newer format: files of planes (C, H, W), and one index of all."""
+    index = b""
+    for number, planes in enumerate(recording):
+        file = folder / f"x_NDTiffStack_{number}.tif"
+        write_micromanager(file, planes[None], 0, 1)
+        with tifffile.TiffFile(file) as tiff:
+            offsets = [page.dataoffsets[0] for page in tiff.pages]
+        content = bytearray(file.read_bytes())
+        content[8:16] = struct.pack("<2I", 483729, 2)
+        file.write_bytes(content)
+        for channel, offset in enumerate(offsets):
+            axes = json.dumps({"time": number, "channel": channel}).encode()
+            name = file.name.encode()
+            index += struct.pack("<I", len(axes)) + axes + struct.pack("<I", len(name)) + name
+            index += struct.pack("<IiiiiIii", offset, planes.shape[2], planes.shape[1], 1, 0, 0, 0, 0)
+    (folder / "NDTiff.index").write_bytes(index)
+
+
+def test_a_recording_of_ndtiff_is_read_where_it_is_one_file_and_refused_in_several(tmp_path):
+    pixels = make_pixels(2, 2, 5, 7)
+    write_ndtiff(tmp_path, pixels[:1])
+    file = tmp_path / "x_NDTiffStack_0.tif"
+    assert holds_planes(file, {"x_NDTiffStack_0": pixels[0]})
+    write_ndtiff(tmp_path, pixels)
+    (sample,) = expand_planes([only(file)], None)
+    with pytest.raises(UserError, match=r"x_NDTiffStack_0\.tif: it is a part of a recording in several files"):
+        read_shape(sample.image)
 
 
 def test_labels_of_slices_name_no_channel(tmp_path):
