@@ -194,6 +194,7 @@ def as_nobody():
     os.seteuid(0)
 
 
+@pytest.mark.usefixtures("keep_precision")
 def test_a_folder_that_may_not_be_written(prepared, mistake_of, request):
     out = prepared / "locked"
     Predict_masks.main(predict_command(prepared, out))
