@@ -19,6 +19,7 @@ from data.scales import PredictionJob, drop_noise, finish_labels, is_noise
 NUCLEUS_THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55)  # tried on validation images
 SEED_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MIN_CONFIDENCES = (0.0, 0.1)  # of nuclei below 0.1 nine of ten are wrong; higher ones raise AP, but lower Dice
+MAX_MEASURED_HALVINGS = 1  # of the validation images; at smaller sizes, of nuclei wider than 80 pixels, it is too low
 MIN_FITTED = 50  # nuclei, of right and of wrong ones each; with fewer all nuclei get the same confidence
 DIGITS = 2  # decimals of a confidence; later ones would change with the size of the batches
 REGULARIZATION = 100  # inverse strength of the regularization of the logistic regression
@@ -102,7 +103,8 @@ def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration,
     """
     confidence = score_confidence(sums.means(), calibration)
     if limits.min_confidence is None:
-        limits = replace(limits, min_confidence=calibration.min_confidence)
+        is_measured = max(job.halvings, default=0) <= MAX_MEASURED_HALVINGS
+        limits = replace(limits, min_confidence=calibration.min_confidence if is_measured else 0.0)
     is_kept = sums.find_kept(confidence, limits)
     job.left_out_count = int(np.count_nonzero(sums.sums[0, 1:]) - np.count_nonzero(is_kept))
     if job.strip_contrasts and is_noise(float(np.median(job.strip_contrasts)), len(confidence)):

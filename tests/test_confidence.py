@@ -123,6 +123,10 @@ def test_nuclei_of_little_confidence_are_left_out_where_that_helps():
     # Prediction leaves out what calibration left out, unless the options keep it.
     counts = [keep_nuclei(jobs[0], separate_all(jobs[0]), calibration, Limits(least)).max() for least in (None, 0.0, 1)]
     assert counts == [4, 8, 0]
+    # The confidence of very wide nuclei is not known: it leaves none out.
+    jobs[0].halvings = (0, 1, 2)
+    assert keep_nuclei(jobs[0], separate_all(jobs[0]), calibration, Limits()).max() == 8
+    jobs[0].halvings = (0, 1)
     assert score_jobs(jobs[:1], [truth], calibration)["ap"].tolist() == [1]
     # A training that starts from such weights keeps what it cannot judge.
     assert calibrate(jobs[:1], [truth], calibration) == calibration
