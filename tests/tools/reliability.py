@@ -31,7 +31,7 @@ from Main import choose_samples
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = 10  # parts of the images, for cross-validation
 ALL_NUCLEI = PredictionOptions(min_confidence=0.0)
-EDGES = np.array([0, 20, 40, 60, 70, 80, 90, 100])  # hundredths; few nuclei are unsure
+EDGES = np.array([0, 10, 40, 60, 70, 80, 90, 100])  # hundredths; few nuclei are unsure
 
 
 def measure_nuclei(model, samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
