@@ -279,7 +279,7 @@ def predict_masks_parser(doc: str) -> OptionParser:
     images.add_argument("--pixel-size", type=number, metavar="MICROMETRES", help="width of a pixel, for the tables")
     images.add_argument("--level", type=int, metavar="N", help="level of a pyramid of slides (default 0, the largest)")
     kept = parser.add_argument_group("nuclei that are kept")
-    confidence_help = "0 keeps all nuclei, 1 none; default: what suits the weights, 0.1 for the shipped ones"
+    confidence_help = "less sure ones are left out, 0: none; default: what suits the weights, 0.1 for the shipped ones"
     kept.add_argument("--min-confidence", type=number, metavar="SHARE", help=confidence_help)
     kept.add_argument("--min-area", type=number, default=0.0, metavar="PIXELS", help="smaller nuclei are left out")
     kept.add_argument("--max-area", type=number, metavar="PIXELS", help="larger nuclei are left out")
