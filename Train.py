@@ -120,8 +120,6 @@ def train(
     options.check(processes)
     loggers = prepare_keras(options, tensorboard if is_writer else None)
     out = Path(out)
-    if resume:
-        check_interrupted(out)
     samples = find_channels(find_samples(*data, with_truth=True))
     if is_writer:
         out.mkdir(parents=True, exist_ok=True)
@@ -130,10 +128,8 @@ def train(
     options = options.with_crops(len(record["training_ids"]))
     record |= {"options": dataclasses.asdict(options), "run_id": run_id}
     training = [pairs[image_id] for image_id in record["training_ids"]]
-    validation = [pairs[image_id] for image_id in record["validation_ids"]]
-    validation = validation or training  # one picture alone is trained on and scored
-    counts = f"{len(training)} images to train on, {len(record['validation_ids'])} to validate"
-    print(f"{counts}, {', '.join(map(str, data))}")
+    validation = [pairs[image_id] for image_id in record["validation_ids"]] or training  # of one picture
+    print(f"{len(training)} images to train on, {len(record['validation_ids'])} to validate, {', '.join(data)}")
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
     # The network, and the scores of the weights that it starts from.
     model, history = build_model(options, out, record, resume)
@@ -180,10 +176,9 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     # The split.
     ids = [sample.id for sample in samples]
     if options.hold_out:
-        split = hold_out_kind(ids, images, options.hold_out)
+        training_ids, validation_ids = hold_out_kind(ids, images, options.hold_out)
     else:
-        split = split_sources(samples, images, options.split_seed)
-    training_ids, validation_ids = split
+        training_ids, validation_ids = split_sources(samples, images, options.split_seed)
     warnings += [] if validation_ids else [ONE_PICTURE]
     print("\n".join([line, *(f"warning: {warning}" for warning in warnings)]))
     if options.from_weights:
@@ -202,16 +197,16 @@ def load_data(samples: Sequence[Sample], options: TrainingOptions) -> tuple[dict
     sources = {sample.id: sample.source for sample in samples}
     groups = [f"{kinds[name]} in {sources[name]}" for name in training_ids]
     probabilities = draw_probabilities(groups, [pairs[name].gray.shape for name in training_ids])
+    split = (training_ids, validation_ids)
     return pairs, probabilities, describe_run(options, keras.backend.backend(), kinds, images, labels, split)
 
 
 def load_examples(samples: Sequence[Sample], pairs: dict[str, TrainingImage], record: dict) -> list[Example]:
     """The images that are predicted after every epoch, as people look at them: validation images, if there are any."""
     samples = {sample.id: sample for sample in samples}
-    channel = record["options"]["channel"]
-    chosen = choose_examples(record["validation_ids"], record["validation_kinds"])
-    chosen = chosen or record["training_ids"][:EXAMPLE_COUNT]
-    images = [to_display(read_true_image(samples[image_id], channel)) for image_id in chosen]
+    validation = choose_examples(record["validation_ids"], record["validation_kinds"])
+    chosen = validation or record["training_ids"][:EXAMPLE_COUNT]
+    images = [to_display(read_true_image(samples[image_id], record["options"]["channel"])) for image_id in chosen]
     return [crop_example(image_id, image, *pairs[image_id][:2]) for image_id, image in zip(chosen, images, strict=True)]
 
 
@@ -481,6 +476,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(args.out)
     run_id = uuid.uuid4().hex
     if args.resume:
+        check_interrupted(out)
         run_id = find_record(out / KEPT_WEIGHTS).get("run_id")
     elif process_number() == 0:
         back_up_training(out, args.overwrite, args.from_weights)

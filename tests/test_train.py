@@ -672,10 +672,10 @@ def test_the_checkpoint_says_which_epochs_are_done(stopped):
 
 
 def test_resume_without_an_interrupted_training(drawn, trained, tmp_path, monkeypatch):
-    monkeypatch.delattr(Train, "load_data")  # it is said before the data are read
+    monkeypatch.delattr(Train, "train")  # it is said before
     for out in (tmp_path, trained):
         with pytest.raises(UserError, match="no interrupted training"):
-            Train.train([str(drawn)], str(out), TINY, RUN_ID, resume=True)
+            Train.main(make_command(drawn, out, TINY, "--resume"))
 
 
 def test_resume_with_other_options_or_data(drawn, stopped, tmp_path):
