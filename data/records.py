@@ -74,7 +74,8 @@ def describe_run(
         labels: of each image.
         split: ids to train on, and to validate on.
     """
-    digests = [hash_image(image) for image_id, image in zip(kinds, images, strict=True) if image_id in set(split[0])]
+    training_ids = set(split[0])
+    digests = [hash_image(image) for image_id, image in zip(kinds, images, strict=True) if image_id in training_ids]
     seen = find_record(options.from_weights).get("seen_images", []) if options.from_weights else []
     record = {
         "options": asdict(options),

@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from string import Template
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from data.files import UserError, read_csv, write_whole
 from data.layouts import count_of
 from data.matching import SCORE_NAMES
+from data.options import PredictionOptions
 from data.outputs import prediction_files, provenance_of_run, read_provenance
 from data.pictures import OUTCOME_COLOURS
 from data.report_cards import ERRORS, Entry, ReadTruth, draw_card, swatch
@@ -186,8 +188,10 @@ def describe_provenances(entries: Iterable[Entry]) -> str:
         if provenance and provenance not in provenances:
             provenances.append(provenance)
     texts = []
+    usual = asdict(PredictionOptions())
     for provenance in provenances:
-        options = ", ".join(f"{name} {value}" for name, value in provenance.get("options", {}).items() if value)
+        others = {name: value for name, value in provenance.get("options", {}).items() if value != usual.get(name)}
+        options = ", ".join(f"{name} {value}" for name, value in others.items())
         texts.append(f"Weights with SHA-256 {provenance['weights_sha256'][:12]}…, {options or 'default options'}.")
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-image {skimage.__version__}"
     return " ".join([*(texts or ["Weights unknown."]), f"Report written with {versions}."])

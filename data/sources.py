@@ -137,7 +137,7 @@ def _match_wildcard(path: Path) -> list[Path]:
     if not has_wildcard(path):
         return [path]
     folder = path  # the part that is there stands for itself, whatever brackets are in its name
-    while not folder.exists():
+    while not folder.exists() and folder != folder.parent:  # on Windows a drive may not exist either
         folder = folder.parent
     pattern = path.relative_to(folder)
     matches = sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern), recursive=True))

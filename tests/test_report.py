@@ -23,6 +23,7 @@ from data.pictures import outline_nuclei
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 HOSTILE = "a\"><img src=x onerror='document.title=1'>&amp;$title"  # a file may be named so
+OPTIONS = {"channel": None, "diameter": 9, "min_confidence": 0.0, "min_area": 0.0}
 
 
 def write(out, name, labels, warnings=(), channel=""):
@@ -35,9 +36,7 @@ def write(out, name, labels, warnings=(), channel=""):
     write_table(files.nuclei, nuclei)
     tables.save_image_row(files.image_row, row)
     overlay = outline_nuclei(np.stack([image] * 3, -1), labels)
-    outputs.write_prediction(
-        files, labels, overlay, {"weights_sha256": "5f2b", "options": {"channel": None, "diameter": 9}}
-    )
+    outputs.write_prediction(files, labels, overlay, {"weights_sha256": "5f2b", "options": OPTIONS})
     return files
 
 
@@ -84,7 +83,7 @@ def find_ids(page):
 def test_the_doubtful_images_come_first(predictions, tmp_path):
     page = (predictions / report.REPORT).read_text(encoding="utf-8")
     ids = find_ids(page)
-    assert "SHA-256 5f2b…, diameter 9." in page
+    assert "SHA-256 5f2b…, diameter 9, min_confidence 0.0." in page  # what is not usual
     assert ids[:3] + ids[-1:] == ["empty", "noise", "few", "many"]
     shutil.copytree(predictions, tmp_path / "out")
     file = outputs.prediction_files(tmp_path / "out", "many").image_row

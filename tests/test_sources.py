@@ -4,11 +4,13 @@ import os
 import re
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import IMAGE, KAGGLE, MASK, draw_source, only, save_image, write_archive
 
+from data import sources
 from data.files import UserError
 from data.images import read_image
 from data.sources import find_samples
@@ -270,6 +272,12 @@ def test_brackets_in_the_name_of_a_folder_that_is_there_are_no_wildcard(tmp_path
     (tmp_path / "day[1]/list.txt").write_text("*.png\n")
     assert ids(tmp_path / "day[1]/list.txt") == ["a"]
     assert ids(tmp_path / "day[1-9]/*.png") == ["b"]
+
+
+def test_a_wildcard_on_a_drive_that_is_not_there_matches_nothing(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # not even the root, as on Windows
+    with pytest.raises(UserError, match="no file matches"):
+        sources._match_wildcard(Path("/nowhere/*.png"))
 
 
 def test_of_many_files_the_unread_are_left_out(tmp_path, capsys):
