@@ -200,6 +200,11 @@ def test_tools_import_nothing_of_the_project(tool):
     assert not imported(f"data.{tool}") & (set(SCRIPTS) | NETWORK_LIBRARIES)
 
 
+def test_the_package_lists_its_modules():
+    listed = re.findall(r"^    (\w+) ", ast.get_docstring(parse("data.__init__")), flags=re.MULTILINE)
+    assert sorted(listed) == sorted([*MODULES, *TOOLS])
+
+
 def test_the_edges_that_make_one_path():
     assert {"Preprocessed_data", "Model"} <= imported("Train") & imported("Predict_masks")
     assert {"Model", "Predict_masks", "Evaluate_model"} <= imported("Main")
