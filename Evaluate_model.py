@@ -379,7 +379,7 @@ def draw_scores(score_rows: Sequence[dict]) -> Figure:
         curve = np.mean([row["ap_curve"] for row in group], axis=0)
         right.plot(THRESHOLDS, curve, ".-", color=colour, label=f"{kind}: {curve.mean():.3f}")
     left.set_yticks(range(len(groups)), [f"{kind}\nn = {len(group)}" for kind, group in groups.items()])
-    left.set(xlabel="Dice", title="Every image, quartiles, median", ylim=(len(groups) - 0.5, -0.5))
+    left.set(xlabel="Dice", title="Every image; box: quartiles, median; whiskers: 1.5 boxes", ylim=(len(groups) - 0.5, -0.5))
     right.set(xlabel="IoU threshold", ylabel="TP / (TP + FP + FN)", ylim=(-0.02, 1.02))
     right.set_title("AP at each IoU threshold, mean over images")
     right.legend(title="AP", frameon=False, alignment="left", loc="lower left")

@@ -192,6 +192,7 @@ def save_contact_sheet(
     out: str | Path,
     columns: int = 4,
     legend: Mapping[str, Sequence[int]] | None = None,
+    font_size: float = 8,
 ) -> None:
     """Saves pictures side by side, with titles, as one file.
 
@@ -201,13 +202,15 @@ def save_contact_sheet(
         out: the file, of a format of `figure_format`.
         columns: pictures in a row.
         legend: what the colours, (3,) of 0 to 255, mean.
+        font_size: of the titles, points; a wide sheet that is shown reduced needs a larger one.
     """
     from matplotlib.figure import Figure  # here, so that reading images does not wait for it
     from matplotlib.patches import Patch
 
     fitted = [fit_picture(picture) for picture in pictures]
     height, width = np.max([picture.shape[:2] for picture in fitted], axis=0)
-    row_height = TITLE_HEIGHT + height + CELL_GAP // 2
+    title_height = math.ceil(TITLE_HEIGHT * font_size / 8)
+    row_height = title_height + height + CELL_GAP // 2
     rows = math.ceil(len(pictures) / columns)
     sheet_width = columns * (width + CELL_GAP)
     sheet_height = rows * row_height + (LEGEND_HEIGHT if legend else 0)
@@ -218,11 +221,11 @@ def save_contact_sheet(
         box = (left / sheet_width, bottom / sheet_height, width / sheet_width, height / sheet_height)
         axes = figure.add_axes(box)
         axes.imshow(centre_picture(picture, (height, width)), aspect="auto")
-        axes.set_title(title, fontsize=8, pad=4, parse_math=False)  # an id may hold $
+        axes.set_title(title, fontsize=font_size, pad=font_size / 2, parse_math=False)  # an id may hold $
         axes.set_axis_off()
     if legend:
         handles = [Patch(facecolor=np.array(colour) / 255, label=name) for name, colour in legend.items()]
-        figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=font_size + 1)
     with write_whole(out) as temporary:
         figure.savefig(temporary, dpi=SHEET_DPI, format=figure_format(out))
 

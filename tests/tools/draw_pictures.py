@@ -30,6 +30,7 @@ from data.truth import read_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 256, 256
+FONT_SIZE = 13  # points; the README shows the pictures at less than half of their width
 
 
 def draw_elongated(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +91,7 @@ FAILINGS = {
 EXAMPLES = {
     "bright fluorescence": "fluorescence_bright_1",
     "crowded fluorescence": "fluorescence_crowded_1",
-    "brightfield": "brightfield_gray_1",
+    "pale cells": "brightfield_gray_1",
     "purple tissue": "tissue_purple_1",
     "pink tissue": "tissue_pink_1",
 }
@@ -124,7 +125,7 @@ def draw_rows(model, images: dict, file: Path) -> None:
         for row, texts, part, text in zip(rows, titles, drawn, (name, counts, scores), strict=True):
             row.append(crop(part))
             texts.append(text)
-    save_contact_sheet(sum(rows, []), sum(titles, []), file, len(images), OUTCOME_COLOURS)
+    save_contact_sheet(sum(rows, []), sum(titles, []), file, len(images), OUTCOME_COLOURS, FONT_SIZE)
     print(f"saved the picture to {file}")
 
 

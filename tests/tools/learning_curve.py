@@ -129,10 +129,11 @@ def draw_curves(rows: list[dict], file: Path) -> None:
                 axes.axhline(value, color=colour, ls=":", label="weights that never saw the kind")
             means, lows, highs = ([f(scores[count]) for count in sorted(scores)] for f in (np.mean, min, max))
             axes.plot(sorted(scores), means, ".-", color=colour, label=LABELS[start])
-            axes.fill_between(sorted(scores), lows, highs, color=colour, alpha=0.2)
+            axes.fill_between(sorted(scores), lows, highs, color=colour, alpha=0.2, label="lowest to highest seed")
         axes.set(xscale="log", title=f"{kind}: {name}", xlabel="images to train on", ylim=(0, 1.02))
         axes.set_xticks(COUNTS, [str(count) for count in COUNTS])
         axes.minorticks_off()
+        axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.3)
     panels[0, 0].legend(frameon=False)
     with write_whole(file) as temporary:

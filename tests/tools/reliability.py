@@ -2,7 +2,8 @@
 
 In:  validation images of one source or several. The confidence of an image's nuclei is fitted on the other images, in
      ten parts, so that no nucleus is measured on what it was fitted to.
-Out: a table to print, and the reliability diagram.
+Out: the reliability diagram, and a table to print: bins of confidence; nuclei, their mean confidence, the share that is
+     right; and this share in each source.
 
     python tests/tools/reliability.py --data data/stage1_train.zip data/tnbc.zip
 """
@@ -58,15 +59,22 @@ def cross_validate(means: np.ndarray, is_right: np.ndarray, images: np.ndarray) 
     return confidence
 
 
-def draw_reliability(shares: np.ndarray, counts: np.ndarray, file: Path) -> None:
-    """Draws the share of right nuclei of each bin of confidence, and how many nuclei there are."""
+def average_bins(bins: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean of the values (K,) in each bin; NaN where it is empty."""
+    counts = np.bincount(bins, minlength=len(EDGES) - 1)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(bins, values, len(EDGES) - 1) / counts
+
+
+def draw_reliability(confidences: np.ndarray, shares: np.ndarray, counts: np.ndarray, file: Path) -> None:
+    """Draws the share of right nuclei of each bin against its mean confidence, and how many nuclei there are."""
     figure = Figure(figsize=(5, 4.5), layout="constrained")
     axes = figure.subplots()
     middles = (EDGES[1:] + EDGES[:-1]) / 200
     widths = np.diff(EDGES) / 100 - 0.01
     axes.bar(middles, counts / counts.sum(), widths, color="#CCCCCC", label="share of all nuclei")
     axes.plot([0, 1], [0, 1], "--", color="#333333", lw=1, label="perfect")
-    axes.plot(middles, shares, "o-", color="#0072B2", label="share that is right")
+    axes.plot(confidences, shares, "o-", color="#0072B2", label="share that is right")
     axes.set(xlabel="confidence", ylabel="share", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
     with write_whole(file) as temporary:
@@ -80,15 +88,20 @@ def main() -> None:
     args = parser.parse_args()
     weights = str(ROOT / WEIGHTS)
     samples = [sample for source in args.data for sample in choose_samples(source, weights)]
+    source_of_image = np.array([sample.source for sample in samples])
     means, is_right, images = measure_nuclei(Model.load_unet(weights), samples)
     confidence = cross_validate(means, is_right, images)
     # Confidence has two digits; as whole numbers they fall on the right side of an edge.
     bins = np.clip(np.digitize(np.rint(100 * confidence).astype(int), EDGES) - 1, 0, len(EDGES) - 2)
     counts = np.bincount(bins, minlength=len(EDGES) - 1)
-    shares = np.bincount(bins, is_right, len(EDGES) - 1) / np.maximum(counts, 1)
-    for low, high, count, share in zip(EDGES[:-1], EDGES[1:], counts, shares, strict=True):
-        print(f"| {low / 100:.1f}–{high / 100:.1f} | {count:,} | {share:.2f} |")
-    draw_reliability(shares, counts, args.out)
+    columns = [average_bins(bins, confidence), average_bins(bins, is_right)]
+    for source in dict.fromkeys(source_of_image):
+        is_here = source_of_image[images] == source
+        columns.append(average_bins(bins[is_here], is_right[is_here]))
+    for low, high, count, values in zip(EDGES[:-1], EDGES[1:], counts, zip(*columns, strict=True), strict=True):
+        cells = " | ".join(f"{value:.2f}" for value in values)
+        print(f"| {low / 100:.1f}–{high / 100:.1f} | {count:,} | {cells} |")
+    draw_reliability(*columns[:2], counts, args.out)
     print(f"saved the diagram to {args.out}")
 
 
