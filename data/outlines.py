@@ -176,7 +176,13 @@ def write_rois(file: Path, labels: np.ndarray, z: int | None = None, t: int | No
 
 
 def write_geojson(
-    file: Path, labels: np.ndarray, image_id: str, nuclei_csv: Path, z: int | None = None, t: int | None = None
+    file: Path,
+    labels: np.ndarray,
+    image_id: str,
+    nuclei_csv: Path,
+    scale: tuple[float, float] = (1.0, 1.0),
+    z: int | None = None,
+    t: int | None = None,
 ) -> None:
     """Writes the nuclei as detections of QuPath, one after the other, with what their table says.
 
@@ -184,7 +190,8 @@ def write_geojson(
         file: a .geojson.
         labels: (H, W) int, or rows of it.
         image_id: id of the image; it makes the ids of the detections.
-        nuclei_csv: table of its nuclei, from `data.measure.write_table`.
+        nuclei_csv: table of its nuclei, from `data.measure.write_table`; its pixels are those of the labels.
+        scale: rows and columns of the image that QuPath shows, the largest level of a slide, for one of the labels.
         z: as of `write_rois`.
         t: likewise.
     """
@@ -197,6 +204,7 @@ def write_geojson(
         for number, polygons in trace_outlines(labels):
             values = zip(columns, table.get(number, ()), strict=False)
             measurements = {column: value for column, value in values if np.isfinite(value)}
+            polygons = [[np.rint(ring * scale).astype(int) for ring in polygon] for polygon in polygons]
             detection = describe_detection(number, polygons, image_id, measurements)
             detection["geometry"] |= plane
             stream.write(separator + json.dumps(detection, allow_nan=False))

@@ -14,7 +14,7 @@ import numpy as np
 
 from data.confidence import NucleusSums, choose_kept
 from data.files import UserError, write_whole
-from data.images import open_rows, subsample
+from data.images import open_rows, read_shape, subsample
 from data.layouts import OPTIONAL_FOLDERS, count_of
 from data.nuclei import keep_labels
 from data.omezarr import import_zarr, save_zarr
@@ -56,7 +56,7 @@ def write_image(run: Run, work: ImageWork, job: PredictionJob, labels: np.ndarra
     files.remove_optional()
     save_measurements(files, labels, work.image, work.pixel_size, job, run.options.channel)
     overlay = outline_nuclei(picture, labels)
-    write_prediction(files, labels, overlay, with_image(run.provenance, work, job), work.pixel_size)
+    write_prediction(files, labels, overlay, with_image(run, work, job), work.pixel_size)
 
 
 def write_slide(run: Run, work: ImageWork, job: PredictionJob, strips: LabelStrips, picture: np.ndarray) -> None:
@@ -71,7 +71,7 @@ def write_slide(run: Run, work: ImageWork, job: PredictionJob, strips: LabelStri
     """
     files = prediction_files(run.out, work.sample.id)
     files.remove_optional()
-    provenance = with_image(run.provenance, work, job)
+    provenance = with_image(run, work, job)
     save = functools.partial(save_tiles, shape=work.image.shape[:2], provenance=provenance, pixel_size=work.pixel_size)
     sums = NucleusSums(work.image.shape[0])
     # Labels take their name at the end of this block: to a rerun they say that all files of the image are there.
@@ -92,18 +92,27 @@ def write_slide(run: Run, work: ImageWork, job: PredictionJob, strips: LabelStri
     files.mask.unlink(missing_ok=True)  # a smaller image of this name had it
 
 
-def with_image(provenance: Provenance, work: ImageWork, job: PredictionJob) -> Provenance:
-    """A provenance that also tells of the image: its size and checksum, and how it was seen."""
-    seen = describe_job(job) | ({"plane": work.sample.plane._asdict()} if work.sample.plane else {})
-    return provenance | {"image": work.checksum, "seen": seen}
+def with_image(run: Run, work: ImageWork, job: PredictionJob) -> Provenance:
+    """The provenance of a run that also tells of the image: its size and checksum, and how it was seen."""
+    seen = describe_job(job)
+    sample = work.sample
+    if sample.plane:
+        seen["plane"] = sample.plane._asdict()
+    level = run.options.level
+    if level:
+        sizes = zip(
+            read_shape(sample.image, 0, sample.scene), read_shape(sample.image, level, sample.scene), strict=True
+        )
+        seen["level_scale"] = [largest / side for largest, side in sizes]  # of rows and columns
+    return run.provenance | {"image": work.checksum, "seen": seen}
 
 
 def check_results(args: argparse.Namespace) -> None:
     """Raises UserError where what the options of Predict_masks.py ask for cannot be written: before the prediction."""
     if args.zarr:
         import_zarr()
-    if args.level and (args.rois or args.geojson):
-        raise UserError(f"--level {args.level}: ROIs and GeoJSON have the pixels of the largest level; leave one out")
+    if args.level and args.rois:
+        raise UserError(f"--level {args.level}: --rois fit the largest level alone; leave it out, or use --geojson")
 
 
 def write_results(

@@ -15,11 +15,15 @@ import numpy as np
 from data.channels import COLOURS, Channels, pick_channels
 from data.files import UserError, read_csv, write_csv, write_whole
 from data.images import SceneRows, open_rows
-from data.measure import Columns, measure_image, measure_nuclei, write_table
+from data.measure import Columns, format_column, measure_image, measure_nuclei, write_table
 from data.outlines import write_geojson, write_rois
 from data.outputs import PredictionFiles, prediction_files, read_provenance
+from data.pixel_size import read_pixel_size
 from data.scales import HALVING_DIAMETERS, PredictionJob, describe_job
+from data.sources import Sample
+from data.stacks import read_sample_image
 from data.tiffs import TiffRows
+from data.truth import read_labels
 
 NUCLEI_TABLE = "nuclei.csv"
 IMAGES_TABLE = "images.csv"
@@ -55,10 +59,7 @@ def save_measurements(
         wanted_channel: of the options; None: it was found out.
     """
     channel = seen_channel(image, job, wanted_channel)
-    names = ()
-    if isinstance(image, Channels):
-        names = image.names
-        image = np.moveaxis(image.planes, 0, -1)
+    image, names = stack_channels(image)
     nuclei = measure_nuclei(labels, image, files.image_id, job.confidence, pixel_size, names)
     scale = "+".join(str(2.0**-halvings) for halvings in job.halvings)  # factors of the image's size
     warnings = list_warnings(nuclei, job)
@@ -67,6 +68,38 @@ def save_measurements(
     image_row["left_out"] = job.left_out_count
     write_table(files.nuclei, nuclei)
     save_image_row(files.image_row, image_row)
+
+
+def stack_channels(
+    image: np.ndarray | TiffRows | SceneRows | Channels,
+) -> tuple[np.ndarray | TiffRows | SceneRows, Sequence[str]]:
+    """An image as `measure_nuclei` takes it, (H, W) or (H, W, C), and the names of its channels, () for colours."""
+    if isinstance(image, Channels):
+        return np.moveaxis(image.planes, 0, -1), image.names
+    return image, ()
+
+
+def save_true_nuclei(samples: Sequence[Sample], file: str | Path, pixel_size: float | None = None) -> int:
+    """Measures the true nuclei of images, as nuclei.csv holds predicted ones, and returns how many these are.
+
+    Args:
+        samples: of `find_channels`, with truth.
+        file: the table to write.
+        pixel_size: micrometres; None: as the files say.
+
+    Raises:
+        UserError: an image or its truth cannot be read.
+    """
+    rows = []
+    for sample in samples:
+        image, names = stack_channels(read_sample_image(sample))
+        labels = read_labels(sample, image.shape[:2])
+        own_size = pixel_size or read_pixel_size(sample.image, 0, sample.scene)
+        columns = measure_nuclei(labels, image, sample.id, None, own_size, names)
+        cells = [format_column(column) for column in columns.values()]
+        rows += [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
+    write_csv(file, dict.fromkeys(name for row in rows for name in row), rows)
+    return len(rows)
 
 
 def seen_channel(image: np.ndarray | TiffRows | SceneRows | Channels, job: PredictionJob, wanted: str | None) -> str:
@@ -151,9 +184,15 @@ def save_rois(files: PredictionFiles) -> None:
 def save_geojson(files: PredictionFiles) -> None:
     """Writes the GeoJSON of an image, from its labels and table."""
     with open_rows(files.labels) as labels:
-        write_geojson(files.geojson, labels, files.image_id, files.nuclei, **find_plane(files))
+        write_geojson(files.geojson, labels, files.image_id, files.nuclei, find_scale(files), **find_plane(files))
 
 
 def find_plane(files: PredictionFiles) -> dict[str, int | None]:
     """The plane of a stack that labels are of: {"z": …, "t": …}, as labels/ID.tif says it; {} of other images."""
     return (read_provenance(files.labels).get("seen") or {}).get("plane") or {}
+
+
+def find_scale(files: PredictionFiles) -> tuple[float, float]:
+    """Rows and columns of the largest level of a pyramid for one of the level that was predicted."""
+    row_scale, column_scale = (read_provenance(files.labels).get("seen") or {}).get("level_scale", (1.0, 1.0))
+    return row_scale, column_scale

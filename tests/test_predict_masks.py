@@ -15,7 +15,7 @@ import tifffile
 from conftest import Recorder, Threshold, draw_disks, load_once, save_image
 from PIL import Image
 from scipy import ndimage
-from skimage.draw import disk
+from skimage.draw import disk, polygon
 
 import data.outputs
 import Model
@@ -812,9 +812,17 @@ def test_the_level_of_a_pyramid_is_chosen(tmp_path, predict):
     with tifffile.TiffWriter(file) as tiff:
         tiff.write(np.kron(field, np.ones((2, 2), field.dtype)), subifds=1, resolution=(4e4, 4e4), resolutionunit=3)
         tiff.write(field, subfiletype=1)
-    work = predict("--data", file, "--out", "out", "--level", "1")
-    assert read_image(work / "out/labels/a.tif").shape == field.shape
+    work = predict("--data", file, "--out", "out", "--level", "1", "--geojson")
+    labels = read_image(work / "out/labels/a.tif")
+    assert labels.shape == field.shape
     assert count_nuclei(work / "out", "a") == 6
     assert read_pixel_size(work / "out/labels/a.tif") == pytest.approx(0.5)
+    # Outlines are in pixels of the largest level, which QuPath shows.
+    drawn = np.zeros((2 * labels.shape[0], 2 * labels.shape[1]), int)
+    for feature in json.loads((work / "out/geojson/a.geojson").read_text())["features"]:
+        (ring,) = feature["geometry"]["coordinates"]
+        columns, rows = np.array(ring).T
+        drawn[polygon(rows - 0.5, columns - 0.5)] = int(feature["properties"]["name"])
+    assert np.array_equal(drawn, np.kron(labels, np.ones((2, 2), int)))
     with pytest.raises(UserError, match=r"none of its 1 images"):
         predict("--data", file, "--out", "none", "--level", "2")
