@@ -100,10 +100,9 @@ def with_image(run: Run, work: ImageWork, job: PredictionJob) -> Provenance:
         seen["plane"] = sample.plane._asdict()
     level = run.options.level
     if level:
-        sizes = zip(
-            read_shape(sample.image, 0, sample.scene), read_shape(sample.image, level, sample.scene), strict=True
-        )
-        seen["level_scale"] = [largest / side for largest, side in sizes]  # of rows and columns
+        full_height, full_width = read_shape(sample.image, 0, sample.scene)
+        height, width = read_shape(sample.image, level, sample.scene)
+        seen["level_scale"] = [full_height / height, full_width / width]
     return run.provenance | {"image": work.checksum, "seen": seen}
 
 
