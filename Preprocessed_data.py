@@ -2,13 +2,15 @@
 
 In:  images (H, W) or (H, W, 3) of any real dtype, from the sources that `data.sources` finds.
 Out: gray (H, W) float32 in [0, 1], in which nuclei are bright; ids for training and validation.
-As a script it reads a source, prints a table by kind of image and saves a contact sheet.
+As a script it reads a source, prints a table by kind of image and saves a contact sheet; with --nuclei it also
+measures the true nuclei, as corrected predictions are.
 
     python Preprocessed_data.py
     python Preprocessed_data.py --data data/stage1_train.zip --out contact_sheet.png
+    python Preprocessed_data.py --data checked --nuclei checked.csv
 """
 
-from data.options import KINDS, SEED, preprocessed_data_parser
+from data.options import KINDS, SEED, PredictionOptions, preprocessed_data_parser
 
 if __name__ == "__main__":
     preprocessed_data_parser(__doc__).parse_args()  # answers --help and mistakes before the slow imports
@@ -46,6 +48,7 @@ from data.pictures import draw_thumbnails, save_contact_sheet
 from data.pixels import invert
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
+from data.tables import save_true_nuclei
 from data.tiles import group_tiles
 from data.truth import read_labels
 
@@ -415,26 +418,25 @@ def format_size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} × {shape[0]}"
 
 
-def read_readable(samples: Iterable[Sample]) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+def read_readable(samples: Iterable[Sample]) -> tuple[list[Sample], list[np.ndarray], list[np.ndarray]]:
     """Reads images and labels, and names on stderr the samples that cannot be read.
 
     Returns:
-        images as in the files; labels (H, W) int32, all 0 where a sample has no truth; and the
-        number of samples skipped.
+        the samples that can; their images as in the files; their labels (H, W) int32, all 0 where one has no truth.
     """
+    readable = []
     images = []
     labels = []
-    skipped = 0
     for sample in tqdm(samples, desc="reading", unit="image", disable=None):
         try:
             image = likely_channel(read_sample_image(sample))
             shape = image.shape[:2]
             labels.append(read_labels(sample, shape) if sample.has_truth else np.zeros(shape, np.int32))
             images.append(image)
+            readable.append(sample)
         except (UserError, OSError) as error:
-            skipped += 1
             tqdm.write(f"skipped: {error}", file=sys.stderr)
-    return images, labels, skipped
+    return readable, images, labels
 
 
 def save_overview(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], kinds: Sequence[str], out: str) -> None:
@@ -453,8 +455,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    PredictionOptions(pixel_size=args.pixel_size).check()
     samples = find_channels(find_samples(args.data, with_truth=True))
-    images, labels, skipped = read_readable(samples)
+    readable, images, labels = read_readable(samples)
     if not images:
         raise UserError(f"{args.data}: none of its {len(samples)} images can be read")
     kinds = [image_kind(image) for image in images]
@@ -462,7 +465,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(images)} images from {len(set(group_tiles(images)))} pictures, of which some may be tiles")
     save_overview(images, labels, kinds, args.out)
     print(f"saved the contact sheet to {args.out}")
-    return 1 if skipped else 0
+    if args.nuclei:
+        count = save_true_nuclei([sample for sample in readable if sample.has_truth], args.nuclei, args.pixel_size)
+        print(f"measured {count} true nuclei in {args.nuclei}")
+    return 1 if len(readable) < len(samples) else 0
 
 
 if __name__ == "__main__":

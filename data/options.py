@@ -196,6 +196,9 @@ def preprocessed_data_parser(doc: str) -> OptionParser:
     files.add_argument("--data", default=find_beside_scripts(DATA), help=f"images and masks (default {DATA})")
     contact_sheet = CONTACT_SHEET if Path(CONTACT_SHEET).parent.is_dir() else Path(CONTACT_SHEET).name
     files.add_argument("--out", default=contact_sheet, help="picture (default %(default)s)")
+    files.add_argument("--nuclei", metavar="FILE", help="also measure the true nuclei, and write this table, a .csv")
+    width = "width of a pixel, for this table (default as the file says)"
+    files.add_argument("--pixel-size", type=float, metavar="MICROMETRES", help=width)
     return parser
 
 

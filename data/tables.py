@@ -88,7 +88,7 @@ def save_true_nuclei(samples: Sequence[Sample], file: str | Path, pixel_size: fl
         pixel_size: micrometres; None: as the files say.
 
     Raises:
-        UserError: an image or its truth cannot be read.
+        UserError, OSError: an image or its truth cannot be read.
     """
     rows = []
     for sample in samples:

@@ -5,13 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import cut_tiles, draw_nuclei, draw_source, draw_texture, draw_tiled, write_source
+import tifffile
+from conftest import cut_tiles, draw_nuclei, draw_source, draw_texture, draw_tiled, save_image, write_source
 from scipy import ndimage
 from skimage.draw import disk
 
 import Preprocessed_data
 from data import files
-from data.files import UserError
+from data.files import UserError, read_csv
 from data.images import read_image, subsample
 from data.intensity import optical_density
 from data.nuclei import common_diameter
@@ -444,8 +445,8 @@ def test_the_summary_counts_by_kind():
 def test_an_image_without_masks_has_labels_of_0(source):
     for mask in (source / "image_00" / "masks").iterdir():
         mask.unlink()
-    images, labels, skipped = read_readable(find_samples(source))
-    assert (len(images), len(labels), skipped) == (8, 8, 0)
+    readable, images, labels = read_readable(find_samples(source))
+    assert len(readable) == len(images) == len(labels) == 8
     assert labels[0].shape == images[0].shape[:2] and not labels[0].any() and labels[1].any()
 
 
@@ -490,3 +491,27 @@ def test_command_without_one_image_that_can_be_read(tmp_path, capsys):
 
 def test_mistakes_of_the_command(mistake):
     assert "nowhere" in mistake("Preprocessed_data.py", "--data", "nowhere")
+
+
+def test_true_nuclei_are_measured_in_all_channels(tmp_path, capsys):
+    labels = np.zeros((30, 40), np.uint16)
+    labels[2:8, 3:9] = 1
+    labels[20:24, 30:38] = 2
+    channels = np.stack([3 * labels, 5 * labels + 1])
+    (tmp_path / "labels").mkdir()
+    save_image(tmp_path / "a.png", 9 * labels.astype(np.uint8))
+    tifffile.imwrite(tmp_path / "b.ome.tif", channels, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP"]}})
+    for name in ("a", "b.ome"):
+        tifffile.imwrite(tmp_path / f"labels/{name}.tif", labels)
+    table = tmp_path / "nuclei.csv"
+    options = ["--out", str(tmp_path / "sheet.png"), "--nuclei", str(table), "--pixel-size", "0.5"]
+    assert Preprocessed_data.main(["--data", str(tmp_path), *options]) == 0
+    assert f"measured 4 true nuclei in {table}" in capsys.readouterr().out
+    rows = list(read_csv(table))
+    assert [(row["image"], row["label"]) for row in rows] == [("a", "1"), ("a", "2"), ("b.ome", "1"), ("b.ome", "2")]
+    assert [row["area_px"] for row in rows] == ["36", "32", "36", "32"]
+    assert [row["area_um2"] for row in rows] == ["9", "8", "9", "8"]
+    assert [row["intensity_mean_gray"] for row in rows] == ["9", "18", "", ""]
+    assert [row["intensity_mean_GFP"] for row in rows] == ["", "", "6", "11"]
+    with pytest.raises(UserError, match="--pixel-size 500.0 is wider than a nucleus"):
+        Preprocessed_data.main(["--data", str(tmp_path), "--pixel-size", "500"])
