@@ -67,6 +67,7 @@ TITLES = (
 )
 SCORES = list(TITLES)
 COUNTS = ("missed", "false", "merged", "split")
+SUMMARY_COLUMNS = ("kind", "images", "score", "mean", "low", "high")
 SCORE_COLUMNS = ("id", "kind", "height", "width", "nuclei_true", "nuclei_predicted", *SCORES, *COUNTS)
 COMPARED_SCORES = ("dice", "ap", "ap50", "f1_50", "pq")
 KIND_COLOURS = ("#333333", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
@@ -342,12 +343,12 @@ def save_scores(score_rows: Sequence[dict], out: str | Path) -> Path:
     ordered = sorted(score_rows, key=lambda row: (row["dice"], row["id"]))
     scores = [{column: row[column] for column in SCORE_COLUMNS} for row in ordered]
     write_csv(file, SCORE_COLUMNS, scores)
-    summaries = [
-        {"kind": kind, "images": len(group), "score": score, "mean": mean, "low": low, "high": high}
-        for kind, group in group_by_kind(score_rows).items()
-        for score, (mean, low, high) in summarise(group).items()
-    ]
-    write_csv(Path(out, "summary.csv"), summaries[0], summaries)
+    summaries = []
+    for kind, group in group_by_kind(score_rows).items():
+        for score, means in summarise(group).items():
+            cells = ["" if math.isnan(value) else value for value in means]
+            summaries.append(dict(zip(SUMMARY_COLUMNS, (kind, len(group), score, *cells), strict=True)))
+    write_csv(Path(out, "summary.csv"), SUMMARY_COLUMNS, summaries)
     with write_whole(Path(out, "scores.png")) as temporary:
         draw_scores(score_rows).savefig(temporary, dpi=110)
     print(f"saved scores.csv, summary.csv with the intervals of all scores, and scores.png to {out}")

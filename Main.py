@@ -31,7 +31,7 @@ from data.runs import prepare_out
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
 from data.tables import report_tables
-from data.truth import read_labels
+from data.truth import read_labels, was_trained_on
 from Evaluate_model import evaluate, format_table, open_truth, report_scores, save_scores
 from Model import load_unet
 from Predict_masks import PredictionOptions, describe_provenance, predict_samples, show_predictions
@@ -42,9 +42,8 @@ def choose_samples(data: str, weights: str) -> list[Sample]:
     """The images of a source that these weights were validated on, or else not trained on."""
     samples = find_channels(find_samples(data, with_truth=True))
     record = find_record(weights)
-    trained = record.get("training_ids", [])
     chosen = [sample for sample in samples if sample.id in record.get("validation_ids", [])]
-    chosen = chosen or [sample for sample in samples if sample.id not in trained]
+    chosen = chosen or [sample for sample in samples if not was_trained_on(sample, record)]
     if not chosen:
         raise UserError(f"{data}: {weights} was trained on all of it; score other images")
     known = "none of them" if record else "unknown which were"
@@ -87,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     predicted = [sample.id for sample in samples if sample.id not in unread]
     score_rows, unscored = evaluate(data, out, predicted)
     print(format_table(score_rows))
-    report_tables(out, find_complete(out), predicted)
+    complete = [image_id for image_id in find_complete(out) if image_id not in unread]
+    report_tables(out, complete, predicted, unread)
     save_optional(out, predicted, former)
     comparison = compare_with_truth(samples, score_rows, out)
     print(f"saved masks, labels and overlays too, and {show_predictions(out)} and {comparison}")

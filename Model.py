@@ -280,8 +280,10 @@ def load_unet(file: str | Path, precision: str = "float32") -> keras.Model:
             f"{file}: expected a model {INPUT_SHAPE} -> {OUTPUT_SHAPE}, this one is "
             f"{input_shape} -> {output_shape}; name weights of Train.py"
         )
-    if precision != "float32":
+    try:
         model = plain_copy(model, precision)
+    except (ValueError, AttributeError) as error:  # other layers, or other weights in them
+        raise UserError(f"{file}: its layers are not those of this U-Net; name weights of Train.py") from error
     model.calibration = read_calibration(file)
     return model
 
@@ -333,7 +335,8 @@ def export_weights(weights: str | Path, export_format: str, file: str | Path) ->
     if export_format == "onnx":
         write_onnx(model, file)
     else:
-        is_shipped = hash_file(weights) == hash_file(find_beside_scripts(WEIGHTS))
+        shipped = find_beside_scripts(WEIGHTS)
+        is_shipped = Path(shipped).is_file() and hash_file(weights) == hash_file(shipped)
         origin = OF_THE_PROJECT if is_shipped else "It was trained on images of its user."
         write_bioimageio(model, file, HALO_PIXELS * 2 ** depth_of(model), origin)
     print(f"saved the network to {file}")

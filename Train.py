@@ -128,7 +128,7 @@ def train(
     options = options.with_crops(len(record["training_ids"]))
     record |= {"options": dataclasses.asdict(options), "run_id": run_id}
     training = [pairs[image_id] for image_id in record["training_ids"]]
-    validation = [pairs[image_id] for image_id in record["validation_ids"]] or training  # of one picture
+    validation = [pairs[image_id] for image_id in record["validation_ids"]]  # none where all are of one picture
     print(f"{len(training)} images to train on, {len(record['validation_ids'])} to validate, {', '.join(data)}")
     print(f"epochs: {options.epochs}, crops an epoch: {options.crops}")
     # The network, and the scores of the weights that it starts from.
@@ -140,7 +140,7 @@ def train(
         (out / CHECKPOINT).unlink(missing_ok=True)  # another training left it
     # The epochs that are not done, and then the scores of the weights that are kept.
     crops = Crops(training, probabilities, options, epochs_done=len(history), process=process, processes=processes)
-    keeper = KeepEpochs(out, record, history, crops, validation, is_writer)
+    keeper = KeepEpochs(out, record, history, crops, validation or training, is_writer)
     shower = ShowEpochs(keeper, plain_model, load_examples(samples, pairs, record) if is_writer else [])
     fit_epochs(model, options, shower, loggers)
     if is_writer:
@@ -410,9 +410,9 @@ def finish_training(
     from_weights = record["options"]["from_weights"]
     if not can_choose(record) and not from_weights:
         return
-    print("predicting the validation images with the kept weights")
-    arrays = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
+    print(f"predicting the {len(validation)} validation images with the kept weights")
     former_scores, former = start or (None, None)
+    arrays = Model.load_unet(out / KEPT_WEIGHTS).get_weights()
     jobs = predict_images(plain_model, arrays, validation, former or Calibration())
     truths = [pair.labels for pair in validation]
     if can_choose(record):

@@ -109,6 +109,7 @@ def choose_kept(job: PredictionJob, sums: NucleusSums, calibration: Calibration,
     job.left_out_count = int(np.count_nonzero(sums.sums[0, 1:]) - np.count_nonzero(is_kept))
     if job.strip_contrasts and is_noise(float(np.median(job.strip_contrasts)), len(confidence)):
         is_kept[:] = False
+        job.left_out_count = 0  # of noise no nucleus counts as left out by a limit
     job.confidence = confidence[is_kept[1:]]
     return is_kept
 

@@ -36,6 +36,7 @@ CROPS_PER_IMAGE = 16
 MIN_CROPS = 256
 MAX_CROPS = 1024
 CHANNELS = "red, green, blue, a name in the file, a number from 1, or max, the brightest of all at each pixel"
+DIAMETERS = (3, 3000)  # pixels, least and most of a nucleus; others are micrometres by mistake, or cost much memory
 MAX_PIXEL_SIZE = 20  # micrometres; files with larger ones mean printers and screens, such as 72 pixels an inch
 COMMAND = "    python "  # begins the lines of a docstring that become the examples of the help
 
@@ -125,9 +126,10 @@ class PredictionOptions(Limits):
 
     def check(self) -> None:
         """Raises UserError where a number does not make sense."""
-        for name, value in (("--diameter", self.diameter), ("--pixel-size", self.pixel_size)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} must be above 0, not {value}")
+        if self.pixel_size is not None and not (math.isfinite(self.pixel_size) and self.pixel_size > 0):
+            raise UserError(f"--pixel-size must be above 0, not {self.pixel_size}")
+        if self.diameter is not None and not DIAMETERS[0] <= self.diameter <= DIAMETERS[1]:
+            raise UserError(f"--diameter must be from {DIAMETERS[0]} to {DIAMETERS[1]} pixels, not {self.diameter:g}")
         if self.pixel_size is not None and self.pixel_size > MAX_PIXEL_SIZE:
             raise UserError(
                 f"--pixel-size {self.pixel_size} is wider than a nucleus; "

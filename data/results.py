@@ -25,6 +25,7 @@ from data.outputs import (
     find_complete,
     mask_of,
     prediction_files,
+    read_provenance,
     save_png,
     save_submission,
     save_tiles,
@@ -98,6 +99,8 @@ def with_image(run: Run, work: ImageWork, job: PredictionJob) -> Provenance:
     sample = work.sample
     if sample.plane:
         seen["plane"] = sample.plane._asdict()
+    if sample.scene is not None:
+        seen["scene"] = sample.scene
     level = run.options.level
     if level:
         full_height, full_width = read_shape(sample.image, 0, sample.scene)
@@ -135,7 +138,7 @@ def write_results(
     print(f"saved masks, labels and overlays to {out}")
     all_ids = [image_id for image_id in find_complete(out) if image_id not in skipped]
     report_tables(out, all_ids, ids, skipped)
-    for image_id in find_counted_twice(all_ids):
+    for image_id in find_counted_twice(out, all_ids):
         print(f"{image_id} lies in {out} whole and in planes or scenes: the tables count it twice; name another --out")
     save_optional(out, ids, {option: ids if getattr(args, option) else former[option] for option in former})
     if args.submission:
@@ -180,15 +183,20 @@ def save_optional(out: Path, ids: Sequence[str], wanted: Mapping[str, Sequence[s
             print(f"saved the nuclei of {count_of(len(present), 'image')} to {out / option} too")
 
 
-def find_counted_twice(ids: Sequence[str]) -> list[str]:
-    """Ids of images of which planes or scenes have ids of their own.
-
-    >>> find_counted_twice(["a", "a_t0_z1", "b_t0", "b_t0_z1", "c_s02"])
-    ['a', 'b_t0']
-    """
+def find_counted_twice(out: Path, ids: Sequence[str]) -> list[str]:
+    """Ids of images of which planes or scenes have labels of their own, as these say."""
+    known = set(ids)
     wholes = set()
     for image_id in ids:
-        while PLANE_SUFFIX.search(image_id):
-            image_id = PLANE_SUFFIX.sub("", image_id)
-            wholes.add(image_id)
-    return sorted(wholes & set(ids))
+        whole = image_id
+        while PLANE_SUFFIX.search(whole):
+            whole = PLANE_SUFFIX.sub("", whole)
+            if whole in known and is_part(out, image_id):
+                wholes.add(whole)
+    return sorted(wholes)
+
+
+def is_part(out: Path, image_id: str) -> bool:
+    """Whether labels are of a plane or scene of a file."""
+    seen = read_provenance(prediction_files(out, image_id).labels).get("seen") or {}
+    return "plane" in seen or "scene" in seen

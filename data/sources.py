@@ -6,10 +6,12 @@ In:  folders of images with their sub-folders, image files, wildcards, .txt list
 Out: a list of `Sample`: ids with their files. No pixel is read here.
 """
 
+import codecs
 import functools
 import glob
 import os
 import sys
+import unicodedata
 from collections import defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import replace
@@ -47,6 +49,8 @@ from data.microscopes import MICROSCOPE_ENDINGS, check_package, is_microscope_fi
 IMAGE_ENDINGS = PLAIN_ENDINGS + MICROSCOPE_ENDINGS
 LEFT_PACKED = ("file that is not read in an archive", "files that are not read in an archive")
 SHOWN_DETAILS = 5  # endings or names in the line on what is left out
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+NO_LETTERS = ("Cc", "Cs")  # categories of Unicode: control characters, and bytes that are no text
 
 
 def find_samples(*sources: str | Path, with_truth: bool = False) -> list[Sample]:
@@ -122,10 +126,12 @@ def _expand_sources(sources: Iterable[str | Path]) -> list[Path]:
 
 
 def _read_list(file: Path) -> list[Path]:
+    content = file.read_bytes()
+    encoding = "utf-16" if content.startswith(UTF_16_MARKS) else "utf-8-sig"  # PowerShell's > writes UTF-16
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = content.decode(encoding).splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{file}: expected a text file with one path a line") from None
+        raise UserError(f"{file}: expected a text file in UTF-8 with one path a line") from None
     paths = [file.parent / line.strip() for line in lines if line.strip()]
     for path in paths:
         if not has_wildcard(path) and not os.path.lexists(path):
@@ -192,12 +198,17 @@ def _advise_on_path(path: Path) -> str:
     if path.is_symlink():
         return f"{path}: the link is broken, {os.readlink(path)} is not there"
     missing = Path(os.path.abspath(path))
-    while not missing.parent.exists():
+    while not missing.parent.exists() and missing != missing.parent:  # on Windows a drive may not exist either
         missing = missing.parent
     folder = missing.parent
     names = os.listdir(folder) if folder.is_dir() else []
     similar = get_close_matches(missing.name, names, n=1)
-    advice = f"is {folder / similar[0]} meant?" if similar else f"{folder} exists, but no {missing.name} in it"
+    if similar:
+        advice = f"is {folder / similar[0]} meant?"
+    elif folder.exists():
+        advice = f"{folder} exists, but no {missing.name} in it"
+    else:
+        advice = f"there is no {folder}"
     if "stage1" in path.name:
         advice += "; python data/download.py fetches the competition's data"
     return f"{path}: no such file or folder; {advice}"
@@ -236,6 +247,11 @@ def _shorten_folders(folders: Iterable[Path]) -> dict[Path, str]:
     return {folder: "__".join(folder_parts) for folder, folder_parts in parts.items()}
 
 
+def lower(folders: PathParts) -> PathParts:
+    """The names of folders in small letters, for the case of letters tells no layout."""
+    return tuple(folder.lower() for folder in folders)
+
+
 def _without_images(folders: PathParts) -> PathParts:
     return tuple(folder for folder in folders if folder.lower() != "images")
 
@@ -257,18 +273,19 @@ def _group_files(
     locations = {}  # image -> folder and name, see `pair_truths`
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
-    for folder, folder_files in folders.items():
+    spelled = {lower(folder): folder for folder in folders}
+    # Kaggle's layout is ID/images/ID.png with ID/masks/*.png. ID/images comes first and marks ID/masks as used.
+    for folder, folder_files in sorted(folders.items(), key=lambda item: lower(item[0][-1:]) == ("masks",)):
         if folder in results:  # the source itself
             left_out[LEFT_RESULTS] += [file for file in folder_files if file.name in RESULT_PICTURES]
             folder_files = [file for file in folder_files if file.name not in RESULT_PICTURES]
-        # Kaggle's layout is ID/images/ID.png with ID/masks/*.png. ID/images comes first and marks ID/masks as used.
         image_files, truth_files = split_truth_files(folder_files)
-        masks = (*folder[:-1], "masks")
+        masks = spelled.get((*lower(folder[:-1]), "masks"))
         parent = folder[-2] if len(folder) > 1 else ""
-        has_one_image = folder[-1:] == ("images",) and len(image_files) == 1
+        has_one_image = lower(folder[-1:]) == ("images",) and len(image_files) == 1
         if is_in_results(folder, results):
             left_out[LEFT_RESULTS] += folder_files
-        elif has_one_image and (masks in folders or image_files[0].stem == parent):
+        elif has_one_image and (masks or image_files[0].stem == parent):
             name = parent or source_name(source)
             samples.append(pair_masks(Sample(name, image_files[0], tuple(folders.get(masks, ())))))
             locations[str(image_files[0])] = folder, image_files[0].stem
@@ -350,7 +367,7 @@ def check_unique_ids(samples: Iterable[Sample]) -> None:
     """Raises UserError where two samples have one id."""
     seen = {}
     for sample in samples:
-        if not sample.id.isprintable():
+        if any(unicodedata.category(letter) in NO_LETTERS for letter in sample.id):
             raise UserError(f"{ascii(str(sample.image))}: its name holds bytes that are no text (UTF-8); rename it")
         key = sample.id.lower()  # on many disks a.png and A.png are one file
         if key in seen:

@@ -142,7 +142,7 @@ def read_scene_dimensions(file: File) -> list[Dimensions | None]:
                 level_count = count_unmarked_levels(tiff)
             if level_count:
                 levels = count_of(level_count, "smaller image")
-                say_once(f"{file.name}: left out {levels} as levels of a pyramid; save what is none as its own file")
+                say_once(f"{file}: left out {levels} as levels of a pyramid; save what is no level as its own file")
             return [describe_dimensions(tiff, file, scene if count > 1 else None) for scene in range(count)]
     except (UserError, OSError):
         return [None]

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from data.channels import COLOURS, Channels, pick_channels
+from data.confidence import MAX_MEASURED_HALVINGS
 from data.files import UserError, read_csv, write_csv, write_whole
 from data.images import SceneRows, open_rows
 from data.measure import Columns, format_column, measure_image, measure_nuclei, write_table
 from data.outlines import write_geojson, write_rois
 from data.outputs import PredictionFiles, prediction_files, read_provenance
 from data.pixel_size import read_pixel_size
-from data.scales import HALVING_DIAMETERS, PredictionJob, describe_job
+from data.scales import PredictionJob, describe_job
 from data.sources import Sample
 from data.stacks import read_sample_image
 from data.tiffs import TiffRows
@@ -120,7 +121,7 @@ def list_warnings(nuclei: Columns, job: PredictionJob) -> list[str]:
         warnings.append(NO_SIGNAL)
     if job.debris is not None:
         warnings.append(DEBRIS)
-    if job.halvings and max(job.halvings) > len(HALVING_DIAMETERS):
+    if max(job.halvings, default=0) > MAX_MEASURED_HALVINGS:
         warnings.append(VERY_WIDE)
     return warnings
 

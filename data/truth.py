@@ -23,6 +23,7 @@ from data.label_files import check_jpeg, is_background, is_binary, number_pieces
 from data.layouts import check_one_truth, format_names
 from data.nuclei import diameter_of_disk, local_contrast
 from data.outputs import prediction_files
+from data.records import hash_image
 from data.sources import Sample
 from data.stacks import read_sample_image
 
@@ -86,6 +87,17 @@ def read_true_image(sample: Sample, channel: str | None = None) -> np.ndarray:
     """
     image = read_sample_image(sample)
     return pick_gray_or_colours(image, channel or read_prediction_row(sample).get("channel") or None, sample.image)
+
+
+def was_trained_on(sample: Sample, record: dict) -> bool:
+    """Whether the training of a record saw the image of a sample, by its pixels; by its id in an older record."""
+    seen = record.get("seen_images")
+    if seen is None:
+        return sample.id in record.get("training_ids", ())
+    try:
+        return hash_image(read_true_image(sample, record["options"].get("channel"))) in seen
+    except (UserError, OSError):
+        return False  # what reads it says why it cannot be read
 
 
 def read_prediction_row(sample: Sample) -> dict:

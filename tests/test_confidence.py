@@ -16,6 +16,7 @@ from data.images import read_image
 from data.nuclei import Calibration
 from data.options import Limits
 from data.scales import PredictionJob
+from data.tables import list_warnings
 from Model import read_calibration
 
 LABELS = np.array([[1, 1, 0, 0, 2], [0, 0, 0, 3, 0], [0, 0, 0, 3, 0], [0, 4, 0, 0, 0]])
@@ -126,10 +127,22 @@ def test_nuclei_of_little_confidence_are_left_out_where_that_helps():
     # The confidence of very wide nuclei is not known: it leaves none out.
     jobs[0].halvings = (0, 1, 2)
     assert keep_nuclei(jobs[0], separate_all(jobs[0]), calibration, Limits()).max() == 8
+    assert list_warnings({"label": [1]}, jobs[0]) == ["very wide nuclei"]
     jobs[0].halvings = (0, 1)
+    assert list_warnings({"label": [1]}, jobs[0]) == []
     assert score_jobs(jobs[:1], [truth], calibration)["ap"].tolist() == [1]
     # A training that starts from such weights keeps what it cannot judge.
     assert calibrate(jobs[:1], [truth], calibration) == calibration
+
+
+def test_of_noise_no_nucleus_counts_as_left_out():
+    job = make_job(draw_disks((80, 80), [(20, 20), (60, 60)], 9))
+    job.strip_contrasts.append(0.1)
+    assert keep_nuclei(job, separate_all(job), Calibration(), Limits(min_area=1000)).max() == 0
+    assert job.left_out_count == 0
+    job.strip_contrasts.clear()
+    keep_nuclei(job, separate_all(job), Calibration(), Limits(min_area=1000))
+    assert job.left_out_count == 2
 
 
 def separate_all(job):

@@ -544,17 +544,17 @@ def test_every_score_has_its_interval_on_the_screen_and_in_the_file(tmp_path):
     assert [line["score"] for line in lines] == 3 * Evaluate_model.SCORES
     other_columns = {"height", "width", "nuclei_true", "nuclei_predicted", "pixels", "ap_curve", *Evaluate_model.COUNTS}
     assert score(draw(), draw()).keys() - other_columns == set(Evaluate_model.SCORES)
-    told = {(line["kind"], line["score"]): [float(line[name]) for name in ("mean", "low", "high")] for line in lines}
+    told = {(line["kind"], line["score"]): [line[name] for name in ("mean", "low", "high")] for line in lines}
     assert {line["kind"]: line["images"] for line in lines} == {"all": "6", "fluorescence": "5", "stained tissue": "1"}
     for kind, group in (("all", rows), ("fluorescence", rows[:5])):
         for name in ("dice", "aji", "count_error"):
             values = np.array([row[name] for row in group])
-            assert told[kind, name] == [values.mean(), *Evaluate_model.bootstrap_interval(values)]
-    assert told["stained tissue", "aji"][0] == 0.7 and np.isnan(told["stained tissue", "aji"][1:]).all()
+            assert list(map(float, told[kind, name])) == [values.mean(), *Evaluate_model.bootstrap_interval(values)]
+    assert told["stained tissue", "aji"] == ["0.7", "", ""]
     printed = Evaluate_model.format_table(rows)
     for name in Evaluate_model.SCORES:
         digits = 1 if name == "count_error" else 3
-        assert Evaluate_model.format_interval(*told["all", name], digits=digits) in printed
+        assert Evaluate_model.format_interval(*map(float, told["all", name]), digits=digits) in printed
 
 
 def test_no_images_are_an_error_not_a_score():

@@ -55,6 +55,14 @@ def package(tmp_path_factory):
     return file
 
 
+def test_the_shipped_weights_need_not_be_there(small, tmp_path, monkeypatch):
+    small.save(tmp_path / "mine.keras")
+    monkeypatch.setattr(Model, "find_beside_scripts", lambda name: str(tmp_path / name))
+    Model.export_weights(tmp_path / "mine.keras", "bioimageio", tmp_path / "mine.zip")
+    with zipfile.ZipFile(tmp_path / "mine.zip") as archive:
+        assert "images of its user" in archive.read("README.md").decode()
+
+
 @pytest.mark.parametrize(("weights", "origin"), [("shipped", "TNBC"), ("others", "images of its user")])
 def test_the_package_says_what_the_weights_were_trained_on(package, small, tmp_path, weights, origin):
     file = package

@@ -10,6 +10,8 @@ from conftest import ROOT, draw_source
 import Main
 import Model
 from data.files import UserError
+from data.images import read_image
+from data.records import hash_image
 from data.sources import find_samples
 
 SAMPLE = ROOT / "data/sample"
@@ -70,6 +72,17 @@ def test_without_a_record_nobody_knows_what_was_trained_on(tmp_path, weights, ca
     samples = Main.choose_samples(str(SAMPLE), str(tmp_path / "unet.keras"))
     assert len(samples) == 12
     assert "12 of 12 images, unknown which were trained on" in capsys.readouterr().out
+
+
+def test_images_that_were_trained_on_are_known_by_their_pixels(tmp_path, weights):
+    (tmp_path / "unet.keras").write_bytes(weights.read_bytes())
+    drawn = find_samples(SAMPLE)
+    digests = [hash_image(read_image(sample.image)) for sample in drawn[:5]]
+    for name, digest in (("a", digests), ("seen in another folder", [])):
+        record = {"options": {}, "training_ids": ["day1__a", drawn[7].id], "validation_ids": [], "seen_images": digest}
+        (tmp_path / "training.json").write_text(json.dumps(record))
+        chosen = Main.choose_samples(str(SAMPLE), str(tmp_path / "unet.keras"))
+        assert [sample.id for sample in chosen] == [sample.id for sample in drawn[5 if digest else 0 :]], name
 
 
 def test_nothing_left_to_score_is_an_error(tmp_path, weights):

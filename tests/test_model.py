@@ -265,7 +265,13 @@ def save_running(file):
             archive.writestr(name, content)
 
 
+def save_other_layers(file):
+    """A network between the same shapes, which is no U-Net."""
+    make_model(channels_out=2).save(file)
+
+
 FOREIGN = {
+    "other layers": save_other_layers,
     "a layer of somebody's own": save_strange,
     "cut": save_cut,
     "something to run": save_running,

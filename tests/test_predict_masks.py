@@ -789,8 +789,9 @@ def test_the_diameter_that_is_given_sets_the_scale(tmp_path, predict):
     for diameter, halvings in (("16", 0), ("40", 0), ("150", 1), ("6", -1), ("4", -2)):
         work = predict("--data", source, "--out", diameter, "--diameter", diameter)
         assert data.outputs.read_provenance(work / diameter / "labels/a.tif")["seen"]["scales"][0] == halvings
-    with pytest.raises(UserError, match="--diameter must be above 0"):
-        predict("--data", source, "--diameter", "-1")
+    for diameter in ("-1", "0.5", "4000", "nan"):
+        with pytest.raises(UserError, match=f"--diameter must be from 3 to 3000 pixels, not {diameter}"):
+            predict("--data", source, "--diameter", diameter)
     with pytest.raises(UserError, match="--pixel-size 500.0 is wider than a nucleus; it is in micrometres, at most 20"):
         predict("--data", source, "--pixel-size", "500")
 

@@ -88,6 +88,20 @@ def test_outlines_of_a_stack_know_their_plane(tmp_path):
     assert (roi.z_position, roi.t_position) == (3, 2)  # Fiji counts from 1
 
 
+def test_a_name_like_that_of_a_plane_makes_no_plane(tmp_path):
+    image = np.zeros((40, 40), np.uint8)
+    image[10:25, 12:26] = 200
+    for name in ("cell", "cell_t1"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", image)
+    out = tmp_path / "out"
+    Predict_masks.predict_samples(find_samples(tmp_path), Threshold(), out, {"weights_sha256": "one"})
+    assert results.find_counted_twice(out, ["cell", "cell_t1"]) == []
+    tifffile.imwrite(tmp_path / "cell.tif", np.stack([image, image]), imagej=True, metadata={"axes": "TYX"})
+    samples = expand_planes(find_samples(tmp_path / "cell.tif"), None)
+    Predict_masks.predict_samples(samples, Threshold(), out, {"weights_sha256": "one"})
+    assert results.find_counted_twice(out, ["cell", "cell_t0", "cell_t1"]) == ["cell"]
+
+
 def test_labels_of_a_large_image_say_the_background_that_was_used(tmp_path, monkeypatch):
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1)
     monkeypatch.setattr("data.slides.WINDOW", 16)

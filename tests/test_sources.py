@@ -280,6 +280,33 @@ def test_a_wildcard_on_a_drive_that_is_not_there_matches_nothing(monkeypatch):
         sources._match_wildcard(Path("/nowhere/*.png"))
 
 
+def test_a_path_on_a_drive_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # not even the root, as on Windows
+    monkeypatch.setattr(Path, "is_dir", lambda path: False)
+    assert sources._advise_on_path(Path("/images/a")) == "/images/a: no such file or folder; there is no /"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])  # the last is PowerShell's
+def test_a_list_may_come_from_windows(tmp_path, encoding):
+    write_tree(tmp_path, "zürich.png", "b.png")
+    (tmp_path / "list.txt").write_text("zürich.png\r\nb.png\r\n", encoding=encoding)
+    assert ids(tmp_path / "list.txt") == ["b", "zürich"]
+
+
+def test_spaces_of_all_kinds_may_stand_in_a_name(tmp_path):
+    for name in ("at 3.00\u202fPM", "no\u00a0break", "wide\u3000space"):
+        save_image(tmp_path / f"{name}.png", GRAY)
+    assert ids(tmp_path) == ["at 3.00\u202fPM", "no\u00a0break", "wide\u3000space"]
+
+
+@pytest.mark.parametrize(("images", "masks"), [("Images", "Masks"), ("images", "Masks"), ("Images", "masks")])
+def test_the_case_of_letters_tells_no_layout(tmp_path, capsys, images, masks):
+    write_tree(tmp_path, *(f"{name}/{images}/{name}.png" for name in "ab"), *(f"a/{masks}/{n}.png" for n in range(3)))
+    samples = find_samples(tmp_path)
+    assert [(sample.id, len(sample.masks)) for sample in samples] == [("a", 3), ("b", 0)]
+    assert capsys.readouterr().err == ""
+
+
 def test_of_many_files_the_unread_are_left_out(tmp_path, capsys):
     write_tree(tmp_path, "x/a.png", "x/b.png")
     (tmp_path / "x/notes.docx").touch()

@@ -413,7 +413,7 @@ def test_smaller_images_of_the_same_shape_are_named_where_they_may_be_no_levels(
                 flag = 1 if number and kind == "marked pages" else 0
                 tiff.write(page, metadata=None, tile=tile, subfiletype=flag)
     assert holds_planes(file, {file.stem: pixels[0]})
-    line = f"{file.name}: left out 2 smaller images as levels of a pyramid; save what is none as its own file\n"
+    line = f"{file}: left out 2 smaller images as levels of a pyramid; save what is no level as its own file\n"
     assert capsys.readouterr().err == (line if kind in ("positions", "pages") else "")
 
 

@@ -334,6 +334,7 @@ def test_one_image_is_trained_on_and_shows_nothing(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "warning: all images are of one picture, so none is left to validate on" in printed
     assert "1 images to train on, 0 to validate" in printed
+    assert "predicting the 0 validation images" in printed
     assert "Main.py" not in printed  # it scores no image that was trained on
     kept = record["kept"]
     assert f"kept epoch 1: Dice on the images trained on {kept['val_dice']:.4f}, of the pixels above 0.5" in printed
