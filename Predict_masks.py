@@ -61,7 +61,7 @@ from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.outputs import Provenance, default_out, make_folders, remove_unfinished
 from data.pictures import show_predictions
 from data.pixel_size import read_pixel_size
-from data.pixels import check_image
+from data.pixels import check_image, is_gray
 from data.runs import ImageWork, Run, RunLog, collect_work, pick_samples, prepare_out, read_ahead
 from data.scales import (
     Network,
@@ -123,8 +123,8 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
     if isinstance(image, Channels):
         pairs = zip(image.names, image.planes, strict=True)
         return [make_job(channel, options, name, index) for index, (name, channel) in enumerate(pairs)]
-    if image.ndim == 3 and options.channel and (image == image[..., :1]).all():
-        image = image[..., 0]  # a gray image in three equal channels
+    if image.ndim == 3 and options.channel and is_gray(image):
+        image = image[..., 0]
     if image.ndim == 3 and options.channel not in (None, "max"):
         index = pick_channels(COLOURS, options.channel)[0]
         return [make_job(image[..., index], options, channel_index=index)]

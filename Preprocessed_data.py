@@ -43,7 +43,7 @@ from data.intensity import (
     white_value,
 )
 from data.pictures import draw_thumbnails, save_contact_sheet
-from data.pixels import invert
+from data.pixels import invert, is_gray
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
 from data.tiles import group_tiles
@@ -184,7 +184,7 @@ def find_colours(image: np.ndarray) -> list[str]:
 
     A gray image in three equal channels, and one that is shown in any one colour, are no merges.
     """
-    if image.ndim == 2 or (image[::4, ::4] == image[::4, ::4, :1]).all():
+    if is_gray(image[::4, ::4]):
         return []
     signals = [percentile_range(image[..., index], 50, HIGH_PERCENTILE) for index in range(3)]
     heights = [high - low for low, high in signals]
