@@ -182,21 +182,22 @@ def clean_channel(
 def find_colours(image: np.ndarray) -> list[str]:
     """Names of the channels of an RGB merge on a dark background that show different things; [] for other images.
 
-    A gray image in three equal channels, and one that is shown in any one colour, are no merges.
+    A gray image in three equal channels, one that is shown in any one colour, and hot pixels make no merge.
     """
     if is_gray(image[::4, ::4]):
         return []
-    signals = [percentile_range(image[..., index], 50, HIGH_PERCENTILE) for index in range(3)]
+    if detect_bright_background(image, find_ground(brightness(image))):
+        return []
+    channels = [clean_channel(image[..., index], None)[0] for index in range(3)]
+    signals = [percentile_range(channel, 50, HIGH_PERCENTILE) for channel in channels]
     heights = [high - low for low, high in signals]
     shown = [index for index in range(3) if heights[index] > MIN_COLOUR * max(heights)]
     if len(shown) < 2:
         return []
-    pixels = image[::2, ::2].reshape(-1, 3)[:, shown].astype(np.float32)
-    if (pixels.std(axis=0) == 0).any():
+    pixels = np.stack([channels[index][::2, ::2].ravel() for index in shown]).astype(np.float32)
+    if (pixels.std(axis=1) == 0).any():
         return []
-    if np.corrcoef(pixels.T).min() >= MAX_CORRELATION:
-        return []
-    if detect_bright_background(image, find_ground(brightness(image))):
+    if np.corrcoef(pixels).min() >= MAX_CORRELATION:
         return []
     return [COLOURS[index] for index in shown]
 

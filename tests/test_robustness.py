@@ -267,6 +267,16 @@ def test_gray_in_any_one_colour_is_no_merge():
         assert Preprocessed_data.find_colours(image) == []
 
 
+def test_a_hot_pixel_shows_no_channel_and_hides_none():
+    signal, _ = draw_nuclei(18, 16)
+    gray = (10 + 15 * signal).astype(np.uint8)
+    empty = np.zeros_like(gray)
+    empty[50, 50] = 255
+    merge = np.dstack([gray, np.roll(gray, 15, axis=0), empty])
+    assert Preprocessed_data.find_colours(merge) == ["red", "green"]
+    assert Preprocessed_data.find_colours(np.dstack([gray, gray, empty])) == []
+
+
 @pytest.mark.parametrize("marker", ["nuclear", "membrane"])
 def test_a_brown_marker_hides_no_nuclei(unet, marker):
     signal, truth = draw_nuclei(18, 16)
