@@ -153,7 +153,7 @@ def _prepare_channel(
         is_bright = _is_mostly_bright(values_off_ground(channel, ground))
     else:
         is_bright = background == "bright"
-    has_stain = is_bright and detect_stain(image)
+    has_stain = is_bright and detect_stain(image, ground)
     white = white_value(image) if has_stain else None
     if is_bright:
         # In the brightness the nuclei are dark; the channel in which they are bright takes its place.
@@ -241,18 +241,19 @@ def image_kind(image: np.ndarray) -> str:
     >>> image_kind(np.zeros((4, 4), np.uint8))
     'fluorescence'
     """
-    if not detect_bright_background(image):
+    ground = find_ground(brightness(image))
+    if not detect_bright_background(image, ground):
         return FLUORESCENCE
-    return STAINED_TISSUE if detect_stain(image) else BRIGHTFIELD
+    return STAINED_TISSUE if detect_stain(image, ground) else BRIGHTFIELD
 
 
-def detect_stain(image: np.ndarray) -> bool:
-    """Whether the channels of an image, (H, W) or (H, W, 3), differ as those of stained tissue do."""
+def detect_stain(image: np.ndarray, ground: np.ndarray | None = None) -> bool:
+    """Whether the channels of an image differ as those of stained tissue do; arguments as `detect_bright_background`."""
     if image.ndim == 2:
         return False
     red, green, blue = np.moveaxis(image, -1, 0)
-    darkest = np.minimum(np.minimum(red, green), blue)
-    brightest = brightness(image)
+    darkest = values_off_ground(np.minimum(np.minimum(red, green), blue), ground)
+    brightest = values_off_ground(brightness(image), ground)
     difference = brightest.mean(dtype=float) - darkest.mean(dtype=float)
     _, white = percentile_range(brightest)
     return bool(difference > COLOUR_DIFFERENCE * white)
