@@ -248,7 +248,7 @@ def image_kind(image: np.ndarray) -> str:
 
 
 def detect_stain(image: np.ndarray, ground: np.ndarray | None = None) -> bool:
-    """Whether the channels of an image differ as those of stained tissue do; arguments as `detect_bright_background`."""
+    """Whether the channels of an image, (H, W) or (H, W, 3), off its `ground` differ as those of stained tissue do."""
     if image.ndim == 2:
         return False
     red, green, blue = np.moveaxis(image, -1, 0)
