@@ -61,7 +61,7 @@ from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.outputs import Provenance, default_out, make_folders, remove_unfinished
 from data.pictures import show_predictions
 from data.pixel_size import read_pixel_size
-from data.pixels import check_image
+from data.pixels import check_image, is_gray
 from data.runs import ImageWork, Run, RunLog, collect_work, pick_samples, prepare_out, read_ahead
 from data.scales import (
     Network,
@@ -79,7 +79,7 @@ from data.sources import Sample, find_samples
 from data.stacks import expand_planes, open_sample, read_whole
 from data.tiffs import TiffRows
 from Model import HALO_PIXELS, depth_of, fastest_precision, keras, load_unet, predict_probability, read_calibration
-from Preprocessed_data import detect_stain, find_colours, measure_normalization, prepare_image, to_display
+from Preprocessed_data import find_colours, measure_normalization, prepare_image, to_display
 
 DEFAULTS = PredictionOptions()
 READ_AHEAD = 8  # images
@@ -111,45 +111,48 @@ def find_pixel_size(sample: Sample, options: PredictionOptions) -> float | None:
 
 
 def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[PredictionJob]:
-    """Prepares an image for the network; one job for each way that it can be seen.
+    """Prepares an image, (H, W), (H, W, 3) or several channels, for the network; one job for each way to see it.
 
-    Args:
-        image: (H, W), (H, W, 3), or several channels.
-        options: how it is to be seen. A gray image has one channel, whatever is wanted.
-
-    Raises:
-        UserError: it has no such channel.
+    A gray image has one channel, whatever is wanted. Raises UserError where another has no such channel.
     """
     if isinstance(image, Channels):
-        pairs = zip(image.names, image.planes, strict=True)
-        return [make_job(channel, options, name, index) for index, (name, channel) in enumerate(pairs)]
-    if image.ndim == 3 and options.channel and (image == image[..., :1]).all():
-        image = image[..., 0]  # a gray image in three equal channels
+        pairs = enumerate(zip(image.names, image.planes, strict=True))
+        return [job for index, (name, plane) in pairs for job in see_channel(plane, options, name, index)]
+    if image.ndim == 3 and options.channel and is_gray(image):
+        image = image[..., 0]
     if image.ndim == 3 and options.channel not in (None, "max"):
         index = pick_channels(COLOURS, options.channel)[0]
-        return [make_job(image[..., index], options, channel_index=index)]
+        return see_channel(image[..., index], options, "", index)
     colours = [] if options.channel else find_colours(image)
     if colours:
         on_dark = dataclasses.replace(options, background=options.background or "dark")
         indices = [COLOURS.index(colour) for colour in colours]
         return [make_job(image[..., index], on_dark, COLOURS[index], index) for index in indices]
-    job = make_job(image, options)
-    if options.background is None and job.has_bright_background and not detect_stain(image):
-        # A dark background that bright nuclei nearly cover, or of which little stands out, looks like a bright one.
-        other = make_job(image, dataclasses.replace(options, background="dark"), "dark background")
-        other.must_be_confluent = True
-        return [job, other]
-    return [job]
+    return see_channel(image, options)
+
+
+def see_channel(
+    image: np.ndarray, options: PredictionOptions, reading: str = "", channel_index: int | None = None
+) -> list[PredictionJob]:
+    """One job for each way that an image, or one of its channels, can be seen; arguments as `make_job`."""
+    job = make_job(image, options, reading, channel_index)
+    if options.background or not job.has_bright_background or job.is_stained:
+        return [job]
+    # A dark background that bright nuclei nearly cover, or of which little stands out, looks like a bright one.
+    other = make_job(image, dataclasses.replace(options, background="dark"), reading, channel_index)
+    other.must_be_confluent = True
+    return [job, other]
 
 
 def make_job(
     image: np.ndarray, options: PredictionOptions, reading: str = "", channel_index: int | None = None
 ) -> PredictionJob:
-    """The job of an image (H, W) or (H, W, 3), or of one of its channels, seen in one way, which `reading` names."""
+    """The job of an image (H, W) or (H, W, 3), or of one of its channels, which `reading` names, seen in one way."""
     gray, normalization, debris = prepare_image(image, options.background)
     return PredictionJob(
         gray,
         has_bright_background=normalization.has_bright_background,
+        is_stained=normalization.is_stained,
         has_signal=normalization.has_signal,
         debris=debris,
         reading=reading,
@@ -263,7 +266,7 @@ def finish_work(work: ImageWork, run: Run) -> str:
     labels = finish_nuclei(job, run.network.calibration, run.options)
     work.jobs = []  # an image that waits for its turn takes memory
     results.write_image(run, work, job, labels, to_display(take_channel(work.narrowed, job.channel_index)))
-    return job.reading if labels.any() else ""
+    return job.choice if labels.any() else ""
 
 
 def describe_provenance(weights: str | Path, options: PredictionOptions = DEFAULTS) -> Provenance:
@@ -382,7 +385,7 @@ def predict_slide(sample: Sample, model: keras.Model, run: Run) -> str:
         if not job.has_signal:
             strips = measure_contrast(strips, read_gray, job.strip_contrasts)
         results.write_slide(run, work, job, strips, to_display(subsample(chosen, results.OVERLAY_PIXELS)))
-    return job.reading if len(job.confidence) else ""
+    return job.choice if len(job.confidence) else ""
 
 
 def choose_slide_job(
@@ -401,12 +404,8 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
     The background is measured on the whole image; the job, which knew that of the windows, is told.
     """
     has_one_colour = len(image.shape) == 3 and job.channel_index is not None
-
-    def pick(rows: np.ndarray) -> np.ndarray:
-        """The colour that the job sees, or all."""
-        return rows[..., job.channel_index] if has_one_colour else rows
-
-    small = pick(subsample(image, NORMALIZATION_PIXELS))
+    seen = (..., job.channel_index) if has_one_colour else ...  # the colour that the job sees, or all
+    small = subsample(image, NORMALIZATION_PIXELS)[seen]
     ground = find_ground(brightness(small))
     normalization = measure_normalization(small, ground, job.background, is_reduced=True)
     job.has_bright_background = normalization.has_bright_background
@@ -414,7 +413,7 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
 
     def read_gray(start: int, stop: int) -> np.ndarray:
         """The gray of rows `start` to `stop`, as `to_grayscale` would make it of the whole image."""
-        strip = pick(image[start:stop])
+        strip = image[start:stop][seen]
         gray = normalization.apply(strip)
         gray[brightness(strip) > normalization.debris] = 0  # as if it were background
         if ground is not None:

@@ -45,7 +45,7 @@ from data.intensity import (
     white_value,
 )
 from data.pictures import draw_thumbnails, save_contact_sheet
-from data.pixels import invert
+from data.pixels import invert, is_gray
 from data.sources import Sample, find_samples
 from data.stacks import find_channels, read_sample_image
 from data.tables import save_true_nuclei
@@ -156,7 +156,7 @@ def _prepare_channel(
         is_bright = _is_mostly_bright(values_off_ground(channel, ground))
     else:
         is_bright = background == "bright"
-    has_stain = is_bright and detect_stain(image)
+    has_stain = is_bright and detect_stain(image, ground)
     white = white_value(image) if has_stain else None
     if is_bright:
         # In the brightness the nuclei are dark; the channel in which they are bright takes its place.
@@ -185,21 +185,22 @@ def clean_channel(
 def find_colours(image: np.ndarray) -> list[str]:
     """Names of the channels of an RGB merge on a dark background that show different things; [] for other images.
 
-    A gray image in three equal channels, and one that is shown in any one colour, are no merges.
+    A gray image in three equal channels, one that is shown in any one colour, and hot pixels make no merge.
     """
-    if image.ndim == 2 or (image[::4, ::4] == image[::4, ::4, :1]).all():
+    if is_gray(image[::4, ::4]):
         return []
-    signals = [percentile_range(image[..., index], 50, HIGH_PERCENTILE) for index in range(3)]
+    if detect_bright_background(image, find_ground(brightness(image))):
+        return []
+    channels = [clean_channel(image[..., index], None)[0] for index in range(3)]
+    signals = [percentile_range(channel, 50, HIGH_PERCENTILE) for channel in channels]
     heights = [high - low for low, high in signals]
     shown = [index for index in range(3) if heights[index] > MIN_COLOUR * max(heights)]
     if len(shown) < 2:
         return []
-    pixels = image[::2, ::2].reshape(-1, 3)[:, shown].astype(np.float32)
-    if (pixels.std(axis=0) == 0).any():
+    pixels = np.stack([channels[index][::2, ::2].ravel() for index in shown]).astype(np.float32)
+    if (pixels.std(axis=1) == 0).any():
         return []
-    if np.corrcoef(pixels.T).min() >= MAX_CORRELATION:
-        return []
-    if detect_bright_background(image, find_ground(brightness(image))):
+    if np.corrcoef(pixels).min() >= MAX_CORRELATION:
         return []
     return [COLOURS[index] for index in shown]
 
@@ -243,18 +244,19 @@ def image_kind(image: np.ndarray) -> str:
     >>> image_kind(np.zeros((4, 4), np.uint8))
     'fluorescence'
     """
-    if not detect_bright_background(image):
+    ground = find_ground(brightness(image))
+    if not detect_bright_background(image, ground):
         return FLUORESCENCE
-    return STAINED_TISSUE if detect_stain(image) else BRIGHTFIELD
+    return STAINED_TISSUE if detect_stain(image, ground) else BRIGHTFIELD
 
 
-def detect_stain(image: np.ndarray) -> bool:
-    """Whether the channels of an image, (H, W) or (H, W, 3), differ as those of stained tissue do."""
+def detect_stain(image: np.ndarray, ground: np.ndarray | None = None) -> bool:
+    """Whether the channels of an image, (H, W) or (H, W, 3), off its `ground` differ as those of stained tissue do."""
     if image.ndim == 2:
         return False
     red, green, blue = np.moveaxis(image, -1, 0)
-    darkest = np.minimum(np.minimum(red, green), blue)
-    brightest = brightness(image)
+    darkest = values_off_ground(np.minimum(np.minimum(red, green), blue), ground)
+    brightest = values_off_ground(brightness(image), ground)
     difference = brightest.mean(dtype=float) - darkest.mean(dtype=float)
     _, white = percentile_range(brightest)
     return bool(difference > COLOUR_DIFFERENCE * white)

@@ -62,6 +62,11 @@ def drop_alpha(image: np.ndarray) -> np.ndarray:
     return image
 
 
+def is_gray(image: np.ndarray) -> bool:
+    """Whether an image is (H, W), or (H, W, 3) with three equal channels."""
+    return image.ndim == 2 or bool((image == image[..., :1]).all())
+
+
 def check_image(image: np.ndarray, file: File) -> np.ndarray:
     """Returns the image if it is one gray or RGB image of real, finite numbers."""
     is_gray = image.ndim == 2

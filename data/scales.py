@@ -62,12 +62,13 @@ class PredictionJob:
     probabilities: Probabilities | None = None  # mean over the scales until now
     labels_future: Future | None = None  # becomes (H, W) int32
     has_bright_background: bool = False
+    is_stained: bool = False
     has_signal: bool = True  # False: the values look like noise, and nuclei must stand out locally
     debris: np.ndarray | None = None  # (H, W) bool, what is no nucleus
-    reading: str = ""  # channel or background that was tried; "" for the usual one
+    reading: str = ""  # name of the channel, where no option names it
     channel_index: int | None = None  # the one that is seen: of `narrow_channels`, or red, green, blue; None: all
     background: str | None = None  # "dark" or "bright", where it was given or tried
-    must_be_confluent: bool = False  # True: it counts only if `is_confluent`, or if the first job finds nothing
+    must_be_confluent: bool = False  # True: it counts only if `is_confluent`, or if the usual job finds nothing
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # from `make_thumbnails`
     diameter: float | None = None  # pixels, diameter of the nuclei where it was given
     wide_diameter: float = 0  # pixels, diameter of nuclei that thumbnails show; 0 where they show none
@@ -81,6 +82,13 @@ class PredictionJob:
         """Pixels of the image for one pixel of the largest size that the labels are predicted at."""
         return 4.0 ** self.halvings[0]
 
+    @property
+    def choice(self) -> str:
+        """The channel and the background that were chosen, where there was a choice; "" for the usual ones."""
+        if not self.must_be_confluent:
+            return self.reading
+        return f"{self.reading} on a dark background" if self.reading else "dark background"
+
 
 def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     """The job of an image whose answer looks most like nuclei.
@@ -88,18 +96,18 @@ def choose_job(jobs: Sequence[PredictionJob]) -> PredictionJob:
     Raises:
         UserError: several channels do.
     """
-    if len(jobs) > 1 and jobs[0].labels_future.result().any():
-        # The first job never must be confluent, so one remains.
-        jobs = [job for job in jobs if not job.must_be_confluent or is_confluent(job)]
     if len(jobs) == 1:
         return jobs[0]  # which need not have been predicted
-    scores = [score_nuclei(job) for job in jobs]
-    best, second = np.argsort([-score for score in scores], kind="stable")[:2]
-    if jobs[best].channel_index is not None and scores[second] * SURE_CHANNEL > scores[best]:
-        likely = [jobs[best], jobs[second]]
+    found = {job.channel_index for job in jobs if not job.must_be_confluent and job.labels_future.result().any()}
+    jobs = [job for job in jobs if not job.must_be_confluent or job.channel_index not in found or is_confluent(job)]
+    ranked = sorted([(score_nuclei(job), job) for job in jobs], key=lambda pair: -pair[0])
+    score, best = ranked[0]
+    others = [pair for pair in ranked if pair[1].channel_index != best.channel_index]
+    if others and others[0][0] * SURE_CHANNEL > score:
+        likely = [best, others[0][1]]
         names = " and ".join(f"{job.reading} ({job.labels_future.result().max()} found)" for job in likely)
         raise UserError(f"its channels {names} both look like nuclei; choose one with --channel")
-    return jobs[best]
+    return best
 
 
 def is_confluent(job: PredictionJob) -> bool:
@@ -110,7 +118,7 @@ def is_confluent(job: PredictionJob) -> bool:
 def describe_job(job: PredictionJob) -> dict:
     """How an image was seen, as labels/ID.tif says it."""
     background = "bright" if job.has_bright_background else "dark"
-    return {"reading": job.reading, "background": background, "scales": list(job.halvings)}
+    return {"reading": job.choice, "background": background, "scales": list(job.halvings)}
 
 
 def score_nuclei(job: PredictionJob) -> float:

@@ -236,5 +236,8 @@ def convert_colours(image: np.ndarray, page: tifffile.TiffPage, file: File) -> n
     if channels in (2, 4) and not has_alpha(page):
         raise UserError(f"{file}: it holds {channels} channels; save that of the nuclei as its own file")
     if page.photometric == PHOTOMETRIC.MINISWHITE:
-        return invert(image)
+        inverted = invert(image)
+        if channels in (2, 4):
+            inverted[..., -1] = image[..., -1]  # the alpha channel
+        return inverted
     return image

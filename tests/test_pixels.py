@@ -6,7 +6,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from data.images import open_rows, read_image, read_shape
-from data.pixels import invert
+from data.pixels import invert, is_gray
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -49,3 +49,11 @@ def test_inverted_values_have_the_opposite_order(dtype):
         values = np.array([np.iinfo(dtype).min, -1, 0, np.iinfo(dtype).max], dtype)
     inverted = invert(values)
     assert inverted.dtype == values.dtype and (np.diff(inverted.astype(float)) < 0).all()
+
+
+def test_an_image_of_three_equal_channels_is_gray():
+    gray = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    colours = np.dstack([gray] * 3)
+    assert is_gray(gray) and is_gray(colours)
+    colours[2, 3, 1] += 1
+    assert not is_gray(colours)

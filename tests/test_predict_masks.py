@@ -534,6 +534,24 @@ def test_the_nuclear_channel_is_predicted_or_the_one_that_is_wanted(
         assert (overlay[105, 147].min() > 127) == is_bright
 
 
+@pytest.mark.parametrize("large_image", [2048 * 2048, 10_000], ids=["whole", "in strips"])
+def test_a_nuclear_channel_that_nuclei_nearly_cover_is_seen_on_a_dark_background(
+    tmp_path, predict, monkeypatch, capsys, large_image
+):
+    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", large_image)
+    centres = [(row, column) for row in range(12, 132, 22) for column in range(12, 176, 22)]
+    noise = np.random.default_rng(0).normal(20, 3, (2, 132, 176))
+    noise[1] += 130 * ndimage.gaussian_filter(draw_disks((132, 176), centres, 10), 1)
+    metadata = {"axes": "CYX", "Channel": {"Name": ["GFP", "DAPI"]}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", noise.astype(np.uint8), photometric="minisblack", metadata=metadata)
+    for channel, choice in ((None, "DAPI on a dark background"), ("dapi", "dark background")):
+        arguments = ["--channel", channel] if channel else []
+        work = predict("--data", tmp_path / "a.ome.tif", "--out", str(channel), *arguments)
+        assert f"a.ome: {choice} was chosen; --channel or --background chooses another" in capsys.readouterr().out
+        (row,) = read_table(work / str(channel) / "images.csv")
+        assert (row["count"], row["channel"], row["background"]) == (str(len(centres)), "DAPI", "dark")
+
+
 def test_an_image_that_needs_a_channel_is_predicted_alone_into_the_same_folder(tmp_path, predict, capsys):
     images = save_fields(tmp_path / "images", ["a.png"], 6)
     field = draw_field(0, 12)

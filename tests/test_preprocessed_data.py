@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.draw import disk
 
 import Preprocessed_data
-from data import files
+from data import artifacts, files
 from data.files import UserError, read_csv
 from data.images import read_image, subsample
 from data.intensity import optical_density
@@ -232,6 +232,21 @@ def test_the_kind_of_an_image_is_that_of_its_background_and_colours():
         assert image_kind((stained * float(factor)).astype(dtype)) == "stained tissue"
         bright = np.dstack([(255 - gray) * float(factor)] * 3).astype(dtype)
         assert image_kind(bright) == "brightfield"
+
+
+@pytest.mark.parametrize("value", [0, 255], ids=["frame", "margin"])
+@pytest.mark.parametrize("stained", [True, False])
+def test_ground_does_not_change_the_kind_of_an_image(stained, value):
+    tissue = draw_nuclei((64, 64), stained=stained)[0]
+    kind = "stained tissue" if stained else "brightfield"
+    if not stained:
+        tissue = np.dstack([250 - tissue] * 3)
+    image = np.full((300, 300, 3), value, np.uint8)
+    image[50:114, 40:104] = tissue
+    assert image_kind(tissue) == image_kind(image) == kind
+    normalization = measure_normalization(image, artifacts.find_ground(image.max(axis=-1)))
+    assert (normalization.has_bright_background, normalization.is_stained) == (True, stained)
+    assert (to_display(image).std(axis=-1).max() > 0) == stained
 
 
 # Images as people look at them.

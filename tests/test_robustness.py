@@ -15,6 +15,7 @@ import Evaluate_model
 import Predict_masks
 import Preprocessed_data
 from data import artifacts
+from data.channels import Channels, narrow_channels
 from data.files import UserError
 from data.images import read_image
 from data.sources import find_samples
@@ -144,22 +145,45 @@ def test_the_median_of_neighbours_is_that_of_scipy():
         np.testing.assert_array_equal(artifacts.median_of_neighbours(channel), expected)
 
 
+def draw_confluent():
+    """16 bright nuclei that cover more than half of a dark picture."""
+    _, labels = draw_nuclei(30, 16)
+    is_near = (ndimage.distance_transform_edt(labels == 0) < 9).astype(float)
+    grown = ndimage.gaussian_filter(is_near, 1.5)[12:-12, 12:-12]
+    return (20 + 130 * grown + 3 * np.random.default_rng(0).standard_normal(grown.shape)).astype(np.uint8)
+
+
 def test_nuclei_that_cover_most_of_a_picture_are_told_from_a_bright_background(unet):
-    signal, labels = draw_nuclei(30, 16)
-    crop = signal[12:-12, 12:-12]
-    grown = ndimage.gaussian_filter((ndimage.distance_transform_edt(labels == 0) < 9).astype(float), 1.5)[
-        12:-12, 12:-12
-    ]
-    rng = np.random.default_rng(0)
-    confluent = (20 + 130 * grown + 3 * rng.standard_normal(crop.shape)).astype(np.uint8)
+    confluent = draw_confluent()
     assert Preprocessed_data.detect_bright_background(confluent)
     found, job = Predict_masks.segment_image(unet, confluent)
-    assert job.reading == "dark background" and 14 <= found.max() <= 18
+    assert job.choice == "dark background" and 14 <= found.max() <= 18
     # Pale nuclei on a bright background stay what they are, and an option decides.
-    pale = (220 - 120 * signal + 3 * rng.standard_normal(signal.shape)).astype(np.uint8)
+    signal, _ = draw_nuclei(30, 16)
+    pale = (220 - 120 * signal + 3 * np.random.default_rng(0).standard_normal(signal.shape)).astype(np.uint8)
     found, job = Predict_masks.segment_image(unet, pale)
-    assert job.reading == "" and found.max() == 16
+    assert job.choice == "" and found.max() == 16
     assert segment(unet, confluent, background="dark").max() >= 14
+
+
+def test_nuclei_that_cover_most_of_a_channel_are_found_as_they_are_in_a_picture_alone(unet):
+    confluent = draw_confluent()
+    expected = segment(unet, confluent)
+    empty = np.random.default_rng(1).integers(15, 35, confluent.shape, np.uint8)
+    planes = np.stack([empty, confluent])
+    for image, channel, choice in (
+        (narrow_channels(Channels(("GFP", "DAPI"), planes), None), None, "DAPI on a dark background"),
+        (narrow_channels(Channels(("GFP", "DAPI"), planes), "dapi"), "dapi", "dark background"),
+        (Channels(("channel 1", "channel 2"), planes), None, "channel 2 on a dark background"),
+        (np.dstack([empty, empty // 2, confluent]), "blue", "dark background"),
+    ):
+        labels, job = Predict_masks.segment_image(unet, image, Predict_masks.PredictionOptions(channel=channel))
+        np.testing.assert_array_equal(labels, expected)
+        assert (job.choice, job.has_bright_background) == (choice, False)
+    # Two ways to see one channel are no two channels; two channels of nuclei are.
+    both = Channels(("channel 1", "channel 2"), np.stack([confluent[::-1], confluent]))
+    with pytest.raises(UserError, match=r"channel [12] \(\d+ found\) and channel [12] \(\d+ found\) both look like"):
+        segment(unet, both)
 
 
 # Emptiness.
@@ -265,6 +289,16 @@ def test_gray_in_any_one_colour_is_no_merge():
     zero = np.zeros_like(gray)
     for image in (gray, np.dstack([gray] * 3), np.dstack([zero, gray, zero]), np.dstack([zero, gray, gray])):
         assert Preprocessed_data.find_colours(image) == []
+
+
+def test_a_hot_pixel_shows_no_channel_and_hides_none():
+    signal, _ = draw_nuclei(18, 16)
+    gray = (10 + 15 * signal).astype(np.uint8)
+    empty = np.zeros_like(gray)
+    empty[50, 50] = 255
+    merge = np.dstack([gray, np.roll(gray, 15, axis=0), empty])
+    assert Preprocessed_data.find_colours(merge) == ["red", "green"]
+    assert Preprocessed_data.find_colours(np.dstack([gray, gray, empty])) == []
 
 
 @pytest.mark.parametrize("marker", ["nuclear", "membrane"])

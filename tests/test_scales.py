@@ -15,6 +15,7 @@ from skimage.draw import disk
 import Evaluate_model
 import Predict_masks
 from data import nuclei
+from data.files import UserError
 from data.scales import PredictionJob, average_scales, choose_job, count_halvings, finish_labels, predict_scales
 from data.sources import find_samples
 
@@ -111,6 +112,18 @@ def test_few_nuclei_of_another_background_do_not_outdo_many_of_the_usual_one(rad
         jobs.append(job)
     jobs[1].must_be_confluent = True
     assert choose_job(jobs).reading == chosen
+
+
+def test_two_ways_to_see_one_channel_are_not_two_channels():
+    nucleus = draw_disks((80, 80), [(40, 40)], 30)
+    labels = Future()
+    labels.set_result(nucleus.astype(np.int32))
+    jobs = [PredictionJob(nucleus, (nucleus, 0 * nucleus), labels, channel_index=0) for _ in range(2)]
+    jobs[1].must_be_confluent = True
+    assert choose_job(jobs) is jobs[0]
+    jobs[1].channel_index = 1
+    with pytest.raises(UserError, match="both look like nuclei"):
+        choose_job(jobs)
 
 
 @pytest.mark.parametrize(("count", "signal", "kept"), [(4, 4.5, 0), (4, 6, 4), (16, 4.5, 16), (16, 3.5, 0)])

@@ -289,3 +289,13 @@ def test_an_orientation_that_is_none_is_none(tmp_path, tag):
     tifffile.imwrite(tmp_path / "a.tif", GRAY, extratags=[(274, *tag, False)])
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), GRAY)
     assert read_shape(tmp_path / "a.tif") == GRAY.shape
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_of_inverted_gray_with_alpha_only_the_gray_is_inverted(tmp_path, planar):
+    alpha = np.where(GRAY < 99, 0, 255).astype(np.uint8)
+    pixels = np.stack([GRAY, alpha], axis=-1 if planar == "contig" else 0)
+    options = {"photometric": "miniswhite", "extrasamples": ["unassalpha"], "planarconfig": planar}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    expected = np.where(alpha > 0, 255 - GRAY, 0)  # transparent pixels are black
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
