@@ -20,6 +20,7 @@ from skimage.segmentation import expand_labels
 
 from data.files import File, UserError, decoding
 from data.images import read_image
+from data.pixels import is_gray
 
 MIN_BACKGROUND = 0.5  # share of a picture; what covers more of it, and all corners, is its background
 # A picture is no label picture where much of it is fragments: pieces of one value that are smaller than any nucleus.
@@ -78,8 +79,7 @@ def read_values(file: File) -> np.ndarray:
         raise UserError(f"{file}: expected whole numbers from 0 on, one for each nucleus; it has {image.min()}")
     values = image
     if image.ndim == 3:
-        is_gray = (image == image[..., :1]).all()
-        values = image[..., 0] if is_gray else (image << (0, 16, 32)).sum(axis=-1)
+        values = image[..., 0] if is_gray(image) else (image << (0, 16, 32)).sum(axis=-1)
     if has_fragments(values) and not is_binary(values):
         check_jpeg(image, file)
         raise UserError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from data.files import UserError, hash_file, read_csv, write_csv, write_whole
 from data.options import TrainingOptions
+from data.pixels import is_gray
 
 TRAINING_RECORD = "training.json"
 KEPT_WEIGHTS = "unet.keras"
@@ -107,7 +108,7 @@ def hash_data(ids: Iterable[str], images: Sequence[np.ndarray], labels: Sequence
 
 def hash_image(image: np.ndarray) -> str:
     """The first 16 digits of the SHA-256 of the pixels, the same for a gray image (H, W) and its copy (H, W, 3)."""
-    if image.ndim == 3 and (image == image[..., :1]).all():
+    if image.ndim == 3 and is_gray(image):
         image = image[..., 0]
     digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode() + image.tobytes())
     return digest.hexdigest()[:16]

@@ -23,6 +23,7 @@ from data.label_files import check_jpeg, is_background, is_binary, number_pieces
 from data.layouts import check_one_truth, format_names
 from data.nuclei import diameter_of_disk, local_contrast
 from data.outputs import prediction_files
+from data.pixels import is_gray
 from data.records import hash_image
 from data.sources import Sample
 from data.stacks import read_sample_image
@@ -72,7 +73,7 @@ def load_samples(samples: Sequence[Sample], channel: str | None = None) -> tuple
 def read_sample(sample: Sample, channel: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W) or (H, W, 3) and labels (H, W) int32 of one sample with truth."""
     image = read_true_image(sample, channel)
-    if image.ndim == 3 and (image == image[..., :1]).all():
+    if image.ndim == 3 and is_gray(image):
         # Most images are gray in three equal channels; memory holds one of them.
         image = np.broadcast_to(image[..., :1].copy(), image.shape)
     return image, read_labels(sample, image.shape[:2])

@@ -20,13 +20,13 @@ SCRIPTS = {  # script -> the scripts that it may import
 }
 MODULES = (
     "files",
+    "pixels",
     "options",
     "records",
     "microscopes",
     "layouts",
     "listings",
     "sources",
-    "pixels",
     "tiff_series",
     "tiffs",
     "images",
