@@ -33,7 +33,7 @@ def iterate_strips(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def sample_windows(shape: tuple[int, int], read_gray: ReadGray) -> np.ndarray:
-    """The gray of nine windows of a large image, put together as if they were one image.
+    """The gray of nine windows of a large image, or of three of a narrow one, put together as if they were one image.
 
     Args:
         shape: (H, W) of the large image.
@@ -43,8 +43,8 @@ def sample_windows(shape: tuple[int, int], read_gray: ReadGray) -> np.ndarray:
         at most (3 * WINDOW, 3 * WINDOW) float32 in [0, 1].
     """
     height, width = shape
-    tops = np.linspace(0, max(height - WINDOW, 0), WINDOWS_ACROSS).astype(int)
-    lefts = np.linspace(0, max(width - WINDOW, 0), WINDOWS_ACROSS).astype(int)
+    tops = np.unique(np.linspace(0, max(height - WINDOW, 0), WINDOWS_ACROSS).astype(int))
+    lefts = np.unique(np.linspace(0, max(width - WINDOW, 0), WINDOWS_ACROSS).astype(int))
     bands = []
     for top in tops:
         gray = read_gray(top, min(top + WINDOW, height))
