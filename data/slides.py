@@ -134,12 +134,16 @@ def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> LabelStrip
 
 
 def measure_contrast(strips: LabelStrips, read_gray: ReadGray, contrasts: list[float]) -> LabelStrips:
-    """Passes the strips of `label_strips` on, and adds to `contrasts` the `local_contrast` of each that has nuclei."""
+    """Passes the strips of `label_strips` on, and adds the `local_contrast` of each to `contrasts`, once per nucleus.
+
+    So strips with few pieces of noise do not outvote one with many nuclei.
+    """
     row = 0
     for labels, probabilities in strips:
         stop = row + len(labels)
-        if labels.any():
-            contrasts.append(local_contrast(read_gray(row, stop), labels))
+        count = np.count_nonzero(np.bincount(labels.ravel())[1:])
+        if count:
+            contrasts += [local_contrast(read_gray(row, stop), labels)] * count
         yield labels, probabilities
         row = stop
 
