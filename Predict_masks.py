@@ -401,7 +401,7 @@ def choose_slide_job(
 def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) -> ReadGray:
     """Measures the normalization of a large image; returns what reads the gray of its rows, seen as the job sees it.
 
-    The background is measured on the whole image; the job, which knew that of the windows, is told.
+    Background, signal and debris are measured on the whole image; the job, which knew those of windows, is told.
     """
     has_one_colour = len(image.shape) == 3 and job.channel_index is not None
     seen = (..., job.channel_index) if has_one_colour else ...  # the colour that the job sees, or all
@@ -409,6 +409,9 @@ def prepare_slide(image: np.ndarray | TiffRows | SceneRows, job: PredictionJob) 
     ground = find_ground(brightness(small))
     normalization = measure_normalization(small, ground, job.background, is_reduced=True)
     job.has_bright_background = normalization.has_bright_background
+    # Hot pixels do not count here. Neither do nuclei that are one pixel of the reduced image, but windows show them.
+    job.has_signal = job.has_signal or measure_normalization(small, ground, job.background).has_signal
+    job.debris = None if np.isinf(normalization.debris) else brightness(small) > normalization.debris
     step = math.ceil(image.shape[1] / small.shape[1])  # that of `subsample`, so that of the pixels of `ground`
 
     def read_gray(start: int, stop: int) -> np.ndarray:

@@ -74,7 +74,7 @@ class PredictionJob:
     wide_diameter: float = 0  # pixels, diameter of nuclei that thumbnails show; 0 where they show none
     confidence: np.ndarray | None = None  # (K,) float in [0, 1], of the nuclei that are kept
     left_out_count: int = 0  # nuclei that are not kept, because of the limits of `data.options.Limits`
-    strip_contrasts: list[float] = field(default_factory=list)  # of a large image that looks like noise
+    strip_contrasts: list[float] = field(default_factory=list)  # of a large image like noise, one for each nucleus
     halvings: tuple[int, ...] = ()  # how often the image is halved, for each scale predicted; -1: doubled
 
     @property

@@ -33,7 +33,7 @@ def iterate_strips(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def sample_windows(shape: tuple[int, int], read_gray: ReadGray) -> np.ndarray:
-    """The gray of nine windows of a large image, put together as if they were one image.
+    """The gray of nine windows of a large image, or of three of a narrow one, put together as if they were one image.
 
     Args:
         shape: (H, W) of the large image.
@@ -43,8 +43,8 @@ def sample_windows(shape: tuple[int, int], read_gray: ReadGray) -> np.ndarray:
         at most (3 * WINDOW, 3 * WINDOW) float32 in [0, 1].
     """
     height, width = shape
-    tops = np.linspace(0, max(height - WINDOW, 0), WINDOWS_ACROSS).astype(int)
-    lefts = np.linspace(0, max(width - WINDOW, 0), WINDOWS_ACROSS).astype(int)
+    tops = np.unique(np.linspace(0, max(height - WINDOW, 0), WINDOWS_ACROSS).astype(int))
+    lefts = np.unique(np.linspace(0, max(width - WINDOW, 0), WINDOWS_ACROSS).astype(int))
     bands = []
     for top in tops:
         gray = read_gray(top, min(top + WINDOW, height))
@@ -134,12 +134,16 @@ def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> LabelStrip
 
 
 def measure_contrast(strips: LabelStrips, read_gray: ReadGray, contrasts: list[float]) -> LabelStrips:
-    """Passes the strips of `label_strips` on, and adds to `contrasts` the `local_contrast` of each that has nuclei."""
+    """Passes the strips of `label_strips` on, and adds the `local_contrast` of each to `contrasts`, once per nucleus.
+
+    So strips with few pieces of noise do not outvote one with many nuclei.
+    """
     row = 0
     for labels, probabilities in strips:
         stop = row + len(labels)
-        if labels.any():
-            contrasts.append(local_contrast(read_gray(row, stop), labels))
+        count = np.count_nonzero(np.bincount(labels.ravel())[1:])
+        if count:
+            contrasts += [local_contrast(read_gray(row, stop), labels)] * count
         yield labels, probabilities
         row = stop
 

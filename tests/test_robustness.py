@@ -221,7 +221,7 @@ def test_a_large_image_of_noise_holds_no_nuclei_but_a_dim_one_does(unet, tmp_pat
     monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1)
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((300, 320)), 6)
     tifffile.imwrite(tmp_path / "noise.tif", (1000 + 150 * smooth / smooth.std()).astype(np.uint16))
-    dim = draw_camera(draw_nuclei(20, 25)[0], height=52)
+    dim = draw_camera(draw_nuclei(20, 25)[0], height=54)
     assert not Preprocessed_data.measure_normalization(dim).has_signal  # it might be noise
     tifffile.imwrite(tmp_path / "dim.tif", dim)
     Predict_masks.predict_samples(find_samples(tmp_path), unet, tmp_path / "out", {})

@@ -1,13 +1,16 @@
 """data.slides: windows and strips of large images, and the numbering of nuclei across strips."""
 
+import dataclasses
 import functools
+import json
+import math
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tifffile
-from conftest import draw_disks, draw_nuclei, load_once
+from conftest import Threshold, draw_disks, draw_nuclei, load_once
 from PIL import Image
 from scipy import ndimage
 
@@ -51,11 +54,12 @@ def test_windows_lie_at_corners_edges_and_middle(monkeypatch):
     np.testing.assert_array_equal(windows, gray[np.ix_(rows, columns)])
 
 
-def test_windows_of_an_image_lower_than_a_window_hold_all_its_rows(monkeypatch):
+@pytest.mark.parametrize("shape", [(3, 12), (12, 3), (3, 3)])
+def test_windows_of_an_image_lower_or_narrower_than_a_window_hold_all_of_it_once(monkeypatch, shape):
     monkeypatch.setattr(slides, "WINDOW", 4)
-    gray = np.arange(3 * 12, dtype=np.float32).reshape(3, 12)
+    gray = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
     windows = slides.sample_windows(gray.shape, reader(gray))
-    np.testing.assert_array_equal(windows, np.vstack([gray] * 3))
+    np.testing.assert_array_equal(windows, gray)
 
 
 # Strips.
@@ -219,6 +223,61 @@ def test_white_of_large_float_tissue_is_decided_once():
     image[90:] = np.random.default_rng(0).uniform(0, 1.2, (30, 60, 3))  # so dark that it could be an image from 0 to 1
     read_gray = Predict_masks.prepare_slide(image, Predict_masks.make_job(image, Predict_masks.DEFAULTS))
     np.testing.assert_allclose(read_gray(90, 120)[1:-1], read_gray(0, 120)[91:119], atol=1e-5)
+
+
+# What the windows do not show.
+
+
+def draw_between_windows(signal, dtype=np.uint16):
+    """Noise with nine nuclei, none of them in a window of 64 pixels."""
+    centres = [(row, column) for row in (90, 115, 140) for column in (90, 115, 140)]
+    noise = np.random.default_rng(0).normal(100, 5, (400, 400))
+    return (noise + signal * draw_disks(noise.shape, centres, 6)).astype(dtype)
+
+
+def prepare(image):
+    """The job of a large image as its windows tell it, and as the whole does."""
+    windows = Predict_masks.make_job(slides.read_windows(image), Predict_masks.DEFAULTS)
+    whole = dataclasses.replace(windows)
+    Predict_masks.prepare_slide(image, whole)
+    return windows, whole
+
+
+def test_nuclei_that_no_window_shows_are_more_than_noise(monkeypatch):
+    monkeypatch.setattr(slides, "WINDOW", 64)
+    windows, whole = prepare(draw_between_windows(100))
+    assert (windows.has_signal, whole.has_signal) == (False, True)
+    noise = draw_between_windows(0)
+    noise[::60, ::60] = 4000  # hot pixels
+    windows, whole = prepare(noise)
+    assert (windows.has_signal, whole.has_signal) == (False, False)
+
+
+def test_few_pieces_of_noise_in_most_strips_do_not_outvote_many_nuclei():
+    labels = np.zeros((3, 40, 400), np.int32)
+    for number in range(9):
+        labels[0, 10:20, 40 * number + 20 : 40 * number + 30] = number + 1
+    labels[1:, 10:20, 20:30] = [[[10]], [[11]]]
+    gray = np.random.default_rng(0).normal(0.3, 0.02, labels.shape) + np.where(labels > 9, 0.02, 0.2) * (labels > 0)
+    contrasts = []
+    strips = ((strip, np.zeros((2, *strip.shape))) for strip in labels)
+    passed_on = slides.measure_contrast(strips, reader(gray.reshape(-1, 400)), contrasts)
+    np.testing.assert_array_equal(np.stack([strip for strip, _ in passed_on]), labels)
+    assert len(contrasts) == 11 and min(contrasts) < 3 and np.median(contrasts) > 8
+
+
+def test_debris_that_no_window_shows_is_told(tmp_path, monkeypatch, small_strips):
+    monkeypatch.setattr(slides, "WINDOW", 64)
+    monkeypatch.setattr(Predict_masks, "LARGE_IMAGE", 1000)
+    image = draw_between_windows(100)
+    image[280:310, 280:310] = 30_000
+    windows, whole = prepare(image)
+    assert windows.debris is None and whole.debris.sum() == 900
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    Predict_masks.predict_samples(find_samples(tmp_path / "a.tif"), Threshold(), tmp_path / "out", {})
+    assert tifffile.imread(tmp_path / "out/labels/a.tif").max() == 9
+    row = json.loads((tmp_path / "out/tables/a.json").read_text())
+    assert row["warnings"] == "very bright debris was left out"
 
 
 # From file to files.
