@@ -61,7 +61,7 @@ from data.nuclei import Calibration, largest_area, separate_nuclei
 from data.outputs import Provenance, default_out, make_folders, remove_unfinished
 from data.pictures import show_predictions
 from data.pixel_size import read_pixel_size
-from data.pixels import check_image, is_gray
+from data.pixels import check_image, check_size, is_gray
 from data.runs import ImageWork, Run, RunLog, collect_work, pick_samples, prepare_out, read_ahead
 from data.scales import (
     Network,
@@ -126,8 +126,7 @@ def make_jobs(image: np.ndarray | Channels, options: PredictionOptions) -> list[
     colours = [] if options.channel else find_colours(image)
     if colours:
         on_dark = dataclasses.replace(options, background=options.background or "dark")
-        indices = [COLOURS.index(colour) for colour in colours]
-        return [make_job(image[..., index], on_dark, COLOURS[index], index) for index in indices]
+        return [make_job(image[..., i], on_dark, name, i) for i, name in enumerate(COLOURS) if name in colours]
     return see_channel(image, options)
 
 
@@ -183,7 +182,7 @@ def segment(
             "background" and "scales", as the label files say them.
 
     Raises:
-        UserError: it is no gray or RGB image, or it has several channels or planes.
+        UserError: it is no gray or RGB image, is too large to be read whole, or has several channels or planes.
 
     >>> segment(np.zeros((64, 64), np.uint8)).max()
     np.int32(0)
@@ -194,6 +193,7 @@ def segment(
         samples = expand_planes(find_samples(image), options.project)
         if len(samples) > 1:
             raise UserError(f"{image}: {len(samples)} images; segment takes one of them")
+        check_size(read_shape(samples[0].image, options.level or 0, samples[0].scene), samples[0].image)
         image = narrow_channels(read_whole(samples[0], options), options.channel)
     else:
         image = check_image(np.asarray(image), Path("the array"))

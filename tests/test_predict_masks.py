@@ -18,6 +18,7 @@ from scipy import ndimage
 from skimage.draw import disk, polygon
 
 import data.outputs
+import data.pixels
 import Model
 import Predict_masks
 import Preprocessed_data
@@ -787,6 +788,17 @@ def test_segment_takes_arrays_and_paths(tmp_path, monkeypatch):
 def test_segment_refuses_what_is_no_image_in_words(image, reason):
     with pytest.raises(UserError, match=f"the array: .*{reason}"):
         Predict_masks.segment(image)
+
+
+def test_segment_refuses_a_slide_that_is_too_large_to_be_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.pixels, "MAX_PIXELS", 10_000)
+    pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
+        for level in (pixels, pixels[::2, ::2]):
+            tiff.write(level, photometric="rgb", tile=(64, 64))
+    assert Predict_masks.segment(tmp_path / "a.svs", Threshold(), level=1).shape == (64, 64)
+    with pytest.raises(UserError, match=r"a\.svs: its 128×128 pixels are too many to read at once; Predict_masks\.py"):
+        Predict_masks.segment(tmp_path / "a.svs", Threshold())
 
 
 def test_the_lines_of_python_in_the_readme_work(tmp_path, monkeypatch):
