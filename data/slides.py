@@ -5,7 +5,9 @@ Out: strips of probabilities and of labels, from the top to the bottom of the im
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from skimage.metrics import contingency_table
@@ -19,6 +21,7 @@ TILE = 1024  # columns of a strip that go through the network at once
 CONTEXT_ROWS = 128  # rows above and below a strip that are in view when its nuclei are separated
 WINDOW = 384  # pixels, side of each of the nine windows that `sample_windows` takes
 WINDOWS_ACROSS = 3
+READING = threading.Lock()  # a file has one position, and `prefetch` reads beside `measure_contrast`
 
 ReadGray = Callable[[int, int], np.ndarray]  # rows from, to -> (rows, W) float32 in [0, 1]
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # gray -> nucleus, border
@@ -84,7 +87,8 @@ def predict_strips(
         for row in range(0, height, STRIP):
             top = max(row - halo, 0)
             bottom = min(row + STRIP + halo, height)
-            gray = read_gray(top, bottom)
+            with READING:
+                gray = read_gray(top, bottom)
             strip = np.empty((2, min(STRIP, height - row), width), np.float32)
             for column in range(0, width, TILE):
                 left = max(column - halo, 0)
@@ -96,6 +100,16 @@ def predict_strips(
                     tile[channel] = probability[rows, columns]
                 bar.update()
             yield strip
+
+
+def prefetch(strips: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields strips while a thread makes the next one, so that the network works beside the numbering of nuclei."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, strips, None)
+        while (strip := upcoming.result()) is not None:
+            upcoming = pool.submit(next, strips, None)
+            yield strip
+            del strip  # it is large where an image is wide
 
 
 def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> LabelStrips:
@@ -111,6 +125,7 @@ def label_strips(strips: Iterator[np.ndarray], separate: Separate) -> LabelStrip
     Yields:
         labels (rows, W) int32 and probabilities (2, rows, W) of each strip.
     """
+    strips = prefetch(strips)
     strip = next(strips)
     count = 0  # nuclei until now
     above = strip[:, :0]  # rows of the strip before that are in view
@@ -143,7 +158,9 @@ def measure_contrast(strips: LabelStrips, read_gray: ReadGray, contrasts: list[f
         stop = row + len(labels)
         count = np.count_nonzero(np.bincount(labels.ravel())[1:])
         if count:
-            contrasts += [local_contrast(read_gray(row, stop), labels)] * count
+            with READING:
+                gray = read_gray(row, stop)
+            contrasts += [local_contrast(gray, labels)] * count
         yield labels, probabilities
         row = stop
 

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import math
+import threading
+import time
 from pathlib import Path
 
 import keras
@@ -18,6 +20,7 @@ import data.outputs
 import Model
 import Predict_masks
 from data import nuclei, scales, slides
+from data.files import UserError
 from data.images import read_image
 from data.intensity import brightness
 from data.options import DATA
@@ -121,6 +124,49 @@ def label_in_strips(answer, separate=nuclei.separate_nuclei):
     """Labels of probabilities (2, H, W) that come in strips."""
     strips = (answer[:, row : row + slides.STRIP] for row in range(0, answer.shape[1], slides.STRIP))
     return np.concatenate([labels for labels, _ in slides.label_strips(strips, separate)])
+
+
+def test_the_next_strip_is_made_while_nuclei_are_numbered():
+    begun = threading.Event()
+
+    def make():
+        yield np.zeros((2, 8, 9), np.float32)
+        begun.set()
+        yield np.ones((2, 8, 9), np.float32)
+
+    strips = slides.prefetch(make())
+    assert next(strips).max() == 0
+    assert begun.wait(10)
+    assert [strip.min() for strip in strips] == [1]
+
+
+def test_an_error_of_a_strip_that_is_made_ahead_is_raised():
+    def make():
+        yield np.zeros((2, 8, 9), np.float32)
+        raise UserError("cut")
+
+    strips = slides.prefetch(make())
+    next(strips)
+    with pytest.raises(UserError, match="cut"):
+        next(strips)
+
+
+def test_one_thread_at_a_time_reads(small_strips):
+    gray = np.zeros((640, 90), np.float32)
+    gray[10::20, 10::20] = 1
+    reading = threading.Lock()
+
+    def read_gray(start, stop):
+        assert reading.acquire(blocking=False), "two threads read"
+        time.sleep(0.01)
+        reading.release()
+        return gray[start:stop]
+
+    strips = slides.predict_strips(gray.shape, read_gray, pool_and_blur, halo=8, name="a")
+    strips = slides.label_strips(strips, lambda nucleus, border: ndimage.label(nucleus > 0.5)[0].astype(np.int32))
+    contrasts = []
+    assert len(list(slides.measure_contrast(strips, read_gray, contrasts))) == 10
+    assert contrasts
 
 
 def test_a_nucleus_across_strips_is_one_nucleus(small_strips):
