@@ -79,7 +79,7 @@ def index_files(files: Iterable[tuple[PathParts, File]]) -> dict[PathParts, list
     """Files by their folder and name without ending, in small letters."""
     index = defaultdict(list)
     for parts, file in files:
-        index[_make_key((*parts[:-1], file.stem))].append(file)
+        index[lower_parts((*parts[:-1], file.stem))].append(file)
     return index
 
 
@@ -94,11 +94,12 @@ def find_truths(index: dict[PathParts, list[File]], folder: PathParts, stem: str
     """
     truths = {}
     for path, endings in _list_candidates(folder, stem, image_id):
-        truths |= {str(file): file for file in index.get(_make_key(path), ()) if file.name.lower().endswith(endings)}
+        truths |= {str(file): file for file in index.get(lower_parts(path), ()) if file.name.lower().endswith(endings)}
     return tuple(truths.values())
 
 
-def _make_key(parts: PathParts) -> PathParts:
+def lower_parts(parts: PathParts) -> PathParts:
+    """The parts of a path in small letters: the case of letters tells no layout."""
     return tuple(name.lower() for name in parts)
 
 
@@ -106,7 +107,7 @@ def _list_candidates(folder: PathParts, stem: str, image_id: str) -> list[tuple[
     """Folder and name without ending of each place where the truth of an image may lie, and its endings."""
     candidates = [((*folder, stem + suffix), PLAIN_ENDINGS) for suffix in TRUTH_SUFFIXES]
     candidates.append(((*folder, stem), OUTLINE_ENDINGS))
-    depths = [depth for depth, name in enumerate(_make_key(folder)) if name == "images"]
+    depths = [depth for depth, name in enumerate(lower_parts(folder)) if name == "images"]
     for truth_folder, endings in TRUTH_FOLDERS.items():
         paths = [(*folder, truth_folder)]
         if depths:  # in place of the deepest images/
@@ -163,11 +164,11 @@ def is_beside_images(folder: PathParts, image_folders: Container[PathParts], abo
     Args:
         folder: below the source.
         image_folders: folders that hold image files.
-        above: these folders and all above them.
+        above: of `lower_parts`, these folders and all above them.
     """
     for depth, name in enumerate(folder):
         parent = folder[:depth]
-        if name.lower() in MASK_FOLDERS and (parent in image_folders or (*parent, "images") in above):
+        if name.lower() in MASK_FOLDERS and (parent in image_folders or lower_parts((*parent, "images")) in above):
             return True
         image_folder = name.replace("labels", "images")
         if image_folder != name and NNUNET_FOLDER.fullmatch(image_folder) and (*parent, image_folder) in image_folders:

@@ -37,6 +37,7 @@ from data.layouts import (
     is_beside_images,
     is_in_results,
     is_result,
+    lower_parts,
     nnunet_name,
     pair_masks,
     pair_truths,
@@ -247,11 +248,6 @@ def _shorten_folders(folders: Iterable[Path]) -> dict[Path, str]:
     return {folder: "__".join(folder_parts) for folder, folder_parts in parts.items()}
 
 
-def lower(folders: PathParts) -> PathParts:
-    """The names of folders in small letters, for the case of letters tells no layout."""
-    return tuple(folder.lower() for folder in folders)
-
-
 def _without_images(folders: PathParts) -> PathParts:
     return tuple(folder for folder in folders if folder.lower() != "images")
 
@@ -268,21 +264,21 @@ def _group_files(
         beside: files in the source that may be truth, and are nothing else.
     """
     folders, results, others = _sort_files(files, left_out)
-    above = {folder[:depth] for folder in folders for depth in range(len(folder) + 1)}
+    above = {lower_parts(folder[:depth]) for folder in folders for depth in range(len(folder) + 1)}
     samples = []
     locations = {}  # image -> folder and name, see `pair_truths`
     plain = {}  # folders that are not in Kaggle's layout
     used = set()  # folders of masks
-    spelled = {lower(folder): folder for folder in folders}
+    spelled = {lower_parts(folder): folder for folder in folders}
     # Kaggle's layout is ID/images/ID.png with ID/masks/*.png. ID/images comes first and marks ID/masks as used.
-    for folder, folder_files in sorted(folders.items(), key=lambda item: lower(item[0][-1:]) == ("masks",)):
+    for folder, folder_files in sorted(folders.items(), key=lambda item: lower_parts(item[0][-1:]) == ("masks",)):
         if folder in results:  # the source itself
             left_out[LEFT_RESULTS] += [file for file in folder_files if file.name in RESULT_PICTURES]
             folder_files = [file for file in folder_files if file.name not in RESULT_PICTURES]
         image_files, truth_files = split_truth_files(folder_files)
-        masks = spelled.get((*lower(folder[:-1]), "masks"))
+        masks = spelled.get((*lower_parts(folder[:-1]), "masks"))
         parent = folder[-2] if len(folder) > 1 else ""
-        has_one_image = lower(folder[-1:]) == ("images",) and len(image_files) == 1
+        has_one_image = lower_parts(folder[-1:]) == ("images",) and len(image_files) == 1
         if is_in_results(folder, results):
             left_out[LEFT_RESULTS] += folder_files
         elif has_one_image and (masks or image_files[0].stem == parent):

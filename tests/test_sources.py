@@ -305,6 +305,8 @@ def test_the_case_of_letters_tells_no_layout(tmp_path, capsys, images, masks):
     samples = find_samples(tmp_path)
     assert [(sample.id, len(sample.masks)) for sample in samples] == [("a", 3), ("b", 0)]
     assert capsys.readouterr().err == ""
+    write_tree(tmp_path / "plain", *(f"{images}/{name}.png" for name in "cd"), f"{masks}/c.png")
+    assert ids(tmp_path / "plain") == ["c", "d"]
 
 
 def test_of_many_files_the_unread_are_left_out(tmp_path, capsys):
